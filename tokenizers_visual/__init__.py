@@ -1,0 +1,1 @@
+"""Image tokenizers (two- and one-dimensional) and projectors into CLIP token space, one file per family."""
