@@ -1,0 +1,194 @@
+"""A hub on the loopback: an HTTP server that speaks the part of the Hugging Face hub's protocol which downloads need,
+with a second origin for the file bodies, as the real one has, and with faults on request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    """One logged request; `origin` is "hub" or "storage"."""
+
+    origin: str
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class Repo:
+    files: dict[tuple[str, str], str] = field(default_factory=dict)  # (revision or commit, file) -> sha256
+    commits: dict[str, str] = field(default_factory=dict)  # revision -> commit
+    readers: set[str] | None = None  # tokens that may read; None: public
+    gated: bool = False
+
+
+class HubServer:
+    """Serves repositories and plain urls while its `with` block lasts.
+
+    Attributes:
+        url: the hub's address, for HF_ENDPOINT.
+        requests: everything asked so far.
+        pause: seconds between the pieces of 16 KiB of a body.
+        ranges: whether bodies can be asked for from the middle.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.bodies: dict[str, bytes] = {}  # path on the storage origin -> content
+        self.requests: list[Request] = []
+        self.pause = 0.0
+        self.ranges = True
+        self._faults: list[tuple[int | None, int]] = []  # for the next bodies: (cut after n bytes | None, status)
+        self._servers = [_server(self, "hub"), _server(self, "storage")]
+
+    def __enter__(self) -> HubServer:
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
+
+    @property
+    def storage_url(self) -> str:
+        return f"http://127.0.0.1:{self._servers[1].server_port}"
+
+    def add(self, repo: str, file: str, content: bytes, revision: str = "main") -> str:
+        """Puts a file into a repository. Returns the commit under which it can also be had."""
+        entry = self.repos.setdefault(repo, Repo())
+        commit = hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
+        entry.commits |= {revision: commit, commit: commit}
+        entry.files |= {(revision, file): digest, (commit, file): digest}
+        self.bodies[f"/blobs/{digest}"] = content
+        return commit
+
+    def add_url(self, name: str, content: bytes) -> str:
+        """Serves a plain file. Returns its address."""
+        self.bodies[f"/files/{name}"] = content
+        return f"{self.storage_url}/files/{name}"
+
+    def restrict(self, repo: str, *, gated: bool, readers: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+        """Lets only some tokens read a repository."""
+        self.repos[repo].readers, self.repos[repo].gated = set(readers), gated
+
+    def corrupt(self, content: bytes, served: bytes) -> None:
+        """Serves other bytes for a file than those whose hash the hub announces."""
+        self.bodies[f"/blobs/{hashlib.sha256(content).hexdigest()}"] = served
+
+    def cut(self, after: int, times: int = 1) -> None:
+        """Breaks the connection of the next bodies after so many bytes."""
+        self._faults += [(after, 200)] * times
+
+    def fail(self, status: int, times: int = 1) -> None:
+        """Answers the next requests for a body with this status."""
+        self._faults += [(None, status)] * times
+
+    def downloads(self) -> list[Request]:
+        """The requests for bodies so far."""
+        return [request for request in self.requests if request.origin == "storage" and request.method == "GET"]
+
+
+def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        origin = name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            headers = {key.lower(): value for key, value in self.headers.items()}
+            hub.requests.append(Request(self.origin, self.command, path, headers))
+            if self.origin == "hub":
+                self._hub(path, headers.get("authorization", "").removeprefix("Bearer "))
+            else:
+                self._body(path, headers)
+
+        def _answer(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
+            self.send_response(status)
+            for key, value in ({"Content-Length": str(len(content))} | headers).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def _refuse(self, status: int, code: str, **headers: str) -> None:
+            error = {"X-Error-Code": code, "X-Error-Message": code, "Content-Type": "application/json"}
+            self._answer(status, error | headers, json.dumps({"error": code}).encode())
+
+        def _hub(self, path: str, token: str) -> None:
+            """HEAD or GET /{owner}/{name}/resolve/{revision}/{file}, and GET /api/models/{owner}/{name}."""
+            parts = path.removeprefix("/api/models").strip("/").split("/")
+            repo = hub.repos.get("/".join(parts[:2]))
+            if repo is None:
+                self._refuse(404 if token else 401, "RepoNotFound")
+            elif repo.readers is not None and token not in repo.readers:
+                self._refuse(403 if token else 401, "GatedRepo" if repo.gated else "RepoNotFound")
+            elif path.startswith("/api/models"):
+                files = [{"rfilename": file} for revision, file in repo.files if revision == "main"]
+                about = {"id": "/".join(parts[:2]), "sha": repo.commits["main"], "siblings": files}
+                self._answer(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
+            elif parts[3] not in repo.commits:
+                self._refuse(404, "RevisionNotFound")
+            elif (digest := repo.files.get((parts[3], "/".join(parts[4:])))) is None:
+                self._refuse(404, "EntryNotFound", **{"X-Repo-Commit": repo.commits[parts[3]]})
+            else:
+                announced = {
+                    "Location": f"{hub.storage_url}/blobs/{digest}",
+                    "ETag": f'"{repo.commits[parts[3]]}"',
+                    "X-Repo-Commit": repo.commits[parts[3]],
+                    "X-Linked-ETag": f'"{digest}"',
+                    "X-Linked-Size": str(len(hub.bodies[f"/blobs/{digest}"])),
+                }
+                self._answer(302, announced)
+
+        def _body(self, path: str, headers: dict[str, str]) -> None:
+            content = hub.bodies.get(path)
+            if content is None:
+                self._refuse(404, "NotFound")
+                return
+            after, status = hub._faults.pop(0) if self.command == "GET" and hub._faults else (None, 200)
+            if status != 200:
+                self._refuse(status, "Fault")
+                return
+            etag = f'"{hashlib.md5(content).hexdigest()}"'
+            answer = {"ETag": etag, "Content-Type": "application/octet-stream"}
+            start = 0
+            if hub.ranges and "range" in headers and headers.get("if-range", etag) == etag:
+                start = int(headers["range"].removeprefix("bytes=").partition("-")[0])
+                answer["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            answer["Content-Length"] = str(len(content) - start)
+            self._answer(206 if "Content-Range" in answer else 200, answer)
+            end = len(content) if after is None else start + after
+            for position in range(start, end, 1 << 14) if self.command == "GET" else ():
+                time.sleep(hub.pause)
+                try:
+                    self.wfile.write(content[position : min(position + (1 << 14), end)])
+                except OSError:  # the client is gone
+                    break
+            if after is not None:
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    return server

@@ -1,0 +1,126 @@
+"""LlamaGen's image tokenizer: a convolutional VQGAN with an 8-dimensional codebook on the unit sphere.
+
+Paper: arXiv 2406.06525. Original: FoundationVision/LlamaGen (MIT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.vqgan import Decoder, Encoder, Level
+from zoo.quantizers import AnyQuantizerConfig, Quantized, SoftEntropyConfig, VectorConfig
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class LlamaGenVQConfig(Config):
+    """Sizes of the network; the defaults are those of the published f16 model."""
+
+    channels: int = 128  # width of the first level
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # one per level; stride = 2 ** (levels - 1)
+    decoder_channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # in the order of the encoder's, finest first
+    blocks: int = 2  # residual blocks a level; the decoder has one more
+    latent_channels: int = 256
+    norm_groups: int = 32
+    dropout: float = 0.0
+    quantizer: AnyQuantizerConfig = VectorConfig(codebook_size=16384, dim=8, metric="cosine")
+
+    def __post_init__(self) -> None:
+        self.require(
+            min(len(self.channel_multipliers), len(self.decoder_channel_multipliers)) > 0,
+            "at least one level",
+            (self.channel_multipliers, self.decoder_channel_multipliers),
+        )
+
+
+@register("llamagen_vq")
+class LlamaGenVQ(Tokenizer):
+    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+
+    def __init__(self, config: LlamaGenVQConfig) -> None:
+        stride = 2 ** (len(config.channel_multipliers) - 1)
+        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=stride)
+        super().__init__(config, spec, config.quantizer)
+        multipliers, up_multipliers = config.channel_multipliers, config.decoder_channel_multipliers
+        down = _levels(config.channels, multipliers, config.blocks, unscaled=len(multipliers) - 1)
+        up = _levels(config.channels, up_multipliers, config.blocks + 1, unscaled=0)
+        self.encoder = Encoder(3, config.channels, down, config.latent_channels, config.norm_groups, config.dropout)
+        self.to_latent = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
+        self.from_codes = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
+        self.decoder = Decoder(config.latent_channels, up[::-1], 3, config.norm_groups, config.dropout)
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.to_latent(self.encoder(x)).movedim(1, -1)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.from_codes(codes.movedim(-1, 1)))
+
+
+def _levels(channels: int, multipliers: tuple[int, ...], blocks: int, unscaled: int) -> list[Level]:
+    """Finest first. Attention on the coarsest level only; every level but `unscaled` changes the size."""
+    coarsest = len(multipliers) - 1
+    return [Level(channels * m, blocks, i == coarsest, i != unscaled) for i, m in enumerate(multipliers)]
+
+
+def config_from_original(meta: dict[str, Any]) -> LlamaGenVQConfig:
+    """The config of the original's constructor arguments, as a fixture or a published listing states them."""
+    kwargs = meta["original"]["kwargs"]
+    entropy = SoftEntropyConfig(temperature=0.01, shift=1e-5) if kwargs["entropy_loss_ratio"] else None
+    return LlamaGenVQConfig(
+        channels=kwargs["ch"],
+        channel_multipliers=tuple(kwargs["encoder_ch_mult"]),
+        decoder_channel_multipliers=tuple(kwargs["decoder_ch_mult"]),
+        blocks=kwargs["num_res_blocks"],
+        latent_channels=kwargs["z_channels"],
+        norm_groups=kwargs["norm_num_groups"],
+        dropout=kwargs["dropout_p"],
+        quantizer=VectorConfig(
+            codebook_size=kwargs["codebook_size"],
+            dim=kwargs["codebook_embed_dim"],
+            metric="cosine" if kwargs["codebook_l2_norm"] else "euclidean",
+            entropy=entropy,
+        ),
+    )
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The quantizer's losses under the original's names and weights."""
+    kwargs, losses = meta["original"]["kwargs"], quantized.losses
+    zero = losses["commitment"].new_zeros(())
+    return {
+        "loss.vq": losses["codebook"],
+        "loss.commit": kwargs["commit_loss_beta"] * losses["commitment"],
+        "loss.entropy": kwargs["entropy_loss_ratio"] * losses.get("entropy", zero),
+    }
+
+
+KEY_MAP = KeyMap(
+    {
+        "encoder.conv_in.*": "encoder.conv_in.*",
+        "encoder.conv_blocks.{}.res.{}.nin_shortcut.*": "encoder.levels.{}.blocks.{}.shortcut.*",
+        "encoder.conv_blocks.{}.res.{}.*": "encoder.levels.{}.blocks.{}.*",
+        "encoder.conv_blocks.{}.attn.{}.*": "encoder.levels.{}.attentions.{}.*",
+        "encoder.conv_blocks.{}.downsample.*": "encoder.levels.{}.resample.*",
+        "encoder.mid.{}.*": "encoder.mid.{}.*",
+        "encoder.norm_out.*": "encoder.norm_out.*",
+        "encoder.conv_out.*": "encoder.conv_out.*",
+        "quant_conv.*": "to_latent.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "quantize.codebook_used": None,  # the indices last used, kept by the original's training
+        "post_quant_conv.*": "from_codes.*",
+        "decoder.conv_in.*": "decoder.conv_in.*",
+        "decoder.mid.{}.*": "decoder.mid.{}.*",
+        "decoder.conv_blocks.{}.res.{}.nin_shortcut.*": "decoder.levels.{}.blocks.{}.shortcut.*",
+        "decoder.conv_blocks.{}.res.{}.*": "decoder.levels.{}.blocks.{}.*",
+        "decoder.conv_blocks.{}.attn.{}.*": "decoder.levels.{}.attentions.{}.*",
+        "decoder.conv_blocks.{}.upsample.*": "decoder.levels.{}.resample.*",
+        "decoder.norm_out.*": "decoder.norm_out.*",
+        "decoder.conv_out.*": "decoder.conv_out.*",
+    }
+)

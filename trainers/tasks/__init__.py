@@ -1,0 +1,5 @@
+"""What is trained and how: one LightningModule per kind of training."""
+
+from trainers.tasks.reconstruction import ReconstructionTask
+
+__all__ = ["ReconstructionTask"]

@@ -1,0 +1,122 @@
+"""Config: the frozen dataclasses that describe models, with a strict JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+
+class ConfigError(ValueError):
+    """A config value or field name that does not fit; the message says expected and got."""
+
+
+class Config:
+    """Base of all configs: subclass it with `@dataclass(frozen=True)`.
+
+    Fields are plain values, tuples, or further configs. A config that can stand among others in one field (a
+    quantizer, say) is told apart by its `kind`, a class attribute.
+    """
+
+    kind: typing.ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `json.dumps` takes and `from_dict` reads back to an equal config."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"kind": self.kind, **fields} if self.kind else fields
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the config from plain values.
+
+        Raises:
+            ConfigError: an unknown or missing field, or a value of the wrong type.
+        """
+        values = dict(values)
+        if cls.kind and values.pop("kind", cls.kind) != cls.kind:
+            raise ConfigError(f"{cls.__name__}: expected kind {cls.kind!r}")
+        hints = typing.get_type_hints(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - set(fields)):
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
+        return cls(**{name: _read(value, hints[name], f"{cls.__name__}.{name}") for name, value in values.items()})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; the values may be plain, as in `from_dict`."""
+        return type(self).from_dict({**self.to_dict(), **{name: _plain(value) for name, value in changes.items()}})
+
+    def require(self, holds: bool, expected: str, got: object) -> None:
+        """Raise a ConfigError unless `holds`; for validation in `__post_init__`."""
+        if not holds:
+            raise ConfigError(f"{type(self).__name__}: expected {expected}, got {got!r}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type that `hint` states: int to float and list to tuple are converted, all else must fit."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _read_union(value, arguments, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_read(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise ConfigError(f"{where}: expected {len(arguments)} values, got {len(value)}")
+        return tuple(_read(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, arguments)))
+    if isinstance(hint, type) and issubclass(hint, Config):
+        if isinstance(value, hint):
+            return value
+        if isinstance(value, Mapping):
+            return hint.from_dict(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (bool, str, type(None)) and isinstance(value, hint):
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")
+
+
+def _read_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
+    configs = {member.kind: member for member in members if isinstance(member, type) and issubclass(member, Config)}
+    if isinstance(value, Config) and type(value) in configs.values():
+        return value
+    if isinstance(value, Mapping) and configs:
+        if len(configs) == 1:
+            return next(iter(configs.values())).from_dict(value)
+        if value.get("kind") not in configs:
+            raise ConfigError(f"{where}: expected kind {' or '.join(sorted(configs))}, got {value.get('kind')!r}")
+        return configs[value["kind"]].from_dict(value)
+    for member in members:
+        if member not in configs.values():
+            try:
+                return _read(value, member, where)
+            except ConfigError:
+                continue
+    expected = " or ".join(sorted(getattr(member, "__name__", str(member)) for member in members))
+    raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")

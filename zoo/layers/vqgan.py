@@ -1,0 +1,114 @@
+"""Encoder and decoder of the VQGAN line (arXiv 2012.09841): levels of residual blocks, attention where a level asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.layers.attention import SpatialAttention
+from zoo.layers.resnet import Downsample, ResBlock, Upsample
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution: width, number of residual blocks, attention after each block, and a change of size at the end."""
+
+    width: int
+    blocks: int
+    attention: bool = False
+    resample: bool = False
+
+
+class _Blocks(nn.Module):
+    def __init__(self, channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module]) -> None:
+        super().__init__()
+        widths = [channels] + [level.width] * level.blocks
+        self.blocks = nn.ModuleList(ResBlock(a, b, groups, dropout) for a, b in zip(widths, widths[1:]))
+        self.attentions = nn.ModuleList(
+            SpatialAttention(level.width, groups) for _ in range(level.blocks * level.attention)
+        )
+        self.resample = resample(level.width) if level.resample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attentions) > 0:
+                x = self.attentions[i](x)
+        return self.resample(x)
+
+
+def _middle(channels: int, groups: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        ResBlock(channels, channels, groups, dropout),
+        SpatialAttention(channels, groups),
+        ResBlock(channels, channels, groups, dropout),
+    )
+
+
+class Encoder(nn.Module):
+    """(B, in_channels, H, W) -> (B, out_channels, H / f, W / f), f = 2 ** number of levels that resample.
+
+    Args:
+        channels: width after the first convolution.
+        levels: from the finest to the coarsest.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        levels: Sequence[Level],
+        out_channels: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        widths = [channels, *(level.width for level in levels)]
+        self.levels = nn.ModuleList(
+            _Blocks(width, level, groups, dropout, Downsample) for width, level in zip(widths, levels)
+        )
+        self.mid = _middle(widths[-1], groups, dropout)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """(B, in_channels, h, w) -> (B, out_channels, h * f, w * f), f = 2 ** number of levels that resample.
+
+    Args:
+        levels: from the coarsest to the finest.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        levels: Sequence[Level],
+        out_channels: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [levels[0].width, *(level.width for level in levels)]
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0], groups, dropout)
+        self.levels = nn.ModuleList(
+            _Blocks(width, level, groups, dropout, Upsample) for width, level in zip(widths, levels)
+        )
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

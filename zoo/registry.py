@@ -1,0 +1,351 @@
+"""The registry: a name -> its card -> the family's config -> a model with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo import cards, checkpoint, hub
+from zoo.cards import ModelCard
+from zoo.config import Config, ConfigError
+from zoo.quantizers import QUANTIZERS
+from zoo.tokenizer import Tokenizer
+
+logger = logging.getLogger("zoo")
+Model = TypeVar("Model", bound=type[nn.Module])
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class UnknownModelError(ValueError):
+    """No model of that name; the message gives the nearest names."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A registered family: the model class, its config class, and the module that holds its key maps."""
+
+    name: str
+    model: type[Tokenizer]
+    config: type[Config]
+
+    @property
+    def module(self) -> ModuleType:
+        return sys.modules[self.model.__module__]
+
+
+class Registry:
+    """Families by name, registered when their module is imported, and the cards of the manifests."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Family] = {}
+
+    def register(self, name: str) -> Callable[[Model], Model]:
+        """Class decorator: make a model known under a family name. Its `__init__` states the config's type."""
+
+        def add(model: Model) -> Model:
+            known = self._families.get(name)
+            if known is not None and known.model.__module__ != model.__module__:
+                raise ValueError(f"family {name!r} is already registered by {known.model.__module__}")
+            hints = typing.get_type_hints(model.__init__)  # type: ignore[misc]
+            self._families[name] = Family(name, model, hints["config"])  # type: ignore[arg-type]
+            return model
+
+        return add
+
+    def family(self, name: str, module: str | None = None) -> Family:
+        """The family of that name, importing the module that defines it where the manifests tell one."""
+        if name not in self._families:
+            module = module or next((m.module for m in cards.manifests() if m.family == name), None)
+            if module is None:
+                raise UnknownModelError(_unknown(name, [*self._families, *(m.family for m in cards.manifests())]))
+            import_module(module)
+        if name not in self._families:
+            raise ImportError(f"module {module} registers no family {name!r}")
+        return self._families[name]
+
+    def card(self, name: str) -> ModelCard:
+        """The card of `name.tag`, of the default tag of `name`, or of a registered family without a card.
+
+        Raises:
+            UnknownModelError: no such name.
+        """
+        known = cards.all_cards()
+        for card in known:
+            if name in (card.full_name, card.name, *card.aliases):
+                return card
+        if name in self._families:
+            family = self._families[name]
+            config = family.config()
+            quantizer = getattr(config, "quantizer", None)
+            return ModelCard(
+                name, "default", name, family.model.__module__, modality="image", layout=family.model.layout,
+                quantizer=quantizer.kind if quantizer is not None else "", config=config.to_dict(),
+            )  # fmt: skip
+        raise UnknownModelError(_unknown(name, [*(card.full_name for card in known), *self._families]))
+
+
+registry = Registry()
+register = registry.register
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module of this project; when another package stands in the way of its name, the error says so."""
+    package = name.partition(".")[0]
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        _explain_shadow(package, error)
+        raise
+    _explain_shadow(package, None)
+    return module
+
+
+def _explain_shadow(package: str, error: ImportError | None) -> None:
+    found = sys.modules.get(package)
+    folders = [Path(folder) for folder in getattr(found, "__path__", [])]
+    ours = _ROOT / package
+    if found is None or not ours.is_dir() or ours in folders:
+        return
+    place = getattr(found, "__file__", None) or (folders[0] if folders else "?")
+    raise ImportError(
+        f"the name {package!r} is taken by {place}, which hides the package of the zoo in {ours}; rename that file or "
+        f"start python in another folder (python puts the current folder, or PYTHONPATH, first)"
+    ) from error
+
+
+def list_models(pattern: str = "*", **filters: Any) -> list[str]:
+    """Full names of the models that match a glob and the filters of `zoo.cards.select`."""
+    return [card.full_name for card in cards.select(cards.all_cards(), pattern, **filters)]
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | None = None,
+    checkpoint: str | Path | None = None,
+    accept_licence: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **changes: Any,
+) -> Tokenizer:
+    """Build a model of the zoo, in evaluation mode.
+
+    Args:
+        name: `name[.tag]` (see `list_models`), `hf-hub:owner/repo[@revision]`, `local-dir:folder`, or a file that
+            `save_model` wrote.
+        pretrained: load the published weights; default: only where `name` is itself a place of weights.
+        checkpoint: a local weight file, in the published layout or in ours, to load instead.
+        accept_licence: agree to a non-commercial licence of the weights.
+        device, dtype: where the model goes, and in which precision, after loading.
+        changes: config fields to change. `quantizer="fsq"` (or a config) puts another quantizer in; further keywords
+            are then fields of that quantizer. The rest of pretrained weights still loads.
+
+    Raises:
+        UnknownModelError: no such name (the message gives the nearest).
+        ConfigError: a change that the config does not allow.
+        CheckpointError: weights that do not fit.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    file = _own_file(name)
+    if file is not None:
+        return _finish(load_model(file, changes), device, dtype)
+    card = registry.card(name)
+    family = registry.family(card.family, card.module)
+    config = _changed(family.config.from_dict(card.config), changes)
+    replaced = "quantizer" in changes
+    model = family.model(config)  # type: ignore[call-arg, arg-type]
+    model.name = card.full_name
+    model.card = dataclasses.replace(card, config=config.to_dict()) if changes else card
+    if checkpoint is not None:
+        load_checkpoint(model, family, card, Path(checkpoint), replaced=replaced)
+    elif pretrained:
+        if card.source is None:
+            raise ValueError(f"{card.full_name} has no published weights; use checkpoint=FILE, or pretrained=False")
+        hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
+        load_checkpoint(model, family, card, hub.resolve(card.source, name=card.full_name), replaced=replaced)
+    return _finish(model, device, dtype)
+
+
+def _finish(model: Tokenizer, device: str | torch.device | None, dtype: torch.dtype | None) -> Tokenizer:
+    _ = model.source  # the fingerprint is of the weights as loaded, before any cast
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def _own_file(name: str) -> Path | None:
+    """The safetensors file of a place name: hf-hub:, local-dir:, or a path."""
+    kind, _, rest = name.partition(":")
+    if kind == "hf-hub":
+        repo, _, revision = rest.partition("@")
+        return hub.resolve(hub.WeightSource(repo=repo, file="model.safetensors", revision=revision or None), name=name)
+    if kind == "local-dir":
+        folder = Path(rest).expanduser()
+        if not (folder / "model.safetensors").is_file():
+            raise hub.HubError(f"{folder}: expected a folder with model.safetensors in it (`zoo convert` writes one)")
+        return folder / "model.safetensors"
+    looks_like_path = name.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".bin")) or os.sep in name
+    if not looks_like_path:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise hub.HubError(f"{path}: no such file")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a published file does not say its model; use create_model(NAME, checkpoint={name!r})")
+    return path
+
+
+def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with changes: its own fields, a quantizer by name or config, and fields of that quantizer."""
+    changes = dict(changes)
+    own = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    quantizer = changes.pop("quantizer", None)
+    rest = {key: changes.pop(key) for key in list(changes) if key not in own}
+    if quantizer is None:
+        if rest:
+            raise ConfigError(f"{type(config).__name__} has no field {', '.join(rest)}; its fields are {sorted(own)}")
+        return config.replace(**changes) if changes else config
+    if "quantizer" not in own:
+        raise ConfigError(f"{type(config).__name__} has no quantizer to replace")
+    if isinstance(quantizer, str):
+        if quantizer not in QUANTIZERS:
+            raise ConfigError(f"quantizer: expected one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
+        quantizer = QUANTIZERS[quantizer].from_dict(rest)
+    elif rest:
+        quantizer = quantizer.replace(**rest)
+    return config.replace(**changes, quantizer=quantizer)
+
+
+# -- weights -------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(model: Tokenizer, family: Family, card: ModelCard, path: Path, *, replaced: bool = False) -> None:
+    """Load a weight file in our layout or in the published layout of `card`, strictly.
+
+    Args:
+        replaced: the quantizer is another than the card's; then its weights, and projections whose shape it changed,
+            stay fresh, which is logged and noted on the card.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or whose keys or shapes differ; names the nearest family.
+    """
+    if path.suffix == ".safetensors" and "zoo" in checkpoint.metadata(path):
+        state = checkpoint.read(path)
+    else:
+        published = checkpoint.read(path, container=card.container)
+        key_map: checkpoint.KeyMap = getattr(family.module, card.key_map)
+        try:
+            state = dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}") from error
+    absent: list[str] = []
+    if card.part is not None:
+        loaded = {key.partition(".")[0] for key in state}
+        absent = [f"{name}.*" for name, _ in model.named_children() if name not in loaded]
+    if replaced:
+        state, fresh = _without_quantizer(model, state)
+        absent += fresh
+        note = f"quantizer replaced; fresh weights: {', '.join(fresh)}"
+        logger.warning("%s: %s", model.name, note)
+        model.card = dataclasses.replace(model.card or card, notes=note)
+    try:
+        checkpoint.load_into(model, state, absent=absent)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}") from error
+
+
+def _without_quantizer(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    own = model.state_dict()
+    kept = {k: v for k, v in state.items() if not k.startswith("quantizer.") and k in own and v.shape == own[k].shape}
+    return kept, [key for key in own if key not in kept]
+
+
+def _nearest(published: Mapping[str, Tensor]) -> str:
+    """A sentence that names the family whose key map knows most of the keys."""
+    best, share = "", 0.0
+    for manifest in cards.manifests():
+        for name in sorted({card.key_map for card in manifest.cards}):
+            key_map = getattr(import_module(manifest.module), name, None)
+            if key_map is not None:
+                known = sum(key_map.name(key, published) is not None for key in published) / max(1, len(published))
+                if known > share:
+                    best, share = manifest.family, known
+    return f"; nearest architecture: {best} (knows {share:.0%} of the keys)" if best else ""
+
+
+def save_model(model: Tokenizer, folder: str | Path) -> Path:
+    """Write `model.safetensors` (weights, config and card in one), `config.json` and `README.md` into a folder.
+
+    Returns:
+        The safetensors file, which `create_model` loads by its path; the folder loads as `local-dir:folder`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    family = next(f for f in registry._families.values() if f.model is type(model))
+    about: dict[str, Any] = {
+        "format": 1,
+        "name": model.name,
+        "family": family.name,
+        "module": type(model).__module__,
+        "config": model.config.to_dict(),
+        "fingerprint": model.source.fingerprint,
+    }
+    if model.card is not None:
+        about |= {key: getattr(model.card, key) for key in ("licence", "non_commercial", "paper", "code", "notes")}
+        about["metrics"] = [dataclasses.asdict(metric) for metric in model.card.metrics]
+    text = json.dumps(about, indent=2)
+    path = folder / "model.safetensors"
+    checkpoint.save(path, model.state_dict(), {"zoo": text, "format": "pt"})
+    (folder / "config.json").write_text(text + "\n")
+    (folder / "README.md").write_text(_readme(about))
+    return path
+
+
+def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The model of a file that `save_model` wrote."""
+    about = checkpoint.metadata(path).get("zoo")
+    if about is None:
+        raise checkpoint.CheckpointError(f"{path}: expected a file that `save_model` or `zoo convert` wrote; for a published file use create_model(NAME, checkpoint=...)")
+    facts = json.loads(about)
+    family = registry.family(facts["family"], facts["module"])
+    config = _changed(family.config.from_dict(facts["config"]), changes or {})
+    quantizer = getattr(config, "quantizer", None)
+    card = ModelCard(
+        facts["name"].rpartition(".")[0] or facts["name"], facts["name"].rpartition(".")[2], facts["family"],
+        facts["module"], modality="image", layout=family.model.layout, quantizer=getattr(quantizer, "kind", ""),
+        config=config.to_dict(), source=hub.WeightSource(path=str(path)),
+        metrics=tuple(cards.Metric(**metric) for metric in facts.get("metrics", ())),
+        **{key: facts[key] for key in ("licence", "non_commercial", "paper", "code", "notes") if key in facts},
+    )  # fmt: skip
+    model = family.model(config)  # type: ignore[call-arg, arg-type]
+    model.name, model.card = facts["name"], card
+    load_checkpoint(model, family, card, path, replaced="quantizer" in (changes or {}))
+    return model
+
+
+def _readme(about: Mapping[str, Any]) -> str:
+    lines = [f"# {about['name']}", "", f"A discrete tokenizer of the family `{about['family']}`.", "", "```python"]
+    lines += ["import zoo", 'model = zoo.create_model("local-dir:.")', "```", ""]
+    lines += [f"- {key}: {about[key]}" for key in ("licence", "paper", "code", "notes", "fingerprint") if about.get(key)]
+    if about.get("metrics"):
+        lines += ["", "| metric | value | protocol |", "|---|---|---|"]
+        lines += [f"| {metric['name']} | {metric['value']} | {metric['protocol']} |" for metric in about["metrics"]]
+    return "\n".join(lines) + "\n"
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    lowered = {known_name.lower(): known_name for known_name in known}
+    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=5, cutoff=0.0)]
+    return f"unknown model {name!r}; nearest names: {', '.join(near)}"

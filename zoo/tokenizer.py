@@ -1,0 +1,338 @@
+"""Tokenizer: the contract that every family obeys. A family writes `latent` and `reconstruct`; the rest is here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.cards import ModelCard
+from zoo.config import Config
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.tokens import Extent, Layout, Order, Source, Tokens, unflatten_ids
+
+_AXES = {"image": ("height", "width"), "audio": ("samples",)}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes.
+
+    Attributes:
+        modality: "image": (B, C, H, W); "audio": (B, C, T).
+        channels: C.
+        value_range: least and largest value of a sample or pixel.
+        size: (height, width) or (samples,) where the model takes no other; None for any size.
+        multiple: sides are padded to multiples of it (the stride, or hop length) and cropped again by decoding.
+        sample_rate: in Hz, of audio.
+        causal: whether a token depends on no later sample.
+    """
+
+    modality: Literal["image", "audio"]
+    channels: int
+    value_range: tuple[float, float]
+    size: tuple[int, ...] | None = None
+    multiple: int = 1
+    sample_rate: int | None = None
+    causal: bool = False
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise a ValueError, with expected and got, unless `x` is a floating point batch of an allowed size."""
+        axes = _AXES[self.modality]
+        wanted = f"(batch, {self.channels}, {', '.join(map(str, self.size or axes))})"
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected a tensor {wanted}, got {type(x).__name__}; zoo.media.load reads files and arrays")
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating point values in {list(self.value_range)}, got {x.dtype}")
+        if x.ndim != 2 + len(axes) or x.shape[1] != self.channels or 0 in x.shape:
+            raise ValueError(f"expected a batch of shape {wanted}, got {tuple(x.shape)}")
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            raise ValueError(f"expected a batch of shape {wanted}, got {tuple(x.shape)}")
+
+    def check(self, x: Tensor) -> None:
+        """`check_shape`, and that every value is finite and in range (one pass over the data)."""
+        self.check_shape(x)
+        low, high = self.value_range
+        least, largest = (bound.item() for bound in x.aminmax())
+        slack = (high - low) * 1e-3  # rounding of half precision and of resampling
+        if not (low - slack <= least and largest <= high + slack):
+            raise ValueError(f"expected values in [{low}, {high}], got {least:.4g} to {largest:.4g}")
+
+    def padding(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """How much each side grows at its end."""
+        return tuple(-side % self.multiple for side in size)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What training needs of one pass: the reconstruction, the latent before quantisation, and what the quantizer gave."""
+
+    reconstruction: Tensor
+    latent: Tensor
+    quantized: Quantized
+
+
+class Tokenizer(nn.Module):
+    """A signal to integers and back.
+
+    A family sets `layout`, calls `super().__init__(config, spec, quantizer)`, and writes `latent` and `reconstruct`.
+    One whose method is more (halting, streaming, ...) names the options it takes and overrides `encode_levels` or
+    `decode_codes`.
+    """
+
+    layout: ClassVar[Layout] = "grid"
+    prefix: ClassVar[Literal["positions", "levels"] | None] = None
+    encode_options: ClassVar[frozenset[str]] = frozenset()
+    decode_options: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.quantizer: Quantizer = quantizer.build()
+        self.name = type(self).__name__
+        self.card: ModelCard | None = None
+        self._fingerprint: tuple[int, str] | None = None
+
+    # -- what a family writes --------------------------------------------------------------------------------------
+
+    def latent(self, x: Tensor) -> Tensor:
+        """Signal (B, C, ...) of a size that needs no padding -> latent (B, *positions, D) before quantisation."""
+        raise NotImplementedError
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Code vectors (B, *positions, D) -> signal (B, C, ...)."""
+        raise NotImplementedError
+
+    def token_shapes(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Position axes of each level for a signal of `size` after padding."""
+        return (tuple(side // self.spec.multiple for side in size),) * len(self.vocab_sizes)
+
+    def encode_levels(self, x: Tensor, **options: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Checked and padded signal -> index tensors of the levels, and lengths where items differ."""
+        return self.quantizer(self.latent(x)).levels, None
+
+    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
+        """Code vectors of `tokens` -> padded signal."""
+        return self.reconstruct(codes)
+
+    # -- what users call -------------------------------------------------------------------------------------------
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return self.quantizer.config.vocab_sizes
+
+    @torch.no_grad()
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        num_tokens: int | list[int] | None = None,
+        quality: float | None = None,
+        num_codebooks: int | None = None,
+        bitrate: float | None = None,
+    ) -> Tokens:
+        """Signals to tokens. Deterministic: an item alone, in any batch, and twice gives the same tokens.
+
+        Args:
+            x: a batch as `spec` states: (B, C, H, W) or (B, C, T) in `spec.value_range`.
+            num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`).
+
+        Raises:
+            ValueError: input that `spec` does not allow, NaN included, or an option that the model does not take.
+        """
+        options = _chosen(
+            "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality,
+            num_codebooks=num_codebooks, bitrate=bitrate,
+        )  # fmt: skip
+        self.spec.check(x)
+        self._require("encoder")
+        with self._evaluating():
+            levels, lengths = self.encode_levels(self.pad(x), **options)
+        extent = Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
+        return Tokens(levels, self.vocab_sizes[: len(levels)], self.layout, lengths, self.source, extent, self.prefix)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        tokens: Tokens,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | list[int] | None = None,
+        noise: Tensor | None = None,
+        text: Any = None,
+    ) -> Tensor:
+        """Tokens to signals, of the size that was encoded, in `spec.value_range` but not clamped to it.
+
+        Args:
+            tokens: of this model, from `encode`, `tokens` or a file.
+            steps, guidance_scale, seed, noise, text: for models that take them (see `decode_options`).
+
+        Raises:
+            ValueError: tokens of another model or shape, or an option that the model does not take.
+        """
+        options = _chosen(
+            "decode", self, self.decode_options, steps=steps, guidance_scale=guidance_scale, seed=seed, noise=noise,
+            text=text,
+        )  # fmt: skip
+        self._require("decoder")
+        with self._evaluating():
+            signal = self.decode_codes(self.codes(tokens).to(self.dtype), tokens, **options)
+        if tokens.extent is None:
+            return signal
+        largest = [max(sides) for sides in zip(*tokens.extent.sizes)]
+        return signal[(..., *(slice(side) for side in largest))]
+
+    def forward(self, x: Tensor) -> Output:
+        """One pass for training: `Output` with a reconstruction of the size of `x`.
+
+        Raises:
+            ValueError: a shape or dtype that `spec` does not allow (values are not checked).
+        """
+        self.spec.check_shape(x)
+        latent = self.latent(self.pad(x))
+        quantized = self.quantizer(latent)
+        signal = self.reconstruct(quantized.codes.to(latent.dtype))
+        return Output(signal[(..., *(slice(side) for side in x.shape[2:]))], latent, quantized)
+
+    def codes(self, tokens: Tokens) -> Tensor:
+        """The continuous code vectors (B, *positions, D), float32, for embedding tables and probing.
+
+        Raises:
+            ValueError: tokens of another model.
+        """
+        self._check_tokens(tokens)
+        device = next(iter(self.state_dict().values())).device
+        return self.quantizer.indices_to_codes(*(level.to(device) for level in tokens.levels))
+
+    def tokens(
+        self, indices: Tensor, *, extent: Extent | tuple[int, ...] | None = None, order: Order | None = None
+    ) -> Tokens:
+        """Tokens from raw integers, those of a language model, say.
+
+        Args:
+            indices: in the form of `Tokens.indices`; or ids (B, N) of `Tokens.flatten` when `order` is given.
+            extent: size of the signals, (height, width) or (samples,), for all items; or an `Extent`. It may be left
+                out where the indices show their positions, which then are taken as without padding.
+            order: "frame" or "level", the order in which `flatten` laid the ids.
+
+        Raises:
+            ValueError: integers of the wrong shape or outside the vocabulary.
+        """
+        if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.uint16):
+            raise ValueError(f"expected integers, got {indices.dtype}")
+        indices = indices.long()
+        if indices.ndim < 2 or len(indices) == 0:
+            raise ValueError(f"expected a batch of indices (B, ...), got {tuple(indices.shape)}")
+        if isinstance(extent, tuple):
+            extent = Extent((extent,) * len(indices), self.spec.sample_rate)
+        if extent is None and self.spec.size is not None:
+            extent = Extent((self.spec.size,) * len(indices), self.spec.sample_rate)
+        shapes = None
+        if extent is not None:
+            size = tuple(max(sides) for sides in zip(*extent.sizes))
+            shapes = self.token_shapes(tuple(s + p for s, p in zip(size, self.spec.padding(size))))
+        if order is not None:
+            if shapes is None:
+                raise ValueError("ids of flatten need `extent`, the size of the signals")
+            levels = unflatten_ids(indices, shapes, self.vocab_sizes, order)
+        else:
+            levels = self._levels(indices, shapes)
+        if extent is None and self.layout == "grid":
+            size = tuple(side * self.spec.multiple for side in levels[0].shape[1:])
+            extent = Extent((size,) * len(indices), self.spec.sample_rate)
+        return Tokens(levels, self.vocab_sizes, self.layout, None, self.source, extent, self.prefix)
+
+    def _levels(self, indices: Tensor, shapes: tuple[tuple[int, ...], ...] | None) -> tuple[Tensor, ...]:
+        count = len(self.vocab_sizes)
+        if self.layout == "scales":
+            if shapes is None:
+                raise ValueError("indices of several scales need `extent`, the size of the signals")
+            sizes = [int(torch.tensor(shape).prod()) for shape in shapes]
+            if indices.ndim != 2 or indices.shape[1] != sum(sizes):
+                raise ValueError(f"expected indices (B, {sum(sizes)}), got {tuple(indices.shape)}")
+            parts = indices.split(sizes, dim=1)
+            return tuple(part.reshape(len(indices), *shape) for part, shape in zip(parts, shapes))
+        stacked = count > 1 or self.layout == "frames"
+        axes = 2 if self.layout == "grid" else 1
+        levels = indices.unbind(1) if stacked and indices.ndim == axes + 2 else (indices,)
+        wanted = ["batch", *([count] if stacked else []), *(shapes[0] if shapes else ["positions"] * axes)]
+        if any(level.ndim != axes + 1 for level in levels) or len(levels) != count:
+            raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
+        if shapes and any(tuple(level.shape[1:]) != shape for level, shape in zip(levels, shapes)):
+            raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
+        return levels
+
+    # -- identity --------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def source(self) -> Source:
+        """Name and fingerprint that the tokens of this model carry; the fingerprint follows changes of the weights."""
+        state = self.state_dict()
+        version = sum(tensor._version for tensor in state.values())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            for key in sorted(state):
+                digest.update(key.encode())
+                digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._fingerprint = (version, digest.hexdigest()[:16])
+        return Source(self.name, self._fingerprint[1])
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Signals grown at their ends to the sides that the model takes, by repeating the last value."""
+        padding = self.spec.padding(tuple(x.shape[2:]))
+        if not any(padding):
+            return x
+        return F.pad(x, [side for grow in reversed(padding) for side in (0, grow)], mode="replicate")
+
+    def _check_tokens(self, tokens: Tokens) -> None:
+        if tokens.source is not None and tokens.source != self.source:
+            raise ValueError(f"expected tokens of {_describe(self.source)}, got tokens of {_describe(tokens.source)}")
+        if tokens.layout != self.layout:
+            raise ValueError(f"expected tokens of layout {self.layout}, got {tokens.layout}")
+        expected = self.vocab_sizes[: len(tokens.levels)] if self.prefix == "levels" else self.vocab_sizes
+        if tokens.vocab_sizes != expected:
+            raise ValueError(f"expected vocabularies of {expected} codes, got {tokens.vocab_sizes}")
+
+    def _require(self, part: str) -> None:
+        if self.card is not None and self.card.part not in (None, part):
+            raise ValueError(f"{self.name} holds only the {self.card.part}; load the whole model to use the {part}")
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the block, so that dropout and the like never touch tokens."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _chosen(verb: str, model: Tokenizer, takes: frozenset[str], **options: Any) -> dict[str, Any]:
+    """The options that were given; one that the model does not take is refused by name."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if refused := sorted(set(given) - takes):
+        known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes no options"
+        raise ValueError(f"{verb} of {model.name} does not take {', '.join(refused)}; {known}")
+    return given
+
+
+def _describe(source: Source) -> str:
+    return f"{source.name} (weights {source.fingerprint})"
