@@ -6,11 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from zoo import hub
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.bodies: dict[str, bytes] = {}  # path on the storage origin -> content
+        self.names: dict[str, str] = {}  # file names that are sent along with blobs
         self.requests: list[Request] = []
         self.pause = 0.0
         self.ranges = True
@@ -76,6 +84,7 @@ class HubServer:
         entry.commits |= {revision: commit, commit: commit}
         entry.files |= {(revision, file): digest, (commit, file): digest}
         self.bodies[f"/blobs/{digest}"] = content
+        self.names[f"/blobs/{digest}"] = file.rpartition("/")[2]
         return commit
 
     def add_url(self, name: str, content: bytes) -> str:
@@ -104,7 +113,7 @@ class HubServer:
         return [request for request in self.requests if request.origin == "storage" and request.method == "GET"]
 
 
-def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
+def _server(served: HubServer, name: str) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         origin = name
@@ -118,7 +127,7 @@ def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             headers = {key.lower(): value for key, value in self.headers.items()}
-            hub.requests.append(Request(self.origin, self.command, path, headers))
+            served.requests.append(Request(self.origin, self.command, path, headers))
             if self.origin == "hub":
                 self._hub(path, headers.get("authorization", "").removeprefix("Bearer "))
             else:
@@ -139,7 +148,7 @@ def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
         def _hub(self, path: str, token: str) -> None:
             """HEAD or GET /{owner}/{name}/resolve/{revision}/{file}, and GET /api/models/{owner}/{name}."""
             parts = path.removeprefix("/api/models").strip("/").split("/")
-            repo = hub.repos.get("/".join(parts[:2]))
+            repo = served.repos.get("/".join(parts[:2]))
             if repo is None:
                 self._refuse(404 if token else 401, "RepoNotFound")
             elif repo.readers is not None and token not in repo.readers:
@@ -154,34 +163,36 @@ def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
                 self._refuse(404, "EntryNotFound", **{"X-Repo-Commit": repo.commits[parts[3]]})
             else:
                 announced = {
-                    "Location": f"{hub.storage_url}/blobs/{digest}",
+                    "Location": f"{served.storage_url}/blobs/{digest}",
                     "ETag": f'"{repo.commits[parts[3]]}"',
                     "X-Repo-Commit": repo.commits[parts[3]],
                     "X-Linked-ETag": f'"{digest}"',
-                    "X-Linked-Size": str(len(hub.bodies[f"/blobs/{digest}"])),
+                    "X-Linked-Size": str(len(served.bodies[f"/blobs/{digest}"])),
                 }
                 self._answer(302, announced)
 
         def _body(self, path: str, headers: dict[str, str]) -> None:
-            content = hub.bodies.get(path)
+            content = served.bodies.get(path)
             if content is None:
                 self._refuse(404, "NotFound")
                 return
-            after, status = hub._faults.pop(0) if self.command == "GET" and hub._faults else (None, 200)
+            after, status = served._faults.pop(0) if self.command == "GET" and served._faults else (None, 200)
             if status != 200:
                 self._refuse(status, "Fault")
                 return
             etag = f'"{hashlib.md5(content).hexdigest()}"'
             answer = {"ETag": etag, "Content-Type": "application/octet-stream"}
+            if path in served.names:
+                answer["Content-Disposition"] = f'inline; filename="{served.names[path]}";'
             start = 0
-            if hub.ranges and "range" in headers and headers.get("if-range", etag) == etag:
+            if served.ranges and "range" in headers and headers.get("if-range", etag) == etag:
                 start = int(headers["range"].removeprefix("bytes=").partition("-")[0])
                 answer["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             answer["Content-Length"] = str(len(content) - start)
             self._answer(206 if "Content-Range" in answer else 200, answer)
             end = len(content) if after is None else start + after
             for position in range(start, end, 1 << 14) if self.command == "GET" else ():
-                time.sleep(hub.pause)
+                time.sleep(served.pause)
                 try:
                     self.wfile.write(content[position : min(position + (1 << 14), end)])
                 except OSError:  # the client is gone
@@ -192,3 +203,50 @@ def _server(hub: HubServer, name: str) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     return server
+
+
+_CLIENT = """
+import json, sys
+from zoo import hub
+sources, progress = json.loads(sys.argv[1])
+for source in sources:
+    try:
+        path = hub.resolve(hub.WeightSource(**source), name="some_model", progress=progress)
+        print(json.dumps(["", str(path)]), flush=True)
+    except hub.HubError as error:
+        print(json.dumps([type(error).__name__, str(error)]), flush=True)
+"""
+
+
+class Client:
+    """Runs `resolve` in fresh processes whose huggingface_hub talks to a HubServer (it reads its environment when it is
+    imported) and has an empty home of its own.
+    """
+
+    def __init__(self, folder: Path, server: HubServer) -> None:
+        self.home = folder / "hf"
+        foreign = [key for key in os.environ if key.lower().endswith("_proxy") or key.startswith(("HF_", "ZOO_"))]
+        kept = {key: value for key, value in os.environ.items() if key not in foreign}
+        root = str(Path(hub.__file__).parents[1])
+        self.environment = kept | {"HF_HOME": str(self.home), "HF_ENDPOINT": server.url, "PYTHONPATH": root}
+
+    def start(
+        self, *sources: dict[str, Any], progress: bool = False, stderr: int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _CLIENT, json.dumps([sources, progress])]
+        environment = self.environment | environment
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+    def __call__(self, *sources: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
+        """(error's name or "", path or message) for each source."""
+        process = self.start(*sources, **options)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return [tuple(json.loads(line)) for line in output.splitlines()]
+
+    def files(self) -> list[Path]:
+        """Every file with content that the caches hold, links not followed."""
+        found = (path for path in self.home.rglob("*") if path.is_file() and not path.is_symlink())
+        return [
+            path for path in found if path.stat().st_size and path.name != "CACHEDIR.TAG" and "refs" not in path.parts
+        ]

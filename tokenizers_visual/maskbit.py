@@ -170,16 +170,18 @@ def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The quantizer's losses under the original's names and weights; `loss.quantizer` is their sum."""
     kwargs, losses, statistics = meta["original"]["kwargs"], quantized.losses, quantized.statistics
-    weighed = {"loss.commitment": kwargs["commitment_cost"] * losses["commitment"]}
-    if "codebook" in losses:
-        weighed["loss.codebook"] = losses["codebook"]
-    if "entropy" in losses:
-        weighed["loss.entropy"] = kwargs["entropy_loss_weight"] * losses["entropy"]
-    named = {"loss.quantizer": torch.stack(list(weighed.values())).sum(), **weighed}
-    if "sample_entropy" in statistics:
-        named["statistic.per_sample_entropy"] = statistics["sample_entropy"]
-        named["statistic.avg_entropy"] = kwargs["entropy_gamma"] * statistics["codebook_entropy"]
-    return named
+    zero = losses["commitment"].new_zeros(())
+    weighed = {
+        "loss.commitment": kwargs["commitment_cost"] * losses["commitment"],
+        "loss.codebook": losses.get("codebook", zero),
+        "loss.entropy": kwargs["entropy_loss_weight"] * losses.get("entropy", zero),
+    }
+    return {
+        "loss.quantizer": torch.stack(list(weighed.values())).sum(),
+        **weighed,
+        "statistic.per_sample_entropy": statistics.get("sample_entropy", zero),
+        "statistic.avg_entropy": kwargs["entropy_gamma"] * statistics.get("codebook_entropy", zero),
+    }
 
 
 _SHARED = {

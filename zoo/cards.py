@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,16 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One manifest file: a family's module, the fixtures that check it, and its models."""
+    """One manifest file: a family's module, its models, and the `family` names of the parity fixtures that check it.
+
+    `parity` names a module with `case(fixture, family)` where the fixtures hold checks of kinds of their own.
+    """
 
     family: str
     module: str
     fixtures: tuple[str, ...]
-    cards: tuple[ModelCard, ...] = field(default=())
+    parity: str | None
+    cards: tuple[ModelCard, ...]
 
 
 _HEADER = {"modality", "layout", "paper", "code", "licence", "non_commercial", "gated", "checked_by", "container"}
@@ -105,13 +109,13 @@ def read_manifest(path: Path) -> Manifest:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         models = content.pop("models")
         family, module = content.pop("family"), content.pop("module")
-        fixtures = tuple(content.pop("fixtures", [family]))
+        fixtures, parity = tuple(content.pop("fixtures", [family])), content.pop("parity", None)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
         raise CardError(f"{path}: expected a manifest with family, module and models ({error!r})") from error
     if unknown := sorted(set(content) - _HEADER):
         raise CardError(f"{path}: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(_HEADER))}")
     shared = {"family": family, "module": module, **content}
-    return Manifest(family, module, fixtures, tuple(_card({**shared, **model}, path) for model in models))
+    return Manifest(family, module, fixtures, parity, tuple(_card({**shared, **model}, path) for model in models))
 
 
 def _card(values: dict[str, Any], path: Path) -> ModelCard:

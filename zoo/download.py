@@ -18,7 +18,7 @@ def download(url: str, path: Path, *, progress: bool, check: Callable[[Path], No
     Args:
         url: http(s) address.
         path: in an existing folder that no other process is downloading into.
-        progress: show huggingface_hub's progress bar.
+        progress: show huggingface_hub's progress bar where there is a terminal.
         check: raises if the file is not the right one.
 
     Raises:
@@ -29,7 +29,7 @@ def download(url: str, path: Path, *, progress: bool, check: Callable[[Path], No
 
     partial = path.with_name(f"{path.name}.incomplete")
     etag, furthest, failures = "", 0, 0
-    bar = tqdm(desc=path.name[-40:], unit="B", unit_scale=True, disable=not progress)
+    bar = tqdm(desc=path.name[-40:], unit="B", unit_scale=True, disable=None if progress else True)
     try:
         with bar, partial.open("wb") as file:
             while True:

@@ -88,7 +88,7 @@ def resolve(source: WeightSource, *, name: str = "", progress: bool = True) -> P
     Args:
         source: where the file lies.
         name: model for which it is wanted, for messages.
-        progress: show a bar while downloading.
+        progress: show a bar on the terminal while downloading.
 
     Returns:
         The local file; hub files stay in huggingface_hub's cache, those of urls in `cache_folder()`.
@@ -141,9 +141,6 @@ def _difference(path: Path, source: WeightSource) -> str:
     return ""
 
 
-# -- the network ---------------------------------------------------------------------------------------------------
-
-
 def _from_hub(source: WeightSource, label: str, progress: bool) -> Path:
     from huggingface_hub import constants, errors, hf_hub_download
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -171,7 +168,7 @@ def _from_hub(source: WeightSource, label: str, progress: bool) -> Path:
             "repository's folder of that cache into the one above"
         ) from error
     except (errors.HTTPError, OSError) as error:
-        raise HubError(f"{label}{source}: the download broke off and nothing was kept: {error!r}; try again") from error
+        raise HubError(f"{label}{source}: the download broke off, no file was stored: {error!r}; try again") from error
     finally:
         if silence:
             enable_progress_bars()
@@ -204,7 +201,7 @@ def _from_url(source: WeightSource, label: str, progress: bool) -> Path:
         raise _refusal(error, source, label) from error
     except (errors.HTTPError, OSError) as error:
         raise HubError(
-            f"{label}the download broke off and nothing was kept: {error!r}; try again\n{by_hand}"
+            f"{label}the download broke off, no file was stored: {error!r}; try again\n{by_hand}"
         ) from error
     return path
 

@@ -43,7 +43,7 @@ class ImageSpec(Protocol):
     def value_range(self) -> tuple[float, float]: ...
 
     @property
-    def size(self) -> tuple[int, int] | None: ...
+    def size(self) -> tuple[int, ...] | None: ...
 
 
 def load(source: ImageSource | Sequence[ImageSource], spec: ImageSpec) -> Tensor:
@@ -84,7 +84,7 @@ def load(source: ImageSource | Sequence[ImageSource], spec: ImageSpec) -> Tensor
     return batch * (high - low) + low
 
 
-def evaluation_crop(image: np.ndarray, size: tuple[int, int], name: str = "image") -> np.ndarray:
+def evaluation_crop(image: np.ndarray, size: tuple[int, ...], name: str = "image") -> np.ndarray:
     """Resize (Lanczos, antialiased) until the picture just covers the size, then keep the centre.
 
     Args:

@@ -1,0 +1,321 @@
+"""Parity: runs a fixture (weights, inputs and outputs of an original implementation) against a family of the zoo.
+
+A fixture is a folder of `weights.safetensors`, `arrays.safetensors` and `meta.json`; docs/parity.md describes the format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import cards, checkpoint
+from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
+from zoo.quantizers.base import Quantized
+from zoo.registry import Family, import_module, registry
+
+Named = dict[str, Tensor]
+
+
+class FixtureError(ValueError):
+    """A folder that is no fixture, or one whose family the zoo does not have."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: the worst float error over its outputs, whether integers are equal, and what went wrong.
+
+    `absolute` is the largest absolute error, `relative` the largest absolute error of an array over the largest
+    magnitude expected in it; `worst` names the array of the latter.
+    """
+
+    check: str
+    passed: bool
+    optional: bool = False
+    absolute: float | None = None
+    relative: float | None = None
+    worst: str = ""
+    indices_equal: bool | None = None
+    outputs: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class FixtureResult:
+    """All checks of one fixture. It passes when every check that is not optional passes, and there is one."""
+
+    fixture: str
+    family: str
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        return len(self.checks) > 0 and all(check.passed or check.optional for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """The content of a fixture's folder."""
+
+    name: str
+    meta: dict[str, Any]
+    weights: Named
+    arrays: Named
+
+    @staticmethod
+    def read(folder: Path) -> Fixture:
+        """Read a folder; a missing or malformed file is a FixtureError."""
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            weights, arrays = (checkpoint.read(folder / f"{name}.safetensors") for name in ("weights", "arrays"))
+        except (OSError, json.JSONDecodeError, checkpoint.CheckpointError) as error:
+            raise FixtureError(f"{folder}: expected weights.safetensors, arrays.safetensors, meta.json: {error}") from error
+        if missing := [key for key in ("family", "original", "checks") if key not in meta]:
+            raise FixtureError(f"{folder}/meta.json: missing {', '.join(missing)}")
+        prefix = meta.get("weights_prefix") or ""
+        if prefix and all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        return Fixture(folder.resolve().name, meta, weights, arrays)
+
+
+class Case:
+    """A model built from a fixture, and one method per kind of check, returning outputs under the fixture's names.
+
+    A family whose checks are of other kinds subclasses this in the module that its manifest names as `parity`.
+    """
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        self.fixture, self.meta, self.module = fixture, fixture.meta, family.module
+        self.model = family.model(self.module.config_from_original(self.meta)).eval()  # type: ignore[call-arg]
+        choose = getattr(self.module, "key_map_from_original", None)
+        self.key_map: checkpoint.KeyMap = choose(self.meta) if choose else self.module.KEY_MAP
+        checkpoint.load_into(self.model, self.key_map(fixture.weights))
+
+    def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        (signal,) = inputs.values()
+        tokens = self.model.encode(signal)
+        with torch.no_grad():
+            latent = self.model.latent(self.model.pad(signal))
+            quantized = self.model.quantizer(latent)
+        return {
+            "indices": tokens.indices,
+            "latent": channels_first(latent),
+            "quantized": channels_first(quantized.codes),
+            **self.original_losses(quantized),
+        }
+
+    def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        indices = inputs["indices"]
+        if "grid" in settings:
+            indices = indices.reshape(settings["grid"])
+        elif indices.ndim == 2 and self.model.layout == "grid":  # flat, of a square
+            side = round(indices.shape[1] ** 0.5)
+            indices = indices.reshape(len(indices), side, side)
+        tokens = dataclasses.replace(self.model.tokens(indices), extent=None)
+        return {self.model.spec.modality: self.model.decode(tokens)}
+
+    def reconstruct(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        (signal,) = inputs.values()
+        with torch.no_grad():
+            return {self.model.spec.modality: self.model(signal).reconstruction}
+
+    def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        (signal,) = inputs.values()
+        self.model.train()
+        latent = self.model.latent(self.model.pad(signal))
+        latent.retain_grad()
+        quantized = self.model.quantizer(latent)
+        reconstruction = self.model.reconstruct(quantized.codes)
+        pixel_loss = RECONSTRUCTION_LOSSES[settings.get("reconstruction_loss", "l2")]
+        rec = settings.get("reconstruction_weight", 1.0) * pixel_loss(reconstruction, signal).mean()
+        losses = {"loss.rec": rec, **self.original_losses(quantized)}
+        terms = re.findall(r"\w+", settings.get("total", "rec").partition("(")[0])
+        losses["loss.total"] = torch.stack([losses[f"loss.{term}"] for term in terms]).sum()
+        losses["loss.total"].backward()
+        return {**losses, "grad.latent": channels_first(_gradient(latent)), **self.gradients()}
+
+    def quantize(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        self.model.train(bool(settings.get("training", False)))
+        latent = inputs["latent"].movedim(1, -1).requires_grad_()
+        quantized = self.model.quantizer(latent)
+        losses = self.original_losses(quantized)
+        outputs = {"indices": quantized.indices, "quantized": channels_first(quantized.codes), **losses}
+        of_loss = losses.get("loss.quantizer", latent.new_zeros(()))
+        if of_loss.requires_grad:
+            (slope,) = torch.autograd.grad(of_loss, latent, retain_graph=True)
+            outputs["grad.latent_loss_only"] = channels_first(slope)
+        if "upstream" in inputs:
+            total = (quantized.codes * inputs["upstream"].movedim(1, -1)).sum()
+            if "loss.quantizer" in settings.get("grad_of", ""):
+                total = total + of_loss
+            outputs["grad.latent"] = channels_first(torch.autograd.grad(total, latent)[0])
+        return outputs
+
+    def original_losses(self, quantized: Quantized) -> Named:
+        """The quantizer's losses under the names and with the weights of the original."""
+        return self.module.original_losses(quantized, self.meta)
+
+    def gradients(self) -> Named:
+        """`grad.<key of the original>` of every parameter that has a gradient."""
+        parameters = dict(self.model.named_parameters())
+        named = {key: self.key_map.name(key, self.fixture.weights) for key in self.fixture.weights}
+        return {
+            f"grad.{key}": _gradient(parameters[own])
+            for key, own in named.items()
+            if own in parameters and parameters[own].grad is not None
+        }
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, *positions, D) -> (B, D, *positions), as most fixtures state latents."""
+    return x.detach().movedim(-1, 1)
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    if tensor.grad is None:
+        raise ValueError("expected a gradient, got none")
+    return tensor.grad
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+
+def fixtures(paths: Iterable[Path]) -> list[Path]:
+    """The fixture folders among paths: those with a meta.json, or their children that have one.
+
+    Raises:
+        FixtureError: a path that is no fixture and holds none.
+    """
+    found = []
+    for path in paths:
+        inside = [path] if (path / "meta.json").is_file() else sorted(meta.parent for meta in path.glob("*/meta.json"))
+        if not inside:
+            raise FixtureError(f"{path}: expected a folder with meta.json in it, or one that holds such folders")
+        found += inside
+    return found
+
+
+def run_fixtures(paths: Iterable[Path]) -> list[FixtureResult]:
+    """Run every fixture of the paths; what goes wrong in one is told in its result."""
+    return [run_fixture(folder) for folder in fixtures(paths)]
+
+
+def run_fixture(folder: Path) -> FixtureResult:
+    """Run all checks of one fixture."""
+    try:
+        fixture = Fixture.read(folder)
+    except FixtureError as error:
+        return FixtureResult(folder.name, "?", (CheckResult("read", False, message=str(error)),))
+    results = [_run_check(fixture, check) for check in fixture.meta["checks"]]
+    return FixtureResult(fixture.name, fixture.meta["family"], tuple(results))
+
+
+def _case(fixture: Fixture) -> Case:
+    name = fixture.meta["family"]
+    manifest = next((m for m in cards.manifests() if name in m.fixtures), None)
+    if manifest is None:
+        return Case(fixture, registry.family(name))
+    family = registry.family(manifest.family, manifest.module)
+    if manifest.parity:
+        return import_module(manifest.parity).case(fixture, family)
+    return Case(fixture, family)
+
+
+def _run_check(fixture: Fixture, check: Mapping[str, Any]) -> CheckResult:
+    """One check, on a model built afresh, so that none leaves a trace in the next."""
+    kind, optional = check["check"], bool(check.get("optional", False))
+    try:
+        case = _case(fixture)
+        run = getattr(case, kind, None)
+        if run is None:
+            raise FixtureError(f"{type(case).__name__} knows no check {kind!r}")
+        inputs = {name: fixture.arrays[array].clone() for name, array in check["inputs"].items()}
+        outputs = run(inputs, dict(check.get("settings") or {}))
+        result = _compare(kind, outputs, check, fixture)
+    except Exception as error:  # a fixture of a stranger may break anywhere; its failure is the result
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        result = CheckResult(kind, False, message=message)
+    return dataclasses.replace(result, optional=optional)
+
+
+def _compare(kind: str, outputs: Named, check: Mapping[str, Any], fixture: Fixture) -> CheckResult:
+    tolerance = _tolerance(check.get("tolerance"), _tolerance(fixture.meta.get("tolerance"), 1e-4))
+    absolute, relative, worst, equal, failures = 0.0, 0.0, "", None, []
+    floats = False
+    for name, array in check["outputs"].items():
+        expected = fixture.arrays[array]
+        if name not in outputs:
+            failures.append(f"{name}: not given")
+            continue
+        got = outputs[name].detach()
+        if got.numel() != expected.numel():
+            failures.append(f"{name}: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
+            continue
+        got = got.reshape(expected.shape)
+        if not expected.is_floating_point():
+            same = torch.equal(got.to(expected.dtype), expected)
+            equal = same if equal is None else equal and same
+            if not same:
+                failures.append(f"{name}: {int((got.to(expected.dtype) != expected).sum())} of {got.numel()} differ")
+            continue
+        floats = True
+        error = (got.double() - expected.double()).abs().max().item() if got.numel() else 0.0
+        scale = expected.double().abs().max().item() if got.numel() else 0.0
+        share = error / scale if scale > 0 else error
+        if not share <= tolerance:  # NaN fails too
+            failures.append(f"{name}: relative error {share:.2g} exceeds {tolerance:.2g}")
+        absolute = max(absolute, error)
+        if share >= relative:
+            relative, worst = share, name
+    return CheckResult(
+        check=kind,
+        passed=not failures,
+        absolute=absolute if floats else None,
+        relative=relative if floats else None,
+        worst=worst,
+        indices_equal=equal,
+        outputs=len(check["outputs"]),
+        message="; ".join(failures),
+    )
+
+
+def _tolerance(stated: Any, default: float) -> float:
+    if isinstance(stated, Mapping):
+        stated = stated.get("float")
+    return float(stated) if isinstance(stated, int | float) else default
+
+
+def to_json(results: Iterable[FixtureResult]) -> list[dict[str, Any]]:
+    """Plain values for `json.dumps`."""
+    return [{"passed": result.passed, **dataclasses.asdict(result)} for result in results]
+
+
+def print_table(results: Iterable[FixtureResult], console: Any) -> None:
+    """Print one row per check on a rich console."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("fixture", "check", "outputs", "max abs error", "max rel error", "worst array", "indices", "result")
+    for result in results:
+        for check in result.checks:
+            verdict = "[green]pass[/]" if check.passed else "[yellow]optional[/]" if check.optional else "[red]FAIL[/]"
+            table.add_row(
+                result.fixture,
+                check.check,
+                str(check.outputs),
+                "-" if check.absolute is None else f"{check.absolute:.1e}",
+                "-" if check.relative is None else f"{check.relative:.1e}",
+                check.worst,
+                "-" if check.indices_equal is None else "equal" if check.indices_equal else "[red]differ[/]",
+                verdict + (f" {escape(check.message)}" if check.message else ""),
+            )
+    console.print(table)
