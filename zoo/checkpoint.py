@@ -98,8 +98,10 @@ def _content(path: Path) -> Any:
                 "unpickling that could run code on this machine. If you trust its author, open it once in an isolated "
                 "environment, save its state dict as safetensors, and load that file"
             ) from error
+        # torch's own text may advise to read the file unsafely
+        detail = type(error).__name__ if "weights_only" in str(error) else str(error)[:300]
         raise CheckpointError(
-            f"{path} ({size} bytes) cannot be read; it is truncated or corrupt, fetch it again: {str(error)[:300]}"
+            f"{path} ({size} bytes) cannot be read; it is truncated or corrupt, fetch it again: {detail}"
         ) from error
     raise CheckpointError(
         f"{path} ({size} bytes): expected safetensors, a torch pickle or TorchScript, "

@@ -200,9 +200,7 @@ def _from_url(source: WeightSource, label: str, progress: bool) -> Path:
     except errors.HfHubHTTPError as error:
         raise _refusal(error, source, label) from error
     except (errors.HTTPError, OSError) as error:
-        raise HubError(
-            f"{label}the download broke off, no file was stored: {error!r}; try again\n{by_hand}"
-        ) from error
+        raise HubError(f"{label}the download broke off, no file was stored: {error!r}; try again\n{by_hand}") from error
     return path
 
 

@@ -16,7 +16,7 @@ from hub_server import Client, HubServer
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB
 HASH = hashlib.sha256(CONTENT).hexdigest()
-OTHER = CONTENT[:-1] + b"?"
+OTHER = b"?" + CONTENT[1:]
 
 
 @pytest.fixture

@@ -36,9 +36,8 @@ class ReconstructionGrid(lightning.Callback):
             return
         from torchvision.utils import make_grid, save_image
 
-        low, high = module.model.spec.value_range
-        pairs = torch.cat([batch[: self.count], outputs.reconstruction[: self.count]]).float()
-        grid = make_grid(((pairs - low) / (high - low)).clamp(0, 1), nrow=min(self.count, len(batch)), padding=2)
+        pairs = torch.cat([batch[: self.count].float(), module.unit(outputs.reconstruction[: self.count])])
+        grid = make_grid(pairs.clamp(0, 1), nrow=min(self.count, len(batch)), padding=2)
         if trainer.log_dir is not None:
             folder = Path(trainer.log_dir) / "reconstructions"
             folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ logger = logging.getLogger("zoo")
 
 
 class ImageFolderData(lightning.LightningDataModule):
-    """Images of a folder, searched recursively.
+    """Images of a folder, searched recursively, as batches (B, 3, size, size) in [0, 1]; the task fits them to its model.
 
     Training: a random square crop of `size` pixels (images whose short side is smaller are enlarged first), a scale
     drawn from `scale`, and a horizontal flip. Validation: short side resized to `size`, centre crop ("evaluation crop").
@@ -33,7 +33,6 @@ class ImageFolderData(lightning.LightningDataModule):
         batch_size: per process.
         scale: least and largest factor by which an image is resized before the random crop.
         workers: loading processes; 0 loads in the main process.
-        value_range: of the batches; must be that of the model.
     """
 
     def __init__(
@@ -44,14 +43,13 @@ class ImageFolderData(lightning.LightningDataModule):
         batch_size: int = 16,
         scale: tuple[float, float] = (1.0, 1.0),
         workers: int = 0,
-        value_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.train_files = files(train)
         self.val_files = files(val) if val is not None else []
         self.size, self.batch_size, self.scale, self.workers = size, batch_size, scale, workers
-        self.spec = InputSpec("image", channels=3, value_range=value_range, size=(size, size))
+        self.spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=(size, size))
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(CroppedImages(self.train_files, self.spec, self.scale), shuffle=True)

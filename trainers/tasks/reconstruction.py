@@ -75,29 +75,30 @@ class ReconstructionTask(lightning.LightningModule):
         self._perceptual: list[FeatureDistance] = [PERCEPTUAL[perceptual]()] if perceptual else []
 
     def forward(self, images: Tensor) -> zoo.Output:
-        return self.model(images)
+        """One pass of the model on images in [0, 1]."""
+        low, high = self.model.spec.value_range
+        return self.model((images * (high - low) + low).contiguous(memory_format=torch.channels_last))
 
     def training_step(self, images: Tensor, batch_index: int) -> Tensor:
-        output = self.model(images.contiguous(memory_format=torch.channels_last))
+        output = self(images)
         losses = self.losses(images, output)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=False)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
         self.log("loss", losses["total"], prog_bar=True, logger=False)
         for name, value in output.quantized.statistics.items():
             self.log(f"train/{name}", value, prog_bar=name == "perplexity")
         return losses["total"]
 
     def validation_step(self, images: Tensor, batch_index: int) -> zoo.Output:
-        output = self.model(images)
+        output = self(images)
         losses = self.losses(images, output)
-        for name, value in losses.items():
-            self.log(f"val/{name}", value, batch_size=len(images), sync_dist=True)
-        quality = psnr(self._unit(output.reconstruction).clamp(0, 1), self._unit(images)).mean()
+        self.log_dict({f"val/{k}": v for k, v in losses.items()}, batch_size=len(images), sync_dist=True)
+        quality = psnr(self.unit(output.reconstruction).clamp(0, 1), images.float()).mean()
         self.log("val/psnr", quality, batch_size=len(images), prog_bar=True, sync_dist=True)
         return output
 
     def losses(self, images: Tensor, output: zoo.Output) -> dict[str, Tensor]:
-        """The unweighted losses by name, and `total`, their weighted sum."""
-        original, reconstruction = self._signed(images), self._signed(output.reconstruction.float())
+        """The unweighted losses by name, and `total`, their weighted sum; images are in [0, 1]."""
+        original, reconstruction = images.float() * 2 - 1, self.unit(output.reconstruction) * 2 - 1
         losses = {"reconstruction": self.pixel_loss(reconstruction, original).mean()}
         total = self.reconstruction_weight * losses["reconstruction"]
         if self._perceptual:
@@ -110,11 +111,17 @@ class ReconstructionTask(lightning.LightningModule):
                 total = total + self.quantizer_weights[name] * value
         return {"total": total, **losses}
 
+    def unit(self, x: Tensor) -> Tensor:
+        """From the model's range to [0, 1], in float32 and not clamped."""
+        low, high = self.model.spec.value_range
+        return (x.float() - low) / (high - low)
+
     def on_fit_start(self) -> None:
-        known = set(self.model.quantizer.train()(torch.zeros(1, 2, self.model.quantizer.config.dim, device=self.device)).losses)
-        if unknown := sorted(set(self.quantizer_weights) - known):
-            raise ValueError(f"quantizer_weights: the quantizer has losses {sorted(known)}, got {unknown}")
         self.model.train()
+        quantizer = self.model.quantizer.config.build().train()
+        known = sorted(quantizer(torch.zeros(1, 2, quantizer.config.dim)).losses)
+        if unknown := sorted(set(self.quantizer_weights) - set(known)):
+            raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
 
     def configure_optimizers(self) -> dict[str, Any]:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -133,12 +140,3 @@ class ReconstructionTask(lightning.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _signed(self, x: Tensor) -> Tensor:
-        """From the model's range to [-1, 1]."""
-        return self._unit(x) * 2 - 1
-
-    def _unit(self, x: Tensor) -> Tensor:
-        """From the model's range to [0, 1]."""
-        low, high = self.model.spec.value_range
-        return (x.float() - low) / (high - low)

@@ -13,7 +13,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         arguments: of LightningCLI: `--config NAME_OR_FILE`, and any field by its dotted name.
     """
     import lightning.pytorch as lightning
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -38,7 +38,6 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "callbacks": [
-                TQDMProgressBar(),
                 LearningRateMonitor("step"),
                 ModelCheckpoint(save_last=True, save_top_k=1, monitor=None),
                 ReconstructionGrid(),

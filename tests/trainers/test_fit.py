@@ -1,0 +1,157 @@
+"""`zoo fit`: a run on real files learns, logs, draws, checkpoints, resumes and exports."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import trainers
+import zoo
+from trainers.data import ImageFolderData
+from trainers.recipes import CONFIGS, find_recipe
+from zoo.cli.training import run
+
+TINY = "{patch_size: 4, fine_channels: 16, channels: 16, encoder_blocks: [1, 1], decoder_blocks: [1, 1]}"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sklearn.datasets import load_sample_images
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i, photo in enumerate(load_sample_images().images):
+        for j in range(4):
+            crop = photo[j * 60 : j * 60 + 160, j * 90 : j * 90 + 200]
+            Image.fromarray(crop).save(folder / f"photo_{i}_{j}.png")
+    return folder
+
+
+def fit(photos: Path, out: Path, *arguments: str) -> None:
+    run(
+        "fit",
+        [
+            "--config=compact_photos", f"--data.init_args.train={photos}", f"--data.init_args.val={photos}",
+            "--data.init_args.size=64", "--data.init_args.batch_size=4", "--data.init_args.workers=0",
+            f"--model.init_args.changes={TINY}", "--model.init_args.perceptual=null", "--model.init_args.warmup_steps=2",
+            "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.check_val_every_n_epoch=2",
+            "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", f"--out={out}", *arguments,
+        ],
+    )  # fmt: skip
+
+
+def metrics(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    fit(photos, out, "--trainer.max_steps=40")
+    return out / "version_0"
+
+
+def test_it_learns(finished: Path) -> None:
+    losses = metrics(finished, "train/reconstruction")
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert metrics(finished, "val/psnr")[-1] > metrics(finished, "val/psnr")[0] + 3
+    assert 1 < metrics(finished, "val/perplexity")[-1] <= 64000
+
+
+def test_it_logs_and_draws(finished: Path) -> None:
+    assert list(finished.glob("events.out.tfevents.*"))
+    pictures = sorted(finished.glob("reconstructions/step_*.png"))
+    assert len(pictures) >= 2
+    grid = np.asarray(Image.open(pictures[-1]).convert("RGB"))
+    assert grid.shape == (2 * (64 + 2) + 2, 4 * (64 + 2) + 2, 3)
+    assert grid.std() > 10
+    assert (finished / "config.yaml").is_file()
+
+
+def test_the_export_is_a_model_of_the_zoo(finished: Path) -> None:
+    model = zoo.create_model(f"local-dir:{finished / 'model'}")
+    tokens = model.encode(torch.zeros(1, 3, 24, 40))
+    assert tokens.indices.shape == (1, 3, 5)
+    assert model.name == "compact_f8.photos"
+    saved = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(saved["model.decoder.0.weight"], model.state_dict()["decoder.0.weight"])
+    assert not any("perceptual" in key for key in saved)
+
+
+def test_it_resumes(photos: Path, finished: Path, tmp_path: Path) -> None:
+    last = finished / "checkpoints" / "last.ckpt"
+    fit(photos, tmp_path, "--trainer.max_steps=44", f"--ckpt_path={last}")
+    assert len(metrics(tmp_path / "version_0", "train/reconstruction")) == 4
+    checkpoint = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 44
+    assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 44
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--model.init_args.learning_rat=1", "learning_rat"),
+        ("--trainer.max_steps=many", "max_steps"),
+        ("--data.init_args.train=/nowhere/at/all", "/nowhere/at/all"),
+        ("--model.init_args.model=compat_f8", "compact_f8"),
+        ("--model.init_args.changes={quantizer: sqf}", "fsq"),
+    ],
+)
+def test_a_wrong_config_is_refused_before_anything_runs(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, argument: str, named: str
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        fit(photos, tmp_path, argument)
+    assert named in capsys.readouterr().err + str(stopped.value)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_weight_for_a_loss_that_the_quantizer_lacks_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="commitment"):
+        fit(photos, tmp_path, "--model.init_args.quantizer_weights={commitment: 0.25}", "--trainer.max_steps=1")
+
+
+@pytest.mark.parametrize("quantizer", ["vector", "binary"])
+def test_any_quantizer_trains(photos: Path, tmp_path: Path, quantizer: str) -> None:
+    changes = {"vector": "quantizer: vq, codebook_size: 64, dim: 8", "binary": "quantizer: lfq, bits: 8"}[quantizer]
+    changes = TINY.replace("}", f", {changes}}}")
+    fit(
+        photos, tmp_path, f"--model.init_args.changes={changes}", "--trainer.max_steps=6",
+        "--model.init_args.quantizer_weights={commitment: 0.25}",
+    )  # fmt: skip
+    assert len(metrics(tmp_path / "version_0", "train/commitment")) == 6
+
+
+def test_create_task_from_a_recipe() -> None:
+    task = trainers.create_task("compact_f8", recipe="photos", perceptual=None)
+    assert task.model.name == "compact_f8.photos"
+    assert task.learning_rate == pytest.approx(1e-3)
+    with pytest.raises(ValueError, match="compact_photos"):
+        trainers.create_task("compact_f8", recipe="unheard_of")
+
+
+def test_every_shipped_recipe_is_found() -> None:
+    for path in CONFIGS.glob("*.yaml"):
+        assert find_recipe(path.stem) == path
+
+
+def test_images_of_a_folder(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("good_0.png", "good_1.png"):
+        (tmp_path / name).write_bytes((photos / "photo_0_0.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes((photos / "photo_0_0.png").read_bytes()[:500])
+    data = ImageFolderData(str(tmp_path), val=str(tmp_path), size=64, batch_size=3, scale=(0.5, 1.0))
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        (batch,) = list(loader)
+        assert batch.shape == (3, 3, 64, 64)
+        assert 0 <= batch.min() < batch.max() <= 1
+    assert "broken.png" in caplog.text
+
+
+def test_a_folder_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(zoo.media.MediaError, match=r"broken\.png"):
+        next(iter(ImageFolderData(str(tmp_path), size=32).train_dataloader()))

@@ -1,0 +1,62 @@
+"""The command line `zoo`: one file per verb. Torch and everything heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from zoo.cli import compare, convert, decode, demo, doctor, download, encode, info, listing, parity, roundtrip, training
+from zoo.cli.common import DEFAULT_MODEL, report
+from zoo.hub import HubError
+
+__all__ = ["DEFAULT_MODEL", "app", "main"]
+
+
+class _Verbs(TyperGroup):
+    """Documented errors end a verb with one line and status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `zoo list | head`
+            raise
+        except (ValueError, HubError, OSError, ImportError) as error:
+            report(error)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=_Verbs, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option("--debug", envvar="ZOO_DEBUG", help="Show the traceback of errors.")] = False,
+) -> None:
+    """One zoo for discrete tokenizers: images and audio to a few integers and back."""
+    logging.getLogger("zoo").setLevel(logging.DEBUG if debug else logging.NOTSET)
+
+
+_MODELS, _MEDIA, _TRAINING, _CHECKS = "Models", "Images and tokens", "Training", "Checks"
+_ARGUMENTS_PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app.command("list", rich_help_panel=_MODELS)(listing.list_models)
+app.command("info", rich_help_panel=_MODELS)(info.info)
+app.command("download", rich_help_panel=_MODELS)(download.download)
+app.command("convert", rich_help_panel=_MODELS)(convert.convert)
+app.command("demo", rich_help_panel=_MEDIA)(demo.demo)
+app.command("roundtrip", rich_help_panel=_MEDIA)(roundtrip.roundtrip)
+app.command("encode", rich_help_panel=_MEDIA)(encode.encode)
+app.command("decode", rich_help_panel=_MEDIA)(decode.decode)
+app.command("compare", rich_help_panel=_MEDIA)(compare.compare)
+app.command("fit", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.fit)
+app.command("validate", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.validate)
+app.command("parity", rich_help_panel=_CHECKS)(parity.parity)
+app.command("doctor", rich_help_panel=_CHECKS)(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the program `zoo`."""
+    app(prog_name="zoo")

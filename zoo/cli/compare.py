@@ -1,0 +1,234 @@
+"""`zoo compare`: models and classical codecs on the same images, in one table with its protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoo.cli.common import DEFAULT_MODEL, Device, choose_device, load_model, stdout, strict, track
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zoo.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image through one model or codec."""
+
+    row: str
+    image: np.ndarray  # uint8 (H, W, 3)
+    file_bytes: int
+    bits_per_pixel: float
+    quality: dict[str, float]
+    setting: int | None = None  # the codec's quality setting
+    short: bool = False  # even the codec's largest file has fewer bytes than the model's
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model or codec over all images; every number is the mean over them."""
+
+    name: str
+    file_bytes: float
+    bits_per_pixel: float
+    quality: dict[str, float]  # of the metrics that every image allows
+    setting: float | None
+    short: int  # images of which `Entry.short` holds
+
+
+def compare(
+    data: Annotated[str, typer.Argument(help="Images: a folder, a file or a glob pattern.")],
+    models: Annotated[str, typer.Option(help="Models, separated by commas.")] = DEFAULT_MODEL,
+    codecs: Annotated[str, typer.Option(help="jpeg, webp, both separated by a comma, or none.")] = "jpeg,webp",
+    perceptual: Annotated[str, typer.Option(help="Perceptual distances of zoo.metrics, or none.")] = "lite2_distance",
+    size: Annotated[int | None, typer.Option(min=1, help="Crop all images to this many pixels a side.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures of all results side by side.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers, those of each image too.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    device: Device = None,
+) -> None:
+    """Compare models with each other, and with JPEG and WebP at no fewer bytes than each model's tokens."""
+    from zoo.cli.measure import CODECS
+    from zoo.media.image import files
+    from zoo.media.storage import write_atomically
+    from zoo.metrics.image import IMAGE_METRICS
+
+    chosen, distances = _names("--codecs", codecs, CODECS), _names("--perceptual", perceptual, IMAGE_METRICS)
+    where = choose_device(device)
+    tokenizers = [load_model(name, where) for name in models.split(",")]
+    crop = _common_size(tokenizers, size)
+    paths = files(data)
+    entries: dict[Path, list[Entry]] = {}
+    sizes: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for path in track(paths, "comparing"):
+        digest.update(path.read_bytes())
+        original = _pixels(path, crop)
+        sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
+        results = _entries(original, tokenizers, chosen, distances)
+        if out is not None:
+            write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
+        entries[path] = [dataclasses.replace(entry, image=None) for entry in results]  # type: ignore[arg-type]
+
+    rows = [_mean(list(column)) for column in zip(*entries.values(), strict=True)]
+    protocol = {
+        "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest.hexdigest()}",
+        "sizes": ", ".join(f"{name} ({count})" for name, count in sizes.most_common()),
+        "models": ", ".join(f"{tokenizer.name} (weights {tokenizer.source.fingerprint})" for tokenizer in tokenizers),
+        **_protocol(rows, entries, chosen),
+    }
+    if json_file is not None:
+        images = [{"file": str(path), "results": list(map(_plain, results))} for path, results in entries.items()]
+        content = {"protocol": protocol, "rows": list(map(_plain, rows)), "images": images}
+        write_atomically(json_file, json.dumps(strict(content), indent=1).encode())
+    _print(rows, protocol, markdown=markdown)
+
+
+def _names(option: str, text: str, known: Container[str]) -> list[str]:
+    names = [] if text == "none" else text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option}: expected none or some of {', '.join(known)}, got {', '.join(unknown)}")  # type: ignore[arg-type]
+    return names
+
+
+def _common_size(tokenizers: Sequence[Tokenizer], size: int | None) -> tuple[int, ...] | None:
+    """The size to which all images are cropped, so that every row is of the same pixels; None: as they are."""
+    wanted = {tokenizer.name: tokenizer.spec.size for tokenizer in tokenizers if tokenizer.spec.size is not None}
+    if size is not None:
+        wanted["--size"] = (size, size)
+    if len(set(wanted.values())) > 1:
+        raise ValueError(f"expected models of one input size, got {wanted}")
+    return next(iter(wanted.values()), None)
+
+
+def _pixels(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
+    """The image as uint8 (H, W, 3), cropped where a size is wanted."""
+    from zoo import media
+    from zoo.media.image import to_uint8
+    from zoo.tokenizer import InputSpec
+
+    spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=size)
+    return to_uint8(media.load(path, spec), spec)[0]
+
+
+def _entries(
+    original: np.ndarray, tokenizers: Sequence[Tokenizer], codecs: Sequence[str], distances: Sequence[str]
+) -> list[Entry]:
+    """Each model, and after it each codec at no fewer bytes."""
+    from zoo.cli.measure import CODECS, bits_per_pixel, encode_at_least, quality, reconstruct
+
+    entries = []
+    for tokenizer in tokenizers:
+        result = reconstruct(tokenizer, original, further=distances)
+        entries.append(
+            Entry(tokenizer.name, result.image, result.file_bytes, result.bits_per_pixel, result.quality)
+        )
+        for codec in codecs:
+            coded = encode_at_least(original, codec, result.file_bytes)
+            entries.append(
+                Entry(
+                    row=f"{CODECS[codec][0]}, no fewer bytes than {tokenizer.name}",
+                    image=coded.image,
+                    file_bytes=coded.file_bytes,
+                    bits_per_pixel=bits_per_pixel(coded.file_bytes, original),
+                    quality=quality(coded.image, original, further=distances, device=result.device),
+                    setting=coded.quality,
+                    short=coded.file_bytes < result.file_bytes,
+                )
+            )
+    return entries
+
+
+def _mean(entries: Sequence[Entry]) -> Row:
+    common = [name for name in entries[0].quality if all(name in entry.quality for entry in entries)]
+    settings = [entry.setting for entry in entries if entry.setting is not None]
+    return Row(
+        name=entries[0].row,
+        file_bytes=fmean(entry.file_bytes for entry in entries),
+        bits_per_pixel=fmean(entry.bits_per_pixel for entry in entries),
+        quality={name: fmean(entry.quality[name] for entry in entries) for name in common},
+        setting=fmean(settings) if settings else None,
+        short=sum(entry.short for entry in entries),
+    )
+
+
+def _protocol(rows: Sequence[Row], entries: dict[Path, list[Entry]], codecs: Sequence[str]) -> dict[str, str]:
+    """What each number means, and what the table leaves out."""
+    from zoo.cli.measure import codec_protocol, label
+    from zoo.metrics.image import IMAGE_METRICS
+
+    protocol = {
+        "numbers": "means over the images, each measured on its 8-bit RGB picture",
+        "bytes": "of the whole file, header included: packed tokens or coded image; bits per pixel: 8 x bytes / pixels",
+        **{codec: codec_protocol(codec) for codec in codecs},
+        **{label(name): IMAGE_METRICS[name][0].protocol for name in rows[0].quality},
+    }
+    measured = {name for results in entries.values() for entry in results for name in entry.quality}
+    if missing := sorted(measured - set(rows[0].quality)):
+        protocol["left out"] = f"{', '.join(map(label, missing))}, which some images are too small for"
+    for row in rows:
+        if row.short:
+            protocol[row.name] = f"{row.short} images have fewer bytes even at quality 100"
+    return protocol
+
+
+def _plain(result: Entry | Row) -> dict[str, object]:
+    return {key: value for key, value in dataclasses.asdict(result).items() if key != "image"}
+
+
+def _picture(original: np.ndarray, entries: Sequence[Entry]) -> bytes:
+    from zoo.cli.measure import number, png
+    from zoo.media.image import side_by_side
+
+    labels = [
+        f"{entry.row.partition(',')[0]}\n{entry.file_bytes:,} bytes, {number('psnr', entry.quality['psnr'])}"
+        for entry in entries
+    ]
+    return png(side_by_side([original, *(entry.image for entry in entries)], ["original", *labels]))
+
+
+def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> None:
+    from zoo.cli.measure import label
+    from zoo.metrics.image import IMAGE_METRICS
+
+    arrows = {"higher": "↑", "lower": "↓"}
+    units = {name: f" ({IMAGE_METRICS[name][0].unit})" if IMAGE_METRICS[name][0].unit else "" for name in rows[0].quality}
+    head = ["model or codec", "bytes", "bits per pixel", "codec quality"]
+    head += [f"{label(name)}{unit} {arrows[IMAGE_METRICS[name][0].better]}" for name, unit in units.items()]
+    lines = [
+        [
+            row.name,
+            f"{row.file_bytes:,.0f}",
+            f"{row.bits_per_pixel:.3f}",
+            "" if row.setting is None else f"{row.setting:.1f}",
+            *(f"{value:.2f}" if name == "psnr" else f"{value:.4f}" for name, value in row.quality.items()),
+        ]
+        for row in rows
+    ]
+    if markdown:
+        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines]))
+        typer.echo("\n" + "\n".join(f"- {name}: {text}" for name, text in protocol.items()))
+        return
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    table.add_column(head[0])
+    for column in head[1:]:
+        table.add_column(column, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    console = stdout()
+    console.print(table)
+    for name, text in protocol.items():
+        console.print(f"{name}: {text}", style="dim", markup=False, highlight=False)

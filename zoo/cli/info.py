@@ -1,0 +1,122 @@
+"""`zoo info`: everything known of one model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoo.cli.common import Json, megabytes, print_json, stdout
+
+if TYPE_CHECKING:
+    from zoo.cards import ModelCard
+    from zoo.tokenizer import Tokenizer
+
+IMAGE_SIDE = 256  # pixels of the image whose tokens are counted
+
+
+def info(
+    name: Annotated[str, typer.Argument(help="Name in the zoo, or a saved model's file or folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show a model's card: config, weights, licence, paper, metrics with their protocols, and its tokens."""
+    model, card = _model_and_card(name)
+    facts = {**card.to_dict(), **_of_model(model)}
+    if as_json:
+        print_json(facts, indent=1)
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _rows(card, facts).items():
+        if value:
+            table.add_row(key, escape(value))
+    console = stdout()
+    console.print(table)
+    if card.metrics:
+        metrics = Table("metric", "value", "protocol", header_style="bold")
+        for metric in card.metrics:
+            metrics.add_row(escape(metric.name), f"{metric.value:g}", escape(metric.protocol))
+        console.print(metrics)
+
+
+def _model_and_card(name: str) -> tuple[Tokenizer, ModelCard]:
+    """A model of the zoo without memory for its weights; a saved one as it is."""
+    import torch
+
+    from zoo.cli.common import load_model
+    from zoo.registry import UnknownModelError, registry
+
+    try:
+        card = registry.card(name)
+    except UnknownModelError as error:
+        if not any(sign in name for sign in (":", "/", "\\")):
+            raise error
+        model = load_model(name)
+        if model.card is None:
+            raise
+        return model, model.card
+    family = registry.family(card.family, card.module)
+    with torch.device("meta"):
+        return family.model(family.config.from_dict(card.config)), card  # type: ignore[call-arg, arg-type]
+
+
+def _of_model(model: Tokenizer) -> dict[str, Any]:
+    """What the built model tells: its size, what it takes, and how many tokens an image becomes."""
+    import dataclasses
+
+    facts: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "input": dataclasses.asdict(model.spec),
+        "vocab_sizes": model.vocab_sizes,
+    }
+    if model.spec.modality == "image":
+        size = model.spec.size or (IMAGE_SIDE, IMAGE_SIDE)
+        padded = tuple(side + grow for side, grow in zip(size, model.spec.padding(size)))
+        counts = [_product(shape) for shape in model.token_shapes(padded)]
+        bits = sum((vocabulary - 1).bit_length() * count for vocabulary, count in zip(model.vocab_sizes, counts))
+        facts["example"] = {"size": size, "tokens": sum(counts), "bits": bits, "bits_per_pixel": bits / _product(size)}
+    return facts
+
+
+def _product(numbers: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(numbers)
+
+
+def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
+    flags = [flag for flag, holds in (("non-commercial", card.non_commercial), ("needs a login", card.gated)) if holds]
+    source = "none published"
+    if card.source is not None:
+        source = str(card.source) + (f", sha256 {card.source.sha256}" if card.source.sha256 else "")
+    taken = facts["input"]
+    sides = " x ".join(map(str, taken["size"])) if taken["size"] else "any size"
+    low, high = taken["value_range"]
+    tokens = ""
+    if example := facts.get("example"):
+        tokens = (
+            f"{example['tokens']:,} for an image of {' x '.join(map(str, example['size']))}: {example['bits']:,} bits, "
+            f"{example['bits_per_pixel']:.3f} bits per pixel"
+        )
+    return {
+        "name": card.full_name + (f" (also {', '.join(card.aliases)})" if card.aliases else ""),
+        "family": f"{card.family} ({card.module})",
+        "kind": f"{card.modality}, {card.layout}, {card.quantizer}",
+        "holds": f"only the {card.part}" if card.part else "",
+        "input": f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}, padded to multiples of {taken['multiple']}",
+        "parameters": f"{facts['parameters']:,} ({megabytes(4 * facts['parameters'])} in float32)",
+        "vocabulary": ", ".join(f"{size:,}" for size in facts["vocab_sizes"]),
+        "tokens": tokens,
+        "weights": source,
+        "licence": ", ".join([card.licence, *flags]),
+        "paper": card.paper,
+        "code": card.code,
+        "checked by": card.checked_by,
+        "notes": card.notes,
+        "config": json.dumps(dict(card.config)),
+    }
