@@ -7,6 +7,6 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path.cwd().resolve() != Path(__file__).resolve().parent.parent:
     del sys.path[0]
 
-from zoo.cli import main  # noqa: E402
+from zoo.cli import main
 
 main()

@@ -294,5 +294,5 @@ def require_licence(name: str, licence: str, *, non_commercial: bool, accept: bo
     if non_commercial and not accepted:
         raise LicenceError(
             f"{name}: the licence of its weights forbids commercial use: {licence}. If you accept it, say so once by "
-            "accept_licence=True, by --accept-licence on the command line, or by ZOO_ACCEPT_LICENCE=1"
+            "accept_licence=True, by `zoo download NAME --accept-licence`, or by ZOO_ACCEPT_LICENCE=1"
         )

@@ -1,16 +1,17 @@
 """The stored forms of tokens: packed bits with a short binary header, and safetensors.
 
-Packed form, version 1: b"ZTK" and a version byte; then, all numbers as LEB128 varints: layout, prefix axis, batch, levels,
-for each level its vocabulary size and position axes; lengths flag and lengths; source flag, name, fingerprint; extent
-flag, sample rate, axes, sizes; then the valid indices, level by level and item by item, each at ceil(log2 K) bits, most
-significant bit first, padded with zeros to a whole byte.
+Packed form, version 1: b"ZTK" and a version byte; then, all numbers as LEB128 varints: layout, prefix axis, batch,
+levels, for each level its vocabulary size and position axes; lengths flag and lengths; source flag, name, fingerprint;
+extent flag, sample rate, axes, sizes; then the valid indices, level by level and item by item, each at ceil(log2 K)
+bits, most significant bit first, padded with zeros to a whole byte.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 import safetensors
@@ -23,8 +24,10 @@ from zoo.tokens import LAYOUTS, Extent, Source, Tokens
 T = TypeVar("T")
 MAGIC = b"ZTK"
 VERSION = 1
-_PREFIXES = (None, "positions", "levels")
+_PREFIXES: tuple[Literal["positions", "levels"] | None, ...] = (None, "positions", "levels")
 _MAXIMUM = 1 << 40  # no count in a header may exceed it
+_MAXIMUM_VOCABULARY = 1 << 62
+_UNPAID = 1 << 26  # positions beyond those that bits follow for: padding of ragged batches, vocabularies of one code
 
 
 def pack(tokens: Tokens) -> bytes:
@@ -38,8 +41,9 @@ def pack(tokens: Tokens) -> bytes:
     if tokens.source is not None:
         header += _text(tokens.source.fingerprint)
     header += _varint(0) if tokens.extent is None else _varint(1) + _extent(tokens.extent)
-    bits = [_bits(_valid(tokens, q), size) for q, size in enumerate(tokens.vocab_sizes)]
-    return bytes(header) + np.packbits(np.concatenate(bits)).tobytes()
+    bits = np.concatenate([_bits(_valid(tokens, q), size) for q, size in enumerate(tokens.vocab_sizes)])
+    _check_positions(len(tokens), [level.shape[1:] for level in tokens.levels], len(bits))
+    return bytes(header) + np.packbits(bits).tobytes()
 
 
 def unpack(data: bytes) -> Tokens:
@@ -53,7 +57,7 @@ def unpack(data: bytes) -> Tokens:
     batch, count = reader.number(), reader.number()
     vocab_sizes, shapes = [], []
     for _ in range(reader.bounded(count)):
-        vocab_sizes.append(reader.number())
+        vocab_sizes.append(reader.number(_MAXIMUM_VOCABULARY))
         shapes.append(tuple(reader.number() for _ in range(reader.bounded(reader.number()))))
     lengths = None
     if reader.number():
@@ -63,7 +67,7 @@ def unpack(data: bytes) -> Tokens:
     extent = None
     if reader.number():
         rate, axes = reader.number(), reader.bounded(reader.number())
-        reader.bounded(batch * axes)
+        reader.bounded(batch * max(1, axes))
         extent = Extent(tuple(tuple(reader.number() for _ in range(axes)) for _ in range(batch)), rate or None)
     levels = _read_levels(data[reader.at :], batch, shapes, vocab_sizes, lengths)
     return Tokens(levels, tuple(vocab_sizes), layout, lengths, source, extent, prefix)
@@ -89,20 +93,20 @@ def from_safetensors(data: bytes) -> Tokens:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tokens"])
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"expected a file of tokens, got something else ({error})") from error
-    if about["version"] != VERSION:
-        raise ValueError(f"expected tokens of version {VERSION}, got {about['version']}")
-    extent = about["extent"]
-    return Tokens(
-        levels=tuple(tensors[f"levels.{q}"] for q in range(len(about["vocab_sizes"]))),
-        vocab_sizes=tuple(about["vocab_sizes"]),
-        layout=about["layout"],
-        lengths=tensors.get("lengths"),
-        source=Source(*about["source"]) if about["source"] else None,
-        extent=Extent(tuple(map(tuple, extent[0])), extent[1]) if extent else None,
-        prefix=about["prefix"],
-    )
+        if about["version"] != VERSION:
+            raise ValueError(f"version: expected {VERSION}, got {about['version']}")
+        extent = about["extent"]
+        return Tokens(
+            levels=tuple(tensors[f"levels.{q}"] for q in range(len(about["vocab_sizes"]))),
+            vocab_sizes=tuple(about["vocab_sizes"]),
+            layout=about["layout"],
+            lengths=tensors.get("lengths"),
+            source=Source(*map(str, about["source"])) if about["source"] else None,
+            extent=Extent(tuple(map(tuple, extent[0])), extent[1]) if extent else None,
+            prefix=about["prefix"],
+        )
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected a file of tokens, got something else ({error!r})") from error
 
 
 def _valid(tokens: Tokens, q: int) -> np.ndarray:
@@ -122,6 +126,8 @@ def _bits(values: np.ndarray, vocab_size: int) -> np.ndarray:
 def _read_levels(
     payload: bytes, batch: int, shapes: list[tuple[int, ...]], vocab_sizes: list[int], lengths: Tensor | None
 ) -> tuple[Tensor, ...]:
+    if lengths is not None and any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"packed tokens: expected one position axis beside lengths, got shapes {shapes}")
     widths = [(size - 1).bit_length() for size in vocab_sizes]
     of_level = [lengths[:, q] if lengths is not None and lengths.ndim == 2 else lengths for q in range(len(shapes))]
     counts = [
@@ -130,8 +136,7 @@ def _read_levels(
     total = sum(width * count for width, count in zip(widths, counts))
     if len(payload) != (total + 7) // 8:
         raise ValueError(f"packed tokens: expected {(total + 7) // 8} bytes of indices, got {len(payload)}")
-    if batch * max(map(math.prod, shapes), default=0) > _MAXIMUM:
-        raise ValueError(f"packed tokens: expected at most {_MAXIMUM} indices, got shapes {shapes}")
+    _check_positions(batch, shapes, total)
     bits = np.unpackbits(np.frombuffer(payload, np.uint8), count=total)
     levels, at = [], 0
     for shape, width, count, length in zip(shapes, widths, counts, of_level):
@@ -141,10 +146,19 @@ def _read_levels(
         if length is None:
             levels.append(values.view(batch, *shape))
             continue
+        if bool((length > shape[0]).any()):
+            raise ValueError(f"packed tokens: expected lengths up to {shape[0]}, got {int(length.max())}")
         level = torch.zeros(batch, *shape, dtype=torch.int64)
         level[torch.arange(shape[0]) < length[:, None]] = values
         levels.append(level)
     return tuple(levels)
+
+
+def _check_positions(batch: int, shapes: Sequence[Sequence[int]], bits: int) -> None:
+    """Refuse a few bytes that would become a vast tensor."""
+    positions = sum(math.prod(max(1, side) for side in (batch, *shape)) for shape in shapes)
+    if positions > bits + _UNPAID:
+        raise ValueError(f"packed tokens: expected at most {bits + _UNPAID} positions for {bits} bits, got {positions}")
 
 
 def _varint(value: int) -> bytes:
@@ -171,7 +185,7 @@ class _Reader:
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self.at = data, at
 
-    def number(self) -> int:
+    def number(self, maximum: int = _MAXIMUM) -> int:
         value = shift = 0
         while True:
             if self.at >= len(self.data):
@@ -180,15 +194,17 @@ class _Reader:
             self.at += 1
             value |= (byte & 0x7F) << shift
             shift += 7
+            if value > maximum:
+                raise ValueError(f"packed tokens: expected numbers up to {maximum} in the header, got {value}")
             if byte < 0x80:
                 return value
-            if shift > 63:
-                raise ValueError("packed tokens: a number in the header is too large")
 
     def bounded(self, count: int) -> int:
         """`count`, refused where so many numbers cannot follow."""
         if count > len(self.data) - self.at:
-            raise ValueError(f"packed tokens: the header states {count} values, {len(self.data) - self.at} bytes follow")
+            raise ValueError(
+                f"packed tokens: the header states {count} values, {len(self.data) - self.at} bytes follow"
+            )
         return count
 
     def choice(self, options: tuple[T, ...]) -> T:

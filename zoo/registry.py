@@ -245,11 +245,18 @@ def load_checkpoint(model: Tokenizer, family: Family, card: ModelCard, path: Pat
         state = checkpoint.read(path)
     else:
         published = checkpoint.read(path, container=card.container)
-        key_map: checkpoint.KeyMap = getattr(family.module, card.key_map)
+        key_map: checkpoint.KeyMap | None = getattr(family.module, card.key_map, None)
+        if key_map is None:
+            raise checkpoint.CheckpointError(
+                f"{path}: expected a file that `save_model` or `zoo convert` wrote, since the family {family.name} has no "
+                f"published layout{_nearest(published)}"
+            )
         try:
             state = dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published)
         except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}") from error
+            raise checkpoint.CheckpointError(
+                f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}"
+            ) from error
     absent: list[str] = []
     if card.part is not None:
         loaded = {key.partition(".")[0] for key in state}
@@ -290,7 +297,12 @@ def save_model(model: Tokenizer, folder: str | Path) -> Path:
 
     Returns:
         The safetensors file, which `create_model` loads by its path; the folder loads as `local-dir:folder`.
+
+    Raises:
+        ValueError: a model that holds only an encoder or a decoder.
     """
+    if model.card is not None and model.card.part is not None:
+        raise ValueError(f"{model.name} holds only the {model.card.part}; expected a whole model")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     family = next(f for f in registry._families.values() if f.model is type(model))
@@ -317,7 +329,10 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenize
     """The model of a file that `save_model` wrote."""
     about = checkpoint.metadata(path).get("zoo")
     if about is None:
-        raise checkpoint.CheckpointError(f"{path}: expected a file that `save_model` or `zoo convert` wrote; for a published file use create_model(NAME, checkpoint=...)")
+        raise checkpoint.CheckpointError(
+            f"{path}: expected a file that `save_model` or `zoo convert` wrote; for a published file use "
+            "create_model(NAME, checkpoint=...)"
+        )
     facts = json.loads(about)
     family = registry.family(facts["family"], facts["module"])
     config = _changed(family.config.from_dict(facts["config"]), changes or {})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -282,8 +282,7 @@ class Tokenizer(nn.Module):
     @property
     def source(self) -> Source:
         """Name and fingerprint that the tokens of this model carry; the fingerprint follows changes of the weights."""
-        state = self.state_dict()
-        version = sum(tensor._version for tensor in state.values())
+        state, version = self.state_dict(), self._weights_version()
         if self._fingerprint is None or self._fingerprint[0] != version:
             digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
             for key in sorted(state):
@@ -291,6 +290,18 @@ class Tokenizer(nn.Module):
                 digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._fingerprint = (version, digest.hexdigest()[:16])
         return Source(self.name, self._fingerprint[1])
+
+    def _weights_version(self) -> int:
+        """Counts the in-place changes of all weights."""
+        return sum(tensor._version for tensor in self.state_dict().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
+        known = self._fingerprint is not None and self._fingerprint[0] == self._weights_version()
+        super()._apply(fn, recurse)
+        if known:
+            self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
+        return self
 
     def pad(self, x: Tensor) -> Tensor:
         """Signals grown at their ends to the sides that the model takes, by repeating the last value."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,10 +34,20 @@ class Extent:
     Attributes:
         sizes: one tuple per item: (height, width) in pixels or (samples,).
         sample_rate: in Hz, of audio.
+
+    Raises:
+        ValueError: sizes that are no positive integers, or not all of as many axes.
     """
 
     sizes: tuple[tuple[int, ...], ...]
     sample_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        sides = [side for size in self.sizes for side in size]
+        if any(not isinstance(side, int) or side < 1 for side in sides):
+            raise ValueError(f"extent: expected positive integers, got {self.sizes}")
+        if len({len(size) for size in self.sizes}) > 1 or () in self.sizes:
+            raise ValueError(f"extent: expected sizes of as many axes each, got {self.sizes}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Tokens:
     Attributes:
         levels: int64 index tensors, one per codebook level, each (B, *positions).
         vocab_sizes: number of codes of each level.
-        layout: `grid` (B, H, W), `sequence` (B, N), `frames` (B, T) at each level, `scales` (levels of different length).
+        layout: `grid` (B, H, W), `sequence` (B, N), `frames` (B, T) at each level, `scales` (levels of any length).
         lengths: valid positions of each item where items differ: (B,), or (B, Q) for `scales`; entries beyond are 0.
         source: who made them; None stands for an unknown maker, whose tokens any model of fitting layout decodes.
         extent: what undoes the padding of the signals.
@@ -70,6 +80,10 @@ class Tokens:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if not self.levels or len(self.levels) != len(self.vocab_sizes):
             raise ValueError(f"expected a vocabulary size per level, got {len(self.levels)} and {self.vocab_sizes}")
+        if any(not isinstance(size, int) or size < 1 for size in self.vocab_sizes):
+            raise ValueError(f"expected integer vocabulary sizes >= 1, got {self.vocab_sizes}")
+        if self.prefix not in (None, "positions", "levels"):
+            raise ValueError(f"prefix: expected 'positions', 'levels' or None, got {self.prefix!r}")
         positions = 1 if self.layout in ("sequence", "frames") else 2 if self.layout == "grid" else None
         for level, vocab_size in zip(self.levels, self.vocab_sizes):
             if level.dtype != torch.int64:
@@ -245,23 +259,20 @@ class Tokens:
         Raises:
             ValueError: frame order where the lengths of the levels are no whole multiples.
         """
-        slots = flat_slots([math.prod(level.shape[1:]) for level in self.levels], order)
+        slots = flat_slots([math.prod(level.shape[1:]) for level in self.levels], order).to(self.device)
         values = torch.cat([level.flatten(1) + offset for level, offset in zip(self.levels, self.offsets)], dim=1)
         if self.lengths is None:
-            return values[:, slots.to(self.device)]
-        starts = [0]
-        for level in self.levels:
-            starts.append(starts[-1] + level.shape[1])
+            return values[:, slots]
         valid = torch.cat(
             [
                 torch.arange(level.shape[1], device=self.device) < self._lengths(q).to(self.device)[:, None]
                 for q, level in enumerate(self.levels)
             ],
             dim=1,
-        )
-        slots = slots.to(self.device)
-        rows = [row[slots][keep[slots]] for row, keep in zip(values, valid)]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+        )[:, slots]
+        valid_first = (~valid).sort(dim=1, stable=True).indices
+        longest = int(valid.sum(dim=1).max()) if len(self) else 0
+        return values[:, slots].masked_fill(~valid, PAD).gather(1, valid_first)[:, :longest]
 
     def unflatten(self, ids: Tensor, order: Order = "frame") -> Tokens:
         """Tokens of the shape of these from ids (B, N) of `flatten`, in the same order.
@@ -299,14 +310,12 @@ class Tokens:
 
         path = Path(path)
         data = packing.to_safetensors(self) if path.suffix == ".safetensors" else self.pack()
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | Path) -> Tokens:
@@ -364,6 +373,8 @@ def unflatten_ids(
         values[:, slots] = ids
         valid = torch.ones_like(values, dtype=torch.bool)
     else:
+        if len(lengths) != len(ids):
+            raise ValueError(f"expected ids of {len(lengths)} items, got {len(ids)}")
         position = torch.cat([torch.arange(count) for count in counts]).to(ids.device)
         of_level = lengths if lengths.ndim == 2 else lengths[:, None].expand(-1, len(counts))
         valid = position < of_level.to(ids.device)[:, level_of]

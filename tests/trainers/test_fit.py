@@ -58,7 +58,7 @@ def test_it_learns(finished: Path) -> None:
     losses = metrics(finished, "train/reconstruction")
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    assert metrics(finished, "val/psnr")[-1] > metrics(finished, "val/psnr")[0] + 3
+    assert metrics(finished, "val/psnr")[-1] > metrics(finished, "val/psnr")[0] + 2
     assert 1 < metrics(finished, "val/perplexity")[-1] <= 64000
 
 

@@ -69,6 +69,10 @@ class ReconstructionTask(lightning.LightningModule):
         self.reconstruction_weight = reconstruction_weight
         self.perceptual_weight = perceptual_weight
         self.quantizer_weights = dict(quantizer_weights or {})
+        quantizer = self.model.quantizer.config.build().train()
+        known = sorted(quantizer(torch.zeros(1, 2, quantizer.config.dim)).losses)
+        if unknown := sorted(set(self.quantizer_weights) - set(known)):
+            raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         # outside the module tree: a frozen network is no part of the checkpoint
@@ -118,10 +122,6 @@ class ReconstructionTask(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self.model.train()
-        quantizer = self.model.quantizer.config.build().train()
-        known = sorted(quantizer(torch.zeros(1, 2, quantizer.config.dim)).losses)
-        if unknown := sorted(set(self.quantizer_weights) - set(known)):
-            raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
 
     def configure_optimizers(self) -> dict[str, Any]:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""What the verbs share: models and devices by name, files in and out, work over many files, and how things are printed."""
+"""What the verbs share: models and devices by name, files in and out, and how things are printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 DEFAULT_MODEL = "compact_f8.photos"
 
-Images = Annotated[list[str], typer.Argument(metavar="FILES...", help="Images: files, folders or glob patterns.")]
+Images = Annotated[list[str], typer.Argument(metavar="FILES", help="Images: files, folders or glob patterns.")]
 Model = Annotated[str, typer.Option(help="Name in the zoo, hf-hub:owner/repo, or a saved model's file or folder.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the fastest there is.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
@@ -115,31 +116,39 @@ def file_name_of(model: Tokenizer) -> str:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def plan(
-    patterns: Iterable[str],
-    find: Callable[[str], Sequence[Path]],
-    out: Path | None,
-    rename: Callable[[Path], str],
-) -> list[tuple[Path, Path]]:
-    """Pairs of a file to read and a file to write.
+def find_all(patterns: Iterable[str], find: Callable[[str], Sequence[Path]]) -> list[tuple[Path, Path]]:
+    """Files with their paths inside the folder that was named; of a file or glob pattern the name alone.
 
     Args:
         patterns: files, folders or glob patterns.
         find: the files that one of them means.
-        out: folder of the results, in which the levels of a folder are kept; None: beside each file.
+    """
+    return [
+        (path, path.relative_to(pattern) if Path(pattern).is_dir() else Path(path.name))
+        for pattern in patterns
+        for path in find(pattern)
+    ]
+
+
+def pair(
+    files: Iterable[tuple[Path, Path]], out: Path | None, rename: Callable[[Path], str]
+) -> list[tuple[Path, Path]]:
+    """Files of `find_all` with the files to write.
+
+    Args:
+        files: what `find_all` gave.
+        out: folder of the results, in which the levels of a named folder are kept; None: beside each file.
         rename: file name of the result.
 
     Raises:
         ValueError: two files would be written to one place.
     """
     sources: dict[Path, Path] = {}  # target -> source
-    for pattern in patterns:
-        for source in find(pattern):
-            relative = source.relative_to(pattern) if Path(pattern).is_dir() else Path(source.name)
-            target = (source if out is None else out / relative).with_name(rename(source))
-            other = sources.setdefault(target, source)
-            if other.resolve() != source.resolve():
-                raise ValueError(f"both {other} and {source} would be written to {target}; give one of them alone")
+    for source, relative in files:
+        target = (source if out is None else out / relative).with_name(rename(source))
+        other = sources.setdefault(target, source)
+        if other.resolve() != source.resolve():
+            raise ValueError(f"both {other} and {source} would be written to {target}; give one of them alone")
     return [(source, target) for target, source in sources.items()]
 
 
@@ -150,25 +159,25 @@ def for_each(items: Sequence[T], work: Callable[[T], None], label: str) -> None:
         typer.Exit: with status 1, at the end, when any item failed.
     """
     failed = 0
-    for item in track(items, label):
-        try:
-            work(item)
-        except (ValueError, OSError) as error:
-            report(error)
-            failed += 1
+    with progress(items, label) as steps:
+        for item in steps:
+            try:
+                work(item)
+            except (ValueError, OSError) as error:
+                report(error)
+                failed += 1
     if failed:
         if len(items) > 1:
             note(f"{failed} of {len(items)} failed")
         raise typer.Exit(1)
 
 
-def track(items: Sequence[T], label: str) -> Iterable[T]:
-    """The items one by one, with a progress bar on stderr where there is more than one and a terminal."""
+@contextmanager
+def progress(items: Sequence[T], label: str) -> Iterator[Iterable[T]]:
+    """The items to walk through, with a bar on stderr where there is more than one and a terminal."""
     from rich.progress import Progress
 
-    # results printed meanwhile go above the bar, unless stdout leads elsewhere
-    bar = Progress(
-        console=stderr(), transient=True, redirect_stdout=sys.stdout.isatty(), disable=len(items) < 2 or not sys.stderr.isatty()
-    )
-    with bar:
-        yield from bar.track(items, description=label)
+    quiet = len(items) < 2 or not sys.stderr.isatty()
+    # what is printed meanwhile goes above the bar, unless stdout leads elsewhere
+    with Progress(console=stderr(), transient=True, redirect_stdout=sys.stdout.isatty(), disable=quiet) as bar:
+        yield bar.track(items, description=label)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import DEFAULT_MODEL, Device, choose_device, load_model, stdout, strict, track
+from zoo.cli.common import DEFAULT_MODEL, Device, choose_device, load_model, progress, stdout, strict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ class Entry:
     """One image through one model or codec."""
 
     row: str
-    image: np.ndarray  # uint8 (H, W, 3)
+    image: np.ndarray | None  # uint8 (H, W, 3); None: no longer needed
     file_bytes: int
     bits_per_pixel: float
     quality: dict[str, float]
@@ -49,12 +49,14 @@ class Row:
 
 def compare(
     data: Annotated[str, typer.Argument(help="Images: a folder, a file or a glob pattern.")],
-    models: Annotated[str, typer.Option(help="Models, separated by commas.")] = DEFAULT_MODEL,
+    models: Annotated[str, typer.Option("--models", "--model", help="Models, separated by commas.")] = DEFAULT_MODEL,
     codecs: Annotated[str, typer.Option(help="jpeg, webp, both separated by a comma, or none.")] = "jpeg,webp",
     perceptual: Annotated[str, typer.Option(help="Perceptual distances of zoo.metrics, or none.")] = "lite2_distance",
     size: Annotated[int | None, typer.Option(min=1, help="Crop all images to this many pixels a side.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures of all results side by side.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers, those of each image too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the numbers, those of each image too.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     device: Device = None,
 ) -> None:
@@ -65,21 +67,22 @@ def compare(
     from zoo.metrics.image import IMAGE_METRICS
 
     chosen, distances = _names("--codecs", codecs, CODECS), _names("--perceptual", perceptual, IMAGE_METRICS)
+    paths = files(data)
     where = choose_device(device)
     tokenizers = [load_model(name, where) for name in models.split(",")]
     crop = _common_size(tokenizers, size)
-    paths = files(data)
     entries: dict[Path, list[Entry]] = {}
     sizes: Counter[str] = Counter()
     digest = hashlib.sha256()
-    for path in track(paths, "comparing"):
-        digest.update(path.read_bytes())
-        original = _pixels(path, crop)
-        sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
-        results = _entries(original, tokenizers, chosen, distances)
-        if out is not None:
-            write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
-        entries[path] = [dataclasses.replace(entry, image=None) for entry in results]  # type: ignore[arg-type]
+    with progress(paths, "comparing") as steps:
+        for path in steps:
+            digest.update(path.read_bytes())
+            original = _pixels(path, crop)
+            sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
+            results = _entries(original, tokenizers, chosen, distances)
+            if out is not None:
+                write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
+            entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
 
     rows = [_mean(list(column)) for column in zip(*entries.values(), strict=True)]
     protocol = {
@@ -131,9 +134,7 @@ def _entries(
     entries = []
     for tokenizer in tokenizers:
         result = reconstruct(tokenizer, original, further=distances)
-        entries.append(
-            Entry(tokenizer.name, result.image, result.file_bytes, result.bits_per_pixel, result.quality)
-        )
+        entries.append(Entry(tokenizer.name, result.image, result.file_bytes, result.bits_per_pixel, result.quality))
         for codec in codecs:
             coded = encode_at_least(original, codec, result.file_bytes)
             entries.append(
@@ -195,7 +196,8 @@ def _picture(original: np.ndarray, entries: Sequence[Entry]) -> bytes:
         f"{entry.row.partition(',')[0]}\n{entry.file_bytes:,} bytes, {number('psnr', entry.quality['psnr'])}"
         for entry in entries
     ]
-    return png(side_by_side([original, *(entry.image for entry in entries)], ["original", *labels]))
+    images = [entry.image for entry in entries if entry.image is not None]
+    return png(side_by_side([original, *images], ["original", *labels]))
 
 
 def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> None:
@@ -203,7 +205,9 @@ def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> 
     from zoo.metrics.image import IMAGE_METRICS
 
     arrows = {"higher": "↑", "lower": "↓"}
-    units = {name: f" ({IMAGE_METRICS[name][0].unit})" if IMAGE_METRICS[name][0].unit else "" for name in rows[0].quality}
+    units = {
+        name: f" ({IMAGE_METRICS[name][0].unit})" if IMAGE_METRICS[name][0].unit else "" for name in rows[0].quality
+    }
     head = ["model or codec", "bytes", "bits per pixel", "codec quality"]
     head += [f"{label(name)}{unit} {arrows[IMAGE_METRICS[name][0].better]}" for name, unit in units.items()]
     lines = [
@@ -217,7 +221,9 @@ def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> 
         for row in rows
     ]
     if markdown:
-        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines]))
+        typer.echo(
+            "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
+        )
         typer.echo("\n" + "\n".join(f"- {name}: {text}" for name, text in protocol.items()))
         return
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import Device, choose_device, for_each, load_model, plan
+from zoo.cli.common import Device, choose_device, find_all, for_each, load_model, pair
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
@@ -25,8 +25,10 @@ class ImageFormat(StrEnum):
 
 
 def decode(
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Token files, folders or glob patterns.")],
-    model: Annotated[str | None, typer.Option(help="Name, file or folder; default: the name in each token file.")] = None,
+    files: Annotated[list[str], typer.Argument(metavar="FILES", help="Token files, folders or glob patterns.")],
+    model: Annotated[
+        str | None, typer.Option(help="Name, file or folder; default: the name in each token file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside each token file.")] = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the images.")] = ImageFormat.PNG,
     device: Device = None,
@@ -36,7 +38,7 @@ def decode(
     from zoo.registry import UnknownModelError
     from zoo.tokens import Tokens
 
-    targets = plan(files, token_files, out, lambda path: f"{path.stem}_decoded.{image_format}")
+    targets = pair(find_all(files, token_files), out, lambda path: f"{path.stem}_decoded.{image_format}")
     where = choose_device(device)
 
     @cache
@@ -52,7 +54,9 @@ def decode(
         try:
             decoder = tokenizer(name)
         except UnknownModelError as error:
-            raise UnknownModelError(f"{source}: {error}; --model also takes the file or folder of a saved model") from error
+            raise UnknownModelError(
+                f"{source}: {error}; --model also takes the file or folder of a saved model"
+            ) from error
         for written in media.save(decoder.decode(tokens), target, decoder.spec):
             typer.echo(f"{source} -> {written}")
 

@@ -10,7 +10,7 @@ from zoo.cli.common import megabytes
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(metavar="NAMES...", help="Names in the zoo.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAMES", help="Names in the zoo.")],
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Accept non-commercial licences; remembered for each model.")
     ] = False,

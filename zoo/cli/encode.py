@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.common import DEFAULT_MODEL, Device, Images, Model, choose_device, for_each, load_model, plan
+from zoo.cli.common import DEFAULT_MODEL, Device, Images, Model, choose_device, find_all, for_each, load_model, pair
 
 
 class TokenFormat(StrEnum):
@@ -20,14 +20,16 @@ def encode(
     files: Images,
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path | None, typer.Option(help="Folder of the token files; default: beside each image.")] = None,
-    token_format: Annotated[TokenFormat, typer.Option("--format", help="Packed bits, or safetensors.")] = TokenFormat.ZTOK,
+    token_format: Annotated[
+        TokenFormat, typer.Option("--format", help="Packed bits, or safetensors.")
+    ] = TokenFormat.ZTOK,
     device: Device = None,
 ) -> None:
     """Turn images into token files, `photo.jpg` into `photo.ztok`."""
     from zoo import media
     from zoo.media.image import files as images
 
-    targets = plan(files, images, out, lambda path: f"{path.stem}.{token_format}")
+    targets = pair(find_all(files, images), out, lambda path: f"{path.stem}.{token_format}")
     tokenizer = load_model(model, choose_device(device))
     where = next(tokenizer.parameters()).device
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,17 +52,12 @@ def _model_and_card(name: str) -> tuple[Tokenizer, ModelCard]:
     import torch
 
     from zoo.cli.common import load_model
-    from zoo.registry import UnknownModelError, registry
+    from zoo.registry import registry
 
-    try:
-        card = registry.card(name)
-    except UnknownModelError as error:
-        if not any(sign in name for sign in (":", "/", "\\")):
-            raise error
+    if ":" in name or Path(name).exists():
         model = load_model(name)
-        if model.card is None:
-            raise
-        return model, model.card
+        return model, model.card or registry.card(model.name)
+    card = registry.card(name)
     family = registry.family(card.family, card.module)
     with torch.device("meta"):
         return family.model(family.config.from_dict(card.config)), card  # type: ignore[call-arg, arg-type]
@@ -67,8 +65,6 @@ def _model_and_card(name: str) -> tuple[Tokenizer, ModelCard]:
 
 def _of_model(model: Tokenizer) -> dict[str, Any]:
     """What the built model tells: its size, what it takes, and how many tokens an image becomes."""
-    import dataclasses
-
     facts: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "input": dataclasses.asdict(model.spec),
@@ -77,16 +73,10 @@ def _of_model(model: Tokenizer) -> dict[str, Any]:
     if model.spec.modality == "image":
         size = model.spec.size or (IMAGE_SIDE, IMAGE_SIDE)
         padded = tuple(side + grow for side, grow in zip(size, model.spec.padding(size)))
-        counts = [_product(shape) for shape in model.token_shapes(padded)]
+        counts = [math.prod(shape) for shape in model.token_shapes(padded)]
         bits = sum((vocabulary - 1).bit_length() * count for vocabulary, count in zip(model.vocab_sizes, counts))
-        facts["example"] = {"size": size, "tokens": sum(counts), "bits": bits, "bits_per_pixel": bits / _product(size)}
+        facts["example"] = {"size": size, "tokens": sum(counts), "bits": bits, "bits_per_pixel": bits / math.prod(size)}
     return facts
-
-
-def _product(numbers: tuple[int, ...]) -> int:
-    import math
-
-    return math.prod(numbers)
 
 
 def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
@@ -97,6 +87,7 @@ def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
     taken = facts["input"]
     sides = " x ".join(map(str, taken["size"])) if taken["size"] else "any size"
     low, high = taken["value_range"]
+    padding = f", padded to multiples of {taken['multiple']}" if taken["multiple"] > 1 else ""
     tokens = ""
     if example := facts.get("example"):
         tokens = (
@@ -108,7 +99,7 @@ def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
         "family": f"{card.family} ({card.module})",
         "kind": f"{card.modality}, {card.layout}, {card.quantizer}",
         "holds": f"only the {card.part}" if card.part else "",
-        "input": f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}, padded to multiples of {taken['multiple']}",
+        "input": f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}{padding}",
         "parameters": f"{facts['parameters']:,} ({megabytes(4 * facts['parameters'])} in float32)",
         "vocabulary": ", ".join(f"{size:,}" for size in facts["vocab_sizes"]),
         "tokens": tokens,

