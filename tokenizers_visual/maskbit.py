@@ -6,6 +6,7 @@ Paper: arXiv 2409.16211. Original: markweberdev/maskbit (Apache-2.0).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class _Block(nn.Module):
 
 def _blocks(in_channels: int, out_channels: int, count: int, groups: int) -> list[_Block]:
     widths = [in_channels] + [out_channels] * count
-    return [_Block(a, b, groups) for a, b in zip(widths, widths[1:])]
+    return [_Block(a, b, groups) for a, b in pairwise(widths)]
 
 
 class _Level(nn.Module):

@@ -1,6 +1,6 @@
 """Training of the zoo's models with Lightning: tasks, data, callbacks and one YAML per recipe.
 
-    task = trainers.create_task("compact_f8", recipe="photos")
+task = trainers.create_task("compact_f8", recipe="photos")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
 """One zoo for discrete tokenizers: images and audio to a few integers and back, behind one contract.
 
-    model = zoo.create_model("llamagen_vq_f16", pretrained=True)
-    tokens = model.encode(images)
-    images = model.decode(tokens)
+model = zoo.create_model("llamagen_vq_f16", pretrained=True)
+tokens = model.encode(images)
+images = model.decode(tokens)
 """
 
 import importlib
@@ -31,9 +31,51 @@ _LAZY = {
     "register": "zoo.registry",
     "save_model": "zoo.registry",
 }
-_MODULES = {"cards", "checkpoint", "hub", "media", "metrics", "losses", "ops", "quantizers", "layers", "parity", "tokens"}
+_MODULES = {
+    "cards",
+    "checkpoint",
+    "hub",
+    "media",
+    "metrics",
+    "losses",
+    "ops",
+    "quantizers",
+    "layers",
+    "parity",
+    "tokens",
+}
 
-__all__ = sorted(_LAZY)
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "HubError",
+    "InputSpec",
+    "KeyMap",
+    "ModelCard",
+    "Output",
+    "Quantized",
+    "Quantizer",
+    "Tokenizer",
+    "Tokens",
+    "UnknownModelError",
+    "cards",
+    "checkpoint",
+    "create_model",
+    "hub",
+    "layers",
+    "list_models",
+    "load_model",
+    "losses",
+    "media",
+    "metrics",
+    "ops",
+    "parity",
+    "quantizers",
+    "register",
+    "save_model",
+    "tokens",
+]
 
 
 def __getattr__(name: str) -> Any:

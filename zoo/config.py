@@ -92,11 +92,9 @@ def _read(value: Any, hint: Any, where: str) -> Any:
             return value
         if isinstance(value, Mapping):
             return hint.from_dict(value)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif hint is float and type(value) in (int, float):
         return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (bool, str, type(None)) and isinstance(value, hint):
+    elif hint in (int, bool, str, type(None)) and type(value) is hint:
         return value
     expected = getattr(hint, "__name__", str(hint))
     raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")

@@ -1,6 +1,6 @@
 """Parity: runs a fixture (weights, inputs and outputs of an original implementation) against a family of the zoo.
 
-A fixture is a folder of `weights.safetensors`, `arrays.safetensors` and `meta.json`; docs/parity.md describes the format.
+A fixture is a folder of `weights.safetensors`, `arrays.safetensors` and `meta.json`; docs/parity.md tells the format.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Fixture:
             meta = json.loads((folder / "meta.json").read_text())
             weights, arrays = (checkpoint.read(folder / f"{name}.safetensors") for name in ("weights", "arrays"))
         except (OSError, json.JSONDecodeError, checkpoint.CheckpointError) as error:
-            raise FixtureError(f"{folder}: expected weights.safetensors, arrays.safetensors, meta.json: {error}") from error
+            raise FixtureError(
+                f"{folder}: expected weights.safetensors, arrays.safetensors, meta.json: {error}"
+            ) from error
         if missing := [key for key in ("family", "original", "checks") if key not in meta]:
             raise FixtureError(f"{folder}/meta.json: missing {', '.join(missing)}")
         prefix = meta.get("weights_prefix") or ""

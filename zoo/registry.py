@@ -203,7 +203,9 @@ def _own_file(name: str) -> Path | None:
     if not path.is_file():
         raise hub.HubError(f"{path}: no such file")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a published file does not say its model; use create_model(NAME, checkpoint={name!r})")
+        raise ValueError(
+            f"{path}: a published file does not say its model; use create_model(NAME, checkpoint={name!r})"
+        )
     return path
 
 
@@ -248,8 +250,8 @@ def load_checkpoint(model: Tokenizer, family: Family, card: ModelCard, path: Pat
         key_map: checkpoint.KeyMap | None = getattr(family.module, card.key_map, None)
         if key_map is None:
             raise checkpoint.CheckpointError(
-                f"{path}: expected a file that `save_model` or `zoo convert` wrote, since the family {family.name} has no "
-                f"published layout{_nearest(published)}"
+                f"{path}: expected a file that `save_model` or `zoo convert` wrote (the family {family.name} has no "
+                f"published layout){_nearest(published)}"
             )
         try:
             state = dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published)
@@ -353,7 +355,9 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenize
 def _readme(about: Mapping[str, Any]) -> str:
     lines = [f"# {about['name']}", "", f"A discrete tokenizer of the family `{about['family']}`.", "", "```python"]
     lines += ["import zoo", 'model = zoo.create_model("local-dir:.")', "```", ""]
-    lines += [f"- {key}: {about[key]}" for key in ("licence", "paper", "code", "notes", "fingerprint") if about.get(key)]
+    lines += [
+        f"- {key}: {about[key]}" for key in ("licence", "paper", "code", "notes", "fingerprint") if about.get(key)
+    ]
     if about.get("metrics"):
         lines += ["", "| metric | value | protocol |", "|---|---|---|"]
         lines += [f"| {metric['name']} | {metric['value']} | {metric['protocol']} |" for metric in about["metrics"]]

@@ -48,7 +48,9 @@ class InputSpec:
         axes = _AXES[self.modality]
         wanted = f"(batch, {self.channels}, {', '.join(map(str, self.size or axes))})"
         if not isinstance(x, Tensor):
-            raise ValueError(f"expected a tensor {wanted}, got {type(x).__name__}; zoo.media.load reads files and arrays")
+            raise ValueError(
+                f"expected a tensor {wanted}, got {type(x).__name__}; zoo.media.load reads files and arrays"
+            )
         if not x.is_floating_point():
             raise ValueError(f"expected floating point values in {list(self.value_range)}, got {x.dtype}")
         if x.ndim != 2 + len(axes) or x.shape[1] != self.channels or 0 in x.shape:
@@ -72,7 +74,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Output:
-    """What training needs of one pass: the reconstruction, the latent before quantisation, and what the quantizer gave."""
+    """What training needs of one pass: reconstruction, latent before quantisation, and what the quantizer gave."""
 
     reconstruction: Tensor
     latent: Tensor

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Client, HubServer
 
 import zoo
-from hub_server import Client, HubServer
 
 PARITY = Path(__file__).parents[1] / "parity"
 REPO, FILE = "markweber/maskbit_tokenizer_14bit", "maskbit_tokenizer_14bit.bin"

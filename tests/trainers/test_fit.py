@@ -35,7 +35,8 @@ def fit(photos: Path, out: Path, *arguments: str) -> None:
         [
             "--config=compact_photos", f"--data.init_args.train={photos}", f"--data.init_args.val={photos}",
             "--data.init_args.size=64", "--data.init_args.batch_size=4", "--data.init_args.workers=0",
-            f"--model.init_args.changes={TINY}", "--model.init_args.perceptual=null", "--model.init_args.warmup_steps=2",
+            f"--model.init_args.changes={TINY}", "--model.init_args.perceptual=null",
+            "--model.init_args.warmup_steps=2",
             "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.check_val_every_n_epoch=2",
             "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", f"--out={out}", *arguments,
         ],

@@ -222,7 +222,7 @@ def assert_same_value_and_gradient(ours, definition, *inputs: Tensor, tolerance:
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
     slopes = torch.autograd.grad(got[0] - 0.7 * got[1], singles)
     for a, b in zip(slopes, torch.autograd.grad(expected[0] - 0.7 * expected[1], doubles)):
-        scale = b.abs().max().clamp_min(1e-3)
+        scale = b.abs().max().clamp_min(1e-2)
         torch.testing.assert_close(a.double() / scale, b / scale, rtol=0, atol=50 * tolerance)
 
 

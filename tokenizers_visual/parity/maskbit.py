@@ -24,8 +24,10 @@ from zoo.registry import Family
 
 def case(fixture: Fixture, family: Family) -> Case | DiscriminatorCase | LossCase:
     """The case that fits the original's class."""
-    special = {"NLayerDiscriminatorv2": DiscriminatorCase, "VQGANLoss": LossCase}
-    return special.get(fixture.meta["original"]["class"], Case)(fixture, family)
+    original = fixture.meta["original"]["class"]
+    if original == "NLayerDiscriminatorv2":
+        return DiscriminatorCase(fixture, family)
+    return LossCase(fixture, family) if original == "VQGANLoss" else Case(fixture, family)
 
 
 def _discriminator(kwargs: dict[str, Any]) -> BlurDiscriminator:

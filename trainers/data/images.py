@@ -20,10 +20,10 @@ logger = logging.getLogger("zoo")
 
 
 class ImageFolderData(lightning.LightningDataModule):
-    """Images of a folder, searched recursively, as batches (B, 3, size, size) in [0, 1]; the task fits them to its model.
+    """Images of a folder, searched recursively, as batches (B, 3, size, size) in [0, 1].
 
     Training: a random square crop of `size` pixels (images whose short side is smaller are enlarged first), a scale
-    drawn from `scale`, and a horizontal flip. Validation: short side resized to `size`, centre crop ("evaluation crop").
+    drawn from `scale`, and a horizontal flip. Validation: the evaluation crop (short side to `size`, then the centre).
     A file that cannot be read is named in the log once and skipped; if none can be read, that is an error.
 
     Args:

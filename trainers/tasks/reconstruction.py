@@ -1,4 +1,4 @@
-"""Reconstruction: a tokenizer learns to give back its images, by a pixel loss, a perceptual loss and the quantizer's."""
+"""Reconstruction: a tokenizer learns to give back its images, by pixel, perceptual and quantizer losses."""
 
 from __future__ import annotations
 

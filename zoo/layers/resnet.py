@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, 3x3 convolution, norm, SiLU, dropout, 3x3 convolution; plus the input, 1x1-projected if widths differ.
+    """norm, SiLU, 3x3 convolution, norm, SiLU, dropout, 3x3 convolution; plus the input (1x1-projected).
 
     (B, in_channels, H, W) -> (B, out_channels, H, W). `groups` of the GroupNorms, whose eps is 1e-6.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class _Blocks(nn.Module):
     def __init__(self, channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module]) -> None:
         super().__init__()
         widths = [channels] + [level.width] * level.blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b, groups, dropout) for a, b in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(ResBlock(a, b, groups, dropout) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
             SpatialAttention(level.width, groups) for _ in range(level.blocks * level.attention)
         )
