@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.haar import Patch, Unpatch
-from zoo.quantizers import AnyQuantizerConfig, FiniteScalarConfig
+from zoo.quantizers import FiniteScalarConfig, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -27,7 +27,7 @@ class CompactConfig(Config):
     channels: int = 160  # at the resolution of the tokens
     encoder_blocks: tuple[int, int] = (2, 4)  # fine, coarse
     decoder_blocks: tuple[int, int] = (4, 6)  # fine, coarse
-    quantizer: AnyQuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 5, 5, 5))
+    quantizer: QuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 5, 5, 5))
 
     def __post_init__(self) -> None:
         self.require(self.patch_size in (1, 2, 4, 8, 16), "a patch size of 1, 2, 4, 8 or 16", self.patch_size)

@@ -15,7 +15,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.haar import Patch, Patching, Unpatch
 from zoo.layers.vqgan import Decoder, Encoder, Level
-from zoo.quantizers import AnyQuantizerConfig, FiniteScalarConfig, Quantized
+from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -35,7 +35,7 @@ class CosmosDIConfig(Config):
     attention_resolutions: tuple[int, ...] = (32,)
     norm_groups: int = 32
     dropout: float = 0.0
-    quantizer: AnyQuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 5, 5, 5))
+    quantizer: QuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 5, 5, 5))
 
     def __post_init__(self) -> None:
         for name in ("stride", "patch_size"):

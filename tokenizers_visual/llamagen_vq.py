@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.vqgan import Decoder, Encoder, Level
-from zoo.quantizers import AnyQuantizerConfig, Quantized, SoftEntropyConfig, VectorConfig
+from zoo.quantizers import Quantized, QuantizerConfig, SoftEntropyConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -29,7 +29,7 @@ class LlamaGenVQConfig(Config):
     latent_channels: int = 256
     norm_groups: int = 32
     dropout: float = 0.0
-    quantizer: AnyQuantizerConfig = VectorConfig(codebook_size=16384, dim=8, metric="cosine")
+    quantizer: QuantizerConfig = VectorConfig(codebook_size=16384, dim=8, metric="cosine")
 
     def __post_init__(self) -> None:
         self.require(

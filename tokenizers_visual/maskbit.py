@@ -17,10 +17,10 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.resnet import Downsample, Upsample
 from zoo.quantizers import (
-    AnyQuantizerConfig,
     BinaryConfig,
     BinaryEntropyConfig,
     Quantized,
+    QuantizerConfig,
     SoftEntropyConfig,
     VectorConfig,
 )
@@ -38,7 +38,7 @@ class MaskBitConfig(Config):
     decoder_blocks: int | None = None  # the same of the decoder; None: as many as the encoder
     strided_convolution: bool = True  # the encoder halves the size by a strided convolution, else by averaging
     norm_groups: int = 32
-    quantizer: AnyQuantizerConfig = BinaryConfig(bits=14, entropy=BinaryEntropyConfig(temperature=0.01, floor=1e-5))
+    quantizer: QuantizerConfig = BinaryConfig(bits=14, entropy=BinaryEntropyConfig(temperature=0.01, floor=1e-5))
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -141,7 +141,7 @@ def config_from_original(meta: dict[str, Any]) -> MaskBitConfig:
     kwargs = meta["original"]["kwargs"]
     temperature, gamma = kwargs["entropy_loss_temperature"], kwargs["entropy_gamma"]
     weighed = kwargs["entropy_loss_weight"] != 0
-    quantizer: AnyQuantizerConfig
+    quantizer: QuantizerConfig
     if kwargs["quantizer_type"] == "lookup-free":
         entropy = BinaryEntropyConfig(temperature, gamma, floor=1e-5) if weighed else None
         quantizer = BinaryConfig(kwargs["token_size"], entropy)

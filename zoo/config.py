@@ -16,8 +16,9 @@ class ConfigError(ValueError):
 class Config:
     """Base of all configs: subclass it with `@dataclass(frozen=True)`.
 
-    Fields are plain values, tuples, or further configs. A config that can stand among others in one field (a
-    quantizer, say) is told apart by its `kind`, a class attribute.
+    Fields are plain values, tuples, or further configs. Configs that can stand in for each other in one field (the
+    quantizers, say) are told apart by their `kind`, a class attribute: the field's type is their union, or a common
+    base without a kind, which stands for all its subclasses.
     """
 
     kind: typing.ClassVar[str] = ""
@@ -91,7 +92,8 @@ def _read(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
-            return hint.from_dict(value)
+            members = _members(hint)
+            return hint.from_dict(value) if members == [hint] else _read_union(value, tuple(members), where)
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint in (int, bool, str, type(None)) and type(value) is hint:
@@ -100,7 +102,16 @@ def _read(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__})")
 
 
-def _read_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
+def _members(hint: type[Config]) -> list[type[Config]]:
+    """The config class itself or, of a base without a kind, all its subclasses that have one."""
+    below = [member for subclass in hint.__subclasses__() for member in _members(subclass) if member.kind]
+    return [hint] if hint.kind or not below else below
+
+
+def _read_union(value: Any, hints: tuple[Any, ...], where: str) -> Any:
+    members: list[Any] = []
+    for hint in hints:
+        members += _members(hint) if isinstance(hint, type) and issubclass(hint, Config) else [hint]
     configs = {member.kind: member for member in members if isinstance(member, type) and issubclass(member, Config)}
     if isinstance(value, Config) and type(value) in configs.values():
         return value

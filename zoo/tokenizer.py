@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -86,19 +86,25 @@ class Tokenizer(nn.Module):
 
     A family sets `layout`, calls `super().__init__(config, spec, quantizer)`, and writes `latent` and `reconstruct`.
     One whose method is more (halting, streaming, ...) names the options it takes and overrides `encode_levels` or
-    `decode_codes`.
+    `decode_codes`. A quantizer whose first levels make sense alone brings `prefix` and the option `num_codebooks`, one
+    whose levels differ in size the layout `scales`.
     """
 
-    layout: ClassVar[Layout] = "grid"
-    prefix: ClassVar[Literal["positions", "levels"] | None] = None
-    encode_options: ClassVar[frozenset[str]] = frozenset()
-    decode_options: ClassVar[frozenset[str]] = frozenset()
+    layout: Layout = "grid"
+    prefix: Literal["positions", "levels"] | None = None
+    encode_options: frozenset[str] = frozenset()
+    decode_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
         self.spec = spec
         self.quantizer: Quantizer = quantizer.build()
+        if quantizer.prefix:
+            self.prefix = "levels"
+            self.encode_options = self.encode_options | {"num_codebooks"}
+        if quantizer.scales:
+            self.layout = "scales"
         self.name = type(self).__name__
         self.card: ModelCard | None = None
         self._fingerprint: tuple[int, str] | None = None
@@ -115,11 +121,15 @@ class Tokenizer(nn.Module):
 
     def token_shapes(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Position axes of each level for a signal of `size` after padding."""
-        return (tuple(side // self.spec.multiple for side in size),) * len(self.vocab_sizes)
+        return self.quantizer.config.level_shapes(tuple(side // self.spec.multiple for side in size))
 
-    def encode_levels(self, x: Tensor, **options: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def encode_levels(
+        self, x: Tensor, *, num_codebooks: int | None = None, **options: Any
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Checked and padded signal -> index tensors of the levels, and lengths where items differ."""
-        return self.quantizer(self.latent(x)).levels, None
+        if num_codebooks is not None and not 1 <= num_codebooks <= len(self.vocab_sizes):
+            raise ValueError(f"num_codebooks: expected 1 to {len(self.vocab_sizes)}, got {num_codebooks}")
+        return self.quantizer(self.latent(x)).levels[:num_codebooks], None
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         """Code vectors of `tokens` -> padded signal."""

@@ -70,7 +70,7 @@ class ReconstructionTask(lightning.LightningModule):
         self.perceptual_weight = perceptual_weight
         self.quantizer_weights = dict(quantizer_weights or {})
         quantizer = self.model.quantizer.config.build().train()
-        known = sorted(quantizer(torch.zeros(1, 2, quantizer.config.dim)).losses)
+        known = sorted(quantizer(torch.zeros(1, 2, 2, quantizer.config.dim)).losses)
         if unknown := sorted(set(self.quantizer_weights) - set(known)):
             raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay

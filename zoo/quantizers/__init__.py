@@ -11,9 +11,6 @@ from zoo.quantizers.vector import (
     VectorConfig,
 )
 
-# what a family's config takes in its `quantizer` field
-AnyQuantizerConfig = VectorConfig | FiniteScalarConfig | BinaryConfig
-
 # short names that `create_model(..., quantizer=...)` takes
 QUANTIZERS: dict[str, type[QuantizerConfig]] = {
     "vector": VectorConfig,
@@ -26,7 +23,6 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
 
 __all__ = [
     "QUANTIZERS",
-    "AnyQuantizerConfig",
     "Binary",
     "BinaryConfig",
     "BinaryEntropyConfig",

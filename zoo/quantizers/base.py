@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
@@ -35,9 +35,14 @@ class Quantized:
 
 
 class QuantizerConfig(Config):
-    """Base of the quantizers' configs; `kind` is the quantizer's name."""
+    """Base of the quantizers' configs; `kind` is the quantizer's name.
+
+    A config field of this type takes any quantizer.
+    """
 
     quantizer: ClassVar[type[Quantizer]]
+    prefix: ClassVar[bool] = False  # whether the first levels alone are a coarser version of the same codes
+    scales: ClassVar[bool] = False  # whether levels differ in their positions, and a code depends on all of them
 
     @property
     def dim(self) -> int:
@@ -48,6 +53,10 @@ class QuantizerConfig(Config):
     def vocab_sizes(self) -> tuple[int, ...]:
         """Number of codes of each level."""
         raise NotImplementedError
+
+    def level_shapes(self, positions: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Position axes of the indices of each level, for latents (B, *positions, D)."""
+        return (positions,) * len(self.vocab_sizes)
 
     def build(self) -> Quantizer:
         """The quantizer module, freshly initialised."""
@@ -61,51 +70,90 @@ class Quantizer(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantise latents.
 
         Args:
             z: (B, *positions, D) floating point.
+            mask: (B, *positions) bool, True where a position holds a latent and False where it pads its item. Results
+                are those of the unpadded latents; padding gets zero codes and index 0.
 
         Returns:
             `Quantized`; auxiliary losses that exist only for training appear in training mode alone.
 
         Raises:
-            ValueError: a last dimension other than `config.dim`.
+            ValueError: a last dimension other than `config.dim`, or a mask that does not fit.
         """
-        if z.shape[-1] != self.config.dim:
+        if z.shape[-1] != self.config.dim or z.ndim < 2:
             raise ValueError(f"expected latents (..., {self.config.dim}), got {tuple(z.shape)}")
         with torch.autocast(z.device.type, enabled=False):
-            quantized = self.quantize(z.float())
+            if mask is None:
+                quantized = self.quantize(z.float())
+            else:
+                if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
+                    wanted = f"mask: expected bool {tuple(z.shape[:-1])}"
+                    raise ValueError(f"{wanted}, got {mask.dtype} {tuple(mask.shape)}")
+                if self.config.scales:
+                    raise ValueError(f"{type(self).__name__} takes no mask: its codes depend on all positions")
+                quantized = self._quantize_masked(z.float(), mask)
         if self.training:
-            quantized.statistics.update(usage_statistics(quantized.levels, self.config.vocab_sizes))
+            quantized.statistics.update(usage_statistics(quantized.levels, self.config.vocab_sizes, mask))
         return quantized
 
     def quantize(self, z: Tensor) -> Quantized:
-        """What a quantizer writes: `forward` on float32 latents outside autocast."""
+        """What a quantizer writes: `forward` on float32 latents (..., D) outside autocast."""
         raise NotImplementedError
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         """Code vectors of indices: one int64 tensor (B, *positions) per level -> (B, *positions, D) float32."""
         raise NotImplementedError
 
+    def _quantize_masked(self, z: Tensor, mask: Tensor) -> Quantized:
+        quantized = self.quantize(z[mask])
+        codes = torch.zeros_like(z).masked_scatter(mask[..., None], quantized.codes)
+        levels = tuple(
+            torch.zeros_like(mask, dtype=torch.int64).masked_scatter(mask, level) for level in quantized.levels
+        )
+        return Quantized(codes, levels, quantized.losses, quantized.statistics)
+
 
 def straight_through(z: Tensor, codes: Tensor) -> Tensor:
-    """`codes` in the forward pass, the identity's gradient to `z` in the backward pass (arXiv 1308.3432)."""
-    return z + (codes - z).detach()
+    """Exactly `codes` in the forward pass, the identity's gradient to `z` in the backward pass (arXiv 1308.3432)."""
+    return codes.detach() + (z - z.detach())
 
 
-def usage_statistics(levels: tuple[Tensor, ...], vocab_sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Means over levels: `usage` (share of the codes seen) and `perplexity` (exp of the indices' entropy, in codes)."""
-    usages, perplexities = [], []
-    for indices, vocab_size in zip(levels, vocab_sizes):
+def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of (a - b)^2; of no elements 0, where a plain mean would be NaN."""
+    return F.mse_loss(a, b) if a.numel() > 0 else (a - b).sum()
+
+
+def usage_statistics(
+    levels: tuple[Tensor, ...], vocab_sizes: tuple[int, ...], mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """How the codes of this process's batch are used; means over levels.
+
+    Returns:
+        `usage` (share of the codes seen), `perplexity` (exp of the entropy of the indices), `code_entropy` (that
+        entropy, in nats) and `dead_codes` (codes not seen).
+    """
+    seen, entropies = [], []
+    for indices in levels:
+        if mask is not None:
+            indices = indices[mask]
         counts = indices.unique(return_counts=True)[1]
         probability = counts.double() / max(1, indices.numel())
-        usages.append(counts.new_tensor(len(counts)) / vocab_size)
-        perplexities.append((-(probability * probability.log()).sum()).exp().float())
-    return {"usage": torch.stack(usages).mean(), "perplexity": torch.stack(perplexities).mean()}
+        seen.append(counts.new_tensor(len(counts)))
+        entropies.append(-(probability * probability.log()).sum())
+    used, sizes, entropy = torch.stack(seen), seen[0].new_tensor(vocab_sizes[: len(seen)]), torch.stack(entropies)
+    statistics = {
+        "usage": (used / sizes).mean(),
+        "perplexity": entropy.exp().mean(),
+        "code_entropy": entropy.mean(),
+        "dead_codes": (sizes - used).double().mean(),
+    }
+    return {name: value.float() for name, value in statistics.items()}
 
 
 def bits_per_code(vocab_size: int) -> int:
     """Bits of one packed index: ceil(log2 K)."""
-    return math.ceil(math.log2(vocab_size)) if vocab_size > 1 else 0
+    return (vocab_size - 1).bit_length()

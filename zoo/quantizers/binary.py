@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import Config
 from zoo.ops import binary_entropy
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
+from zoo.ops.binary_entropy import MAXIMUM_BITS
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class BinaryConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         self.require(1 <= self.bits <= 62, "1 to 62 bits", self.bits)
+        self.require(
+            self.entropy is None or self.bits <= MAXIMUM_BITS,
+            f"at most {MAXIMUM_BITS} bits with an entropy term (entropy=None leaves it out)",
+            self.bits,
+        )
 
     @property
     def dim(self) -> int:
@@ -63,7 +68,7 @@ class Binary(Quantizer):
         ones = z > 0
         codes = ones * 2.0 - 1
         indices = (ones * self.basis).sum(-1)
-        losses = {"commitment": F.mse_loss(z, codes)}
+        losses = {"commitment": mean_squared_error(z, codes)}
         statistics = {}
         if self.training and self.entropy is not None and z.numel() > 0:
             sample, codebook = binary_entropy(z.flatten(0, -2), self.entropy.temperature, self.entropy.floor)

@@ -22,6 +22,11 @@ class FiniteScalarConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         self.require(len(self.levels) > 0 and min(self.levels) >= 2, "levels of at least 2 values each", self.levels)
         self.require(math.prod(self.levels) < 2**31, "fewer than 2^31 codes", self.levels)
+        self.require(
+            0 < self.margin < 1 / (max(self.levels) - 1),
+            f"a margin between 0 and 1 / {max(self.levels) - 1}, beyond which rounding would leave the levels",
+            self.margin,
+        )
 
     @property
     def dim(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.ops import Metric, nearest_code, soft_entropy
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,17 @@ class Vector(Quantizer):
         flat = z.flatten(0, -2)
         indices = nearest_code(flat, self.codebook.weight, self.metric).view(z.shape[:-1])
         codes = self._normalise(F.embedding(indices, self.codebook.weight.float()))
-        losses = {"commitment": F.mse_loss(z, codes.detach())}
+        losses = {"commitment": mean_squared_error(z, codes.detach())}
         if self.ema is None:
-            losses["codebook"] = F.mse_loss(codes, z.detach())
+            losses["codebook"] = mean_squared_error(codes, z.detach())
         statistics = {}
         if self.training and self.entropy is not None and len(flat) > 0:
             sample, codebook = soft_entropy(
-                flat, self.codes(), self.entropy.temperature, clamp=self.entropy.clamp, shift=self.entropy.shift
+                flat,
+                self.codes().clone(),  # the graph keeps it, and a running codebook moves in place below
+                self.entropy.temperature,
+                clamp=self.entropy.clamp,
+                shift=self.entropy.shift,
             )
             losses["entropy"] = sample - self.entropy.gamma * codebook
             statistics = {"sample_entropy": sample.detach(), "codebook_entropy": codebook.detach()}
