@@ -77,6 +77,21 @@ class Registry:
             raise ImportError(f"module {module} registers no family {name!r}")
         return self._families[name]
 
+    def families(self) -> list[str]:
+        """Names of all families: those of the manifests, and those registered since."""
+        return sorted({*self._families, *(manifest.family for manifest in cards.manifests())})
+
+    def family_of(self, model: Tokenizer) -> Family:
+        """The family that a model belongs to.
+
+        Raises:
+            ValueError: its class is not registered.
+        """
+        for family in self._families.values():
+            if family.model is type(model):
+                return family
+        raise ValueError(f"expected a model of a registered family, got {type(model).__name__}")
+
     def card(self, name: str) -> ModelCard:
         """The card of `name.tag`, of the default tag of `name`, or of a registered family without a card.
 
@@ -89,12 +104,9 @@ class Registry:
                 return card
         if name in self._families:
             family = self._families[name]
-            config = family.config()
-            quantizer = getattr(config, "quantizer", None)
-            return ModelCard(
-                name, "default", name, family.model.__module__, modality="image", layout=family.model.layout,
-                quantizer=quantizer.kind if quantizer is not None else "", config=config.to_dict(),
-            )  # fmt: skip
+            with torch.device("meta"):
+                model = family.model(family.config())  # type: ignore[call-arg, arg-type]
+            return ModelCard(name, "default", name, family.model.__module__, **_described(model))
         raise UnknownModelError(_unknown(name, [*(card.full_name for card in known), *self._families]))
 
 
@@ -169,7 +181,7 @@ def create_model(
     replaced = "quantizer" in changes
     model = family.model(config)  # type: ignore[call-arg, arg-type]
     model.name = card.full_name
-    model.card = dataclasses.replace(card, config=config.to_dict()) if changes else card
+    model.card = dataclasses.replace(card, metrics=(), **_described(model)) if changes else card
     if checkpoint is not None:
         load_checkpoint(model, family, card, Path(checkpoint), replaced=replaced)
     elif pretrained:
@@ -183,6 +195,16 @@ def create_model(
 def _finish(model: Tokenizer, device: str | torch.device | None, dtype: torch.dtype | None) -> Tokenizer:
     _ = model.source  # the fingerprint is of the weights as loaded, before any cast
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _described(model: Tokenizer) -> dict[str, Any]:
+    """What a card tells of the model itself."""
+    return {
+        "modality": model.spec.modality,
+        "layout": model.layout,
+        "quantizer": model.quantizer.config.kind,
+        "config": model.config.to_dict(),
+    }
 
 
 def _own_file(name: str) -> Path | None:
@@ -307,7 +329,7 @@ def save_model(model: Tokenizer, folder: str | Path) -> Path:
         raise ValueError(f"{model.name} holds only the {model.card.part}; expected a whole model")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    family = next(f for f in registry._families.values() if f.model is type(model))
+    family = registry.family_of(model)
     about: dict[str, Any] = {
         "format": 1,
         "name": model.name,
@@ -338,15 +360,14 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenize
     facts = json.loads(about)
     family = registry.family(facts["family"], facts["module"])
     config = _changed(family.config.from_dict(facts["config"]), changes or {})
-    quantizer = getattr(config, "quantizer", None)
+    model = family.model(config)  # type: ignore[call-arg, arg-type]
+    name, _, tag = facts["name"].rpartition(".")
     card = ModelCard(
-        facts["name"].rpartition(".")[0] or facts["name"], facts["name"].rpartition(".")[2], facts["family"],
-        facts["module"], modality="image", layout=family.model.layout, quantizer=getattr(quantizer, "kind", ""),
-        config=config.to_dict(), source=hub.WeightSource(path=str(path)),
-        metrics=tuple(cards.Metric(**metric) for metric in facts.get("metrics", ())),
+        name or facts["name"], tag, facts["family"], facts["module"], **_described(model),
+        source=hub.WeightSource(path=str(path)),
+        metrics=() if changes else tuple(cards.Metric(**metric) for metric in facts.get("metrics", ())),
         **{key: facts[key] for key in ("licence", "non_commercial", "paper", "code", "notes") if key in facts},
     )  # fmt: skip
-    model = family.model(config)  # type: ignore[call-arg, arg-type]
     model.name, model.card = facts["name"], card
     load_checkpoint(model, family, card, path, replaced="quantizer" in (changes or {}))
     return model

@@ -67,8 +67,8 @@ class LeCam(nn.Module):
 
     Args:
         decay: share of the old running mean that an update keeps.
-        convention: "maskbit" compares mean logits with the running means before the update (also TiTok);
-            "open_magvit2" updates first and compares every logit.
+        convention: "means" compares mean logits with the running means before the update (MaskBit, TiTok);
+            "logits" updates first and compares every logit (Open-MAGVIT2).
 
     Source: arXiv 2104.03310; in the conventions of markweberdev/maskbit and TencentARC/SEED-Voken.
     """
@@ -76,7 +76,7 @@ class LeCam(nn.Module):
     ema_real_logits_mean: Tensor
     ema_fake_logits_mean: Tensor
 
-    def __init__(self, decay: float = 0.999, convention: Literal["maskbit", "open_magvit2"] = "maskbit") -> None:
+    def __init__(self, decay: float = 0.999, convention: Literal["means", "logits"] = "means") -> None:
         super().__init__()
         self.decay = decay
         self.convention = convention
@@ -94,7 +94,7 @@ class LeCam(nn.Module):
             Scalar in float32, unweighted.
         """
         real, fake = real.float(), fake.float()
-        if self.convention == "maskbit":
+        if self.convention == "means":
             penalty = self._penalty(real.mean(), fake.mean())
             self._update(real, fake)
         else:

@@ -32,7 +32,7 @@ class VQGANLossConfig:
     adaptive_weight_maximum: float = 1e4
     lecam_weight: float = 0.001
     lecam_decay: float = 0.999
-    lecam_convention: Literal["maskbit", "open_magvit2"] = "maskbit"
+    lecam_convention: Literal["means", "logits"] = "means"
 
     def __post_init__(self) -> None:
         if self.reconstruction not in RECONSTRUCTION_LOSSES:
@@ -42,8 +42,8 @@ class VQGANLossConfig:
         for kind in (self.discriminator_objective, self.generator_objective):
             if kind not in DISCRIMINATOR_LOSSES:
                 raise ValueError(f"expected an adversarial loss of {', '.join(DISCRIMINATOR_LOSSES)}, got {kind!r}")
-        if self.lecam_convention not in ("maskbit", "open_magvit2"):
-            raise ValueError(f"expected lecam_convention maskbit or open_magvit2, got {self.lecam_convention!r}")
+        if self.lecam_convention not in ("means", "logits"):
+            raise ValueError(f"expected lecam_convention means or logits, got {self.lecam_convention!r}")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def lecam(convention: str) -> LeCam:
 
 
 def test_lecam_of_maskbit_compares_means_with_the_running_means_before_the_update() -> None:
-    module = lecam("maskbit")
+    module = lecam("means")
     real, fake = REAL.mean(), FAKE.mean()
     torch.testing.assert_close(module(REAL, FAKE), (real + 0.2).relu() ** 2 + (0.3 - fake).relu() ** 2)
     torch.testing.assert_close(module.ema_real_logits_mean, (0.9 * 0.3 + 0.1 * real).view(1))
@@ -71,13 +71,13 @@ def test_lecam_of_maskbit_compares_means_with_the_running_means_before_the_updat
 
 
 def test_lecam_of_open_magvit2_updates_first_and_compares_every_logit() -> None:
-    module = lecam("open_magvit2")
+    module = lecam("logits")
     real_mean, fake_mean = 0.27 + 0.1 * REAL.mean(), -0.18 + 0.1 * FAKE.mean()
     expected = ((REAL - fake_mean).relu() ** 2).mean() + ((real_mean - FAKE).relu() ** 2).mean()
     torch.testing.assert_close(module(REAL, FAKE), expected)
 
 
-@pytest.mark.parametrize("convention", ["maskbit", "open_magvit2"])
+@pytest.mark.parametrize("convention", ["means", "logits"])
 def test_lecam_moves_in_training_only_and_its_gradient_survives_the_update(convention: str) -> None:
     module = lecam(convention)
     real, fake = REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()

@@ -1,0 +1,178 @@
+"""The structure: imports point one way, nothing heavy is imported at the start, and starting is fast."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("zoo", "tokenizers_visual", "audio", "trainers")
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+# A part may import the parts named after it (and itself). Parts are looked up by the longest matching prefix.
+MAY_IMPORT: dict[str, set[str]] = {
+    "zoo.config": set(),
+    "zoo.tokens": set(),
+    "zoo.download": {"zoo"},
+    "zoo.hub": {"zoo.download"},
+    "zoo.cards": {"zoo.hub"},
+    "zoo.key_map": set(),
+    "zoo.checkpoint": {"zoo.key_map"},
+    "zoo.ops": {"zoo", "zoo.download"},
+    "zoo.quantizers": {"zoo.config", "zoo.ops", "zoo.layers"},
+    "zoo.layers": {"zoo.config", "zoo.ops"},
+    "zoo.tokenizer": {"zoo.cards", "zoo.config", "zoo.quantizers", "zoo.tokens"},
+    "zoo.registry": {
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.quantizers", "zoo.tokenizer",
+    },
+    "zoo.metrics": {"zoo.losses"},
+    "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.hub", "zoo.layers", "zoo.ops"},
+    "zoo.media": {"zoo", "zoo.metrics", "zoo.tokenizer"},
+    "zoo.parity": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.losses", "zoo.quantizers", "zoo.registry"},
+    "zoo": {"zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.losses", "zoo.media", "zoo.metrics", "zoo.ops",
+            "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},  # for type checkers alone
+    "zoo.bench": {"zoo", "zoo.ops", "zoo.quantizers"},
+    "tokenizers_visual": {
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",
+        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+    },
+    "audio": {
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",
+        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+    },
+    "trainers": {"zoo", "zoo.losses", "zoo.media", "zoo.metrics", "zoo.quantizers", "zoo.registry", "zoo.tokenizer"},
+    "zoo.cli": {"*"},
+    "zoo.__main__": {"zoo.cli"},
+}  # fmt: skip
+# these are imported where they are used, never when a module of ours is
+HEAVY = {"lightning", "diffusers", "transformers", "open_clip", "timm", "matplotlib", "torchvision", "sklearn",
+         "skimage", "jsonargparse", "webdataset", "datasets", "vector_quantize_pytorch", "triton", "faiss"}  # fmt: skip
+
+
+def part(module: str) -> str:
+    """The part of MAY_IMPORT that a module belongs to; packing is the other half of tokens."""
+    module = "zoo.tokens" if module == "zoo.packing" else module
+    while module not in MAY_IMPORT:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def imports(module: str, top_level: bool = False) -> set[str]:
+    """Modules that a module names in its import statements; `top_level`: those run when it is imported."""
+    tree = ast.parse(MODULES[module].read_text())
+    nodes = list(ast.walk(tree))
+    if top_level:
+        nodes, stack = [], list(tree.body)
+        while stack:
+            node = stack.pop()
+            nodes.append(node)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                stack += list(ast.iter_child_nodes(node))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{name.name}" for name in node.names}
+            found |= inner & MODULES.keys() or {node.module}
+            found |= {node.module} if not inner <= MODULES.keys() else set()
+    return found
+
+
+ARROWS = sorted(
+    {
+        (module, target)
+        for module in MODULES
+        for target in imports(module)
+        if target.partition(".")[0] in PACKAGES and part(target) != part(module)
+    }
+)
+
+
+def test_the_graph_is_not_empty() -> None:
+    assert len(ARROWS) > 50
+    assert ("tokenizers_visual.compact", "zoo.registry") in ARROWS
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module: str) -> None:
+    allowed = MAY_IMPORT[part(module)]
+    if "*" in allowed:
+        return
+    wrong = [target for source, target in ARROWS if source == module and part(target) not in allowed]
+    assert not wrong, f"{module} imports {', '.join(wrong)}; {part(module)} may import {sorted(allowed)}"
+
+
+def test_the_allowed_arrows_have_no_circle() -> None:
+    """Apart from the lazy names of `zoo` itself."""
+    edges = {name: targets - {"zoo", "*"} for name, targets in MAY_IMPORT.items() if name not in ("zoo", "zoo.cli")}
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        stack = list(edges[start])
+        while stack:
+            if (name := stack.pop()) not in seen:
+                seen.add(name)
+                stack += edges.get(name, set())
+        return seen
+
+    assert not [name for name in edges if name in reached(name)]
+
+
+def test_the_core_knows_no_family_by_name() -> None:
+    families = {path.stem for package in ("tokenizers_visual", "audio") for path in (ROOT / package).glob("[a-z]*.py")}
+    assert "llamagen_vq" in families
+    for module, path in MODULES.items():
+        if module.startswith("zoo") and not module.startswith(("zoo.cli", "zoo.bench")):
+            tree = ast.parse(path.read_text())
+            texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+            named = families & {text for text in texts if isinstance(text, str)}
+            assert not named, f"{module} names {named}"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if not name.startswith("trainers")))
+def test_heavy_packages_are_imported_where_they_are_used(module: str) -> None:
+    heavy = {name.partition(".")[0] for name in imports(module, top_level=True)} & HEAVY
+    assert not heavy, f"{module} imports {heavy} at its start"
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_zoo_imports_nothing_heavy() -> None:
+    loaded = run(
+        "import sys, zoo; zoo.create_model; zoo.media; print(*{m.partition('.')[0] for m in sys.modules})"
+    ).split()
+    assert not HEAVY & set(loaded)
+
+
+def test_cards_need_no_torch() -> None:
+    assert run("import sys, zoo.cards; zoo.cards.all_cards(); print('torch' in sys.modules)").strip() == "False"
+
+
+def test_import_zoo_costs_under_half_a_second_beyond_torch() -> None:
+    program = (
+        "import time, torch; s = time.process_time(); import zoo; zoo.create_model; print(time.process_time() - s)"
+    )
+    assert min(float(run(program)) for _ in range(3)) < 0.5
+
+
+def test_zoo_list_takes_under_one_and_a_half_seconds() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        run("import sys; from zoo.cli import main; sys.argv = ['zoo', 'list']; sys.exit(main())")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(4)) < 1.5

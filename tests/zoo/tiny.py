@@ -1,0 +1,84 @@
+"""A small model of every family, for tests over the whole registry: of a parity fixture's sizes where there is one."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo import cards
+from zoo.checkpoint import read
+from zoo.config import Config
+from zoo.quantizers import FiniteScalarConfig
+from zoo.registry import Family, import_module, registry
+from zoo.tokenizer import InputSpec, Tokenizer
+
+PARITY = Path(__file__).parents[1] / "parity"
+for _manifest in cards.manifests():
+    import_module(_manifest.module)
+FAMILIES = registry.families()
+
+# sizes of the families that no fixture narrows
+_SMALL = {
+    "compact": {
+        "patch_size": 2, "fine_channels": 8, "channels": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1),
+        "quantizer": FiniteScalarConfig(levels=(4, 3)),
+    },
+}  # fmt: skip
+
+
+def fixture(name: str) -> Path | None:
+    """The folder of the family's first fixture that holds a whole model."""
+    names = next((manifest.fixtures for manifest in cards.manifests() if manifest.family == name), (name,))
+    for meta in sorted(PARITY.glob("*/meta.json")):
+        content = json.loads(meta.read_text())
+        if content["family"] in names and any(check["check"] == "encode" for check in content["checks"]):
+            return meta.parent
+    return None
+
+
+def config(family: Family) -> Config:
+    """The config of the small model."""
+    folder = fixture(family.name)
+    if folder is not None:
+        return family.module.config_from_original(json.loads((folder / "meta.json").read_text()))
+    return family.config().replace(**_SMALL.get(family.name, {}))
+
+
+def build(name: str, quantizer: object = None, seed: int = 0) -> Tokenizer:
+    """The small model, in evaluation mode, with random weights away from special starts such as zero."""
+    family = registry.family(name)
+    chosen = config(family)
+    torch.manual_seed(seed)
+    model = family.model(chosen if quantizer is None else chosen.replace(quantizer=quantizer)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def fixture_weights(name: str) -> dict[str, Tensor] | None:
+    """The weights of the family's fixture under the names of our model."""
+    folder = fixture(name)
+    if folder is None:
+        return None
+    module, meta = registry.family(name).module, json.loads((folder / "meta.json").read_text())
+    choose = getattr(module, "key_map_from_original", None)
+    weights, prefix = read(folder / "weights.safetensors"), meta.get("weights_prefix") or ""
+    return (choose(meta) if choose else module.KEY_MAP)({k.removeprefix(prefix): v for k, v in weights.items()})
+
+
+def size(spec: InputSpec, odd: bool = False) -> tuple[int, ...]:
+    """Sides of a small signal; `odd` ones need padding where the model pads."""
+    if spec.size is not None:
+        return spec.size
+    sides = (4 * spec.multiple,) if spec.modality == "audio" else (2 * spec.multiple, 3 * spec.multiple)
+    return tuple(side - min(3, spec.multiple - 1) for side in sides) if odd else sides
+
+
+def signal(model: Tokenizer, count: int = 2, odd: bool = False, seed: int = 0) -> Tensor:
+    """A batch of random signals in the model's range."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = model.spec.value_range
+    x = torch.rand(count, model.spec.channels, *size(model.spec, odd), generator=generator)
+    return x * (high - low) + low
