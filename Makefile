@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install install-cpu demo test test-all lint format clean
+.PHONY: install install-cpu demo test test-all bench lint format clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,15 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest
+
+BENCHMARKS := quantize entropy rvq kmeans ema-step encode decode train-step load data
+
+# every case in a process of its own; one with a wrong result makes this fail, after the others
+bench: install
+	status=0; for case in $(BENCHMARKS); do \
+		$(BIN)/zoo bench $$case --json benchmarks/results/$$case.jsonl || status=1; \
+	done; exit $$status
+	$(BIN)/python docs/generate.py
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
-"""Rewrites the generated parts of README.md: the model table from the manifests, measured tables from their JSON.
+"""Rewrites the generated parts of the documents: the model table from the manifests, measured tables from their JSON.
 
 python docs/generate.py            # rewrite
-python docs/generate.py --check    # exit status 1 if README.md is not up to date
+python docs/generate.py --check    # exit status 1 if a document is not up to date
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from zoo import cards
+from zoo.bench import CASES, report
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def model_table() -> str:
@@ -39,23 +43,50 @@ def compare_table(path: Path) -> str:
     return "\n".join([*lines, "", "Means over the images. How it was measured:", "", protocol])
 
 
+def benchmark_records(case: str) -> list[dict[str, Any]]:
+    """Of `CASE.jsonl`, which `make bench` writes, and of further files `CASE_<machine>.jsonl`."""
+    paths = [path for path in sorted(RESULTS.glob("*.jsonl")) if path.stem.partition("_")[0] == case]
+    return [record for path in paths for record in report.read(path)]
+
+
+def benchmark_tables(case: str) -> str:
+    """Every setting of a case."""
+    return report.markdown(benchmark_records(case)) or "Not measured yet."
+
+
+def goals_table() -> str:
+    """What was to be reached, and what was."""
+    return report.goal_table(record for case in CASES for record in benchmark_records(case))
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "models": model_table,
+    "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
+    "goals": goals_table,
+    **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
+}
+DOCUMENTS = ("README.md", "docs/benchmarks.md")
+
+
 def generated(text: str) -> str:
-    """README's text with the generated parts made anew."""
-    parts = {"models": model_table(), "compact": compare_table(ROOT / "benchmarks" / "results" / "compare_kodak.json")}
-    for name, content in parts.items():
+    """A document's text with the generated parts made anew."""
+    for name in re.findall(r"<!-- end of (.*?) -->", text):
         pattern = rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)"
+        content = PARTS[name]()
         text = re.sub(pattern, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
     return text
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    made = generated(text)
-    if "--check" in sys.argv:
-        return int(made != text)
-    path.write_text(made)
-    return 0
+    stale = False
+    for name in DOCUMENTS:
+        path = ROOT / name
+        text = path.read_text()
+        made = generated(text)
+        stale |= made != text
+        if "--check" not in sys.argv:
+            path.write_text(made)
+    return int(stale and "--check" in sys.argv)
 
 
 if __name__ == "__main__":

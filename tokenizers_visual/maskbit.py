@@ -6,16 +6,14 @@ Paper: arXiv 2409.16211. Original: markweberdev/maskbit (Apache-2.0).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.resnet import Downsample, Upsample
+from zoo.layers.maskgit import MaskGITDecoder, MaskGITEncoder
 from zoo.quantizers import (
     BinaryConfig,
     BinaryEntropyConfig,
@@ -52,88 +50,18 @@ class MaskBit(Tokenizer):
         stride = 2 ** (len(config.channel_multipliers) - 1)
         spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), multiple=stride)
         super().__init__(config, spec, config.quantizer)
-        self.encoder = _Encoder(config)
-        self.decoder = _Decoder(config)
+        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        dim, groups = config.quantizer.dim, config.norm_groups
+        self.encoder = MaskGITEncoder(
+            config.channels, widths, config.blocks, dim, groups, strided_convolution=config.strided_convolution
+        )
+        self.decoder = MaskGITDecoder(dim, widths[::-1], config.decoder_blocks or config.blocks, groups)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.encoder(x).movedim(1, -1)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(codes.movedim(-1, 1))
-
-
-class _Block(nn.Module):
-    """norm, SiLU, convolution, twice, without biases; plus the input.
-
-    Where the width changes, the published weights add a 1x1 convolution of the block's own output and no skip at all.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.shortcut = None if in_channels == out_channels else nn.Conv2d(out_channels, out_channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return x + h if self.shortcut is None else h + self.shortcut(h)
-
-
-def _blocks(in_channels: int, out_channels: int, count: int, groups: int) -> list[_Block]:
-    widths = [in_channels] + [out_channels] * count
-    return [_Block(a, b, groups) for a, b in pairwise(widths)]
-
-
-class _Level(nn.Module):
-    def __init__(self, blocks: list[_Block], resample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.resample = resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resample(self.blocks(x))
-
-
-class _Encoder(nn.Module):
-    def __init__(self, config: MaskBitConfig) -> None:
-        super().__init__()
-        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
-        groups = config.norm_groups
-        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
-        self.levels = nn.Sequential()
-        for i, (before, width) in enumerate(zip([config.channels, *widths], widths)):
-            halve = Downsample(width) if config.strided_convolution else nn.AvgPool2d(2)
-            resample = halve if i < len(widths) - 1 else nn.Identity()
-            self.levels.append(_Level(_blocks(before, width, config.blocks, groups), resample))
-        self.mid = nn.Sequential(*_blocks(widths[-1], widths[-1], config.blocks, groups))
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], config.quantizer.dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.levels(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, config: MaskBitConfig) -> None:
-        super().__init__()
-        widths = [config.channels * multiplier for multiplier in reversed(config.channel_multipliers)]
-        groups, blocks = config.norm_groups, config.decoder_blocks or config.blocks
-        self.conv_in = nn.Conv2d(config.quantizer.dim, widths[0], 3, padding=1)
-        self.mid = nn.Sequential(*_blocks(widths[0], widths[0], blocks, groups))
-        self.levels = nn.Sequential()  # coarsest first
-        for i, (before, width) in enumerate(zip([widths[0], *widths], widths)):
-            resample = Upsample(width) if i < len(widths) - 1 else nn.Identity()
-            self.levels.append(_Level(_blocks(before, width, blocks, groups), resample))
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.levels(self.mid(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 def config_from_original(meta: dict[str, Any]) -> MaskBitConfig:

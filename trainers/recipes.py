@@ -43,6 +43,4 @@ def create_task(model: str, recipe: str = "published", **changes: Any) -> lightn
     section = yaml.safe_load(find_recipe(f"{card.family}_{recipe}").read_text())["model"]
     module, _, name = section["class_path"].rpartition(".")
     arguments = {**section["init_args"], "model": card.full_name, **changes}
-    if "betas" in arguments:
-        arguments["betas"] = tuple(arguments["betas"])
     return getattr(import_module(module), name)(**arguments)

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zoo.key_map import CheckpointError, KeyMap, by_module
+from zoo.key_map import CheckpointError, KeyMap, by_module, weight_norm
 
-__all__ = ["CheckpointError", "KeyMap", "load_into", "metadata", "read", "save"]
+__all__ = ["CheckpointError", "KeyMap", "load_into", "metadata", "read", "save", "weight_norm"]
 
 _STORAGES = {
     "DoubleStorage": torch.float64,

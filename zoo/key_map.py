@@ -41,6 +41,7 @@ class KeyMap:
         ema: prefix of an exponential moving average whose names have their dots removed ("model_ema."): it replaces
             the raw weights, and its counters are dropped. A weight without an average stays.
         transforms: glob over own names -> reshape of the tensor; the first that matches.
+        finish: what no table says: the tensors under own names -> those of the model (parts to join, say).
     """
 
     patterns: Mapping[str, str | None]
@@ -48,6 +49,7 @@ class KeyMap:
     weight_norm: bool = False
     ema: str | None = None
     transforms: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def __call__(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Renames a published state dict; the values may lie on the meta device.
@@ -83,7 +85,7 @@ class KeyMap:
                 f"{len(uncovered)} of {len(published)} keys are covered by no pattern of the key map:\n"
                 + by_module(uncovered)
             )
-        return result
+        return self.finish(result) if self.finish else result
 
     def name(self, published: str, keys: Iterable[str]) -> str | None:
         """The own name of one published key; None where no pattern covers it or it is not needed.
@@ -182,10 +184,14 @@ def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key in [key for key in result if f".{key}".endswith(f".{norm}")]:
             module = key.removesuffix(norm)
             if module + vector in result:
-                g, v = result.pop(key), result.pop(module + vector)
-                kept = next((dim for dim, size in enumerate(g.shape) if size > 1), 0 if g.ndim else -1)
-                result[f"{module}weight"] = torch._weight_norm(v, g, kept)
+                result[f"{module}weight"] = weight_norm(result.pop(key), result.pop(module + vector))
     return result
+
+
+def weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """The weight of magnitude g and direction v: g * v / ||v||, the norm over the dimensions in which g has size 1."""
+    kept = next((dim for dim, size in enumerate(g.shape) if size > 1), 0 if g.ndim else -1)
+    return torch._weight_norm(v, g, kept)
 
 
 def by_module(lines: Iterable[str], shown: int = 3) -> str:

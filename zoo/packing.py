@@ -2,7 +2,8 @@
 
 Packed form, version 1: b"ZTK" and a version byte; then, all numbers as LEB128 varints: layout, prefix axis, batch,
 levels, for each level its vocabulary size and position axes; lengths flag and lengths; source flag, name, fingerprint;
-extent flag, sample rate, axes, sizes; then the valid indices, level by level and item by item, each at ceil(log2 K)
+extent flag, sample rate, axes, sizes; where the flag is 2, of each item the number of gains and these as big-endian
+float32; then the valid indices, level by level and item by item, each at ceil(log2 K)
 bits, most significant bit first, padded with zeros to a whole byte.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -40,7 +42,7 @@ def pack(tokens: Tokens) -> bytes:
     header += _varint(0) if tokens.source is None else _varint(1) + _text(tokens.source.name)
     if tokens.source is not None:
         header += _text(tokens.source.fingerprint)
-    header += _varint(0) if tokens.extent is None else _varint(1) + _extent(tokens.extent)
+    header += _varint(0) if tokens.extent is None else _extent(tokens.extent)
     bits = np.concatenate([_bits(_valid(tokens, q), size) for q, size in enumerate(tokens.vocab_sizes)])
     _check_positions(len(tokens), [level.shape[1:] for level in tokens.levels], len(bits))
     return bytes(header) + np.packbits(bits).tobytes()
@@ -65,10 +67,12 @@ def unpack(data: bytes) -> Tokens:
         lengths = torch.tensor([reader.number() for _ in range(reader.bounded(math.prod(shape)))]).long().view(shape)
     source = Source(reader.text(), reader.text()) if reader.number() else None
     extent = None
-    if reader.number():
+    if flag := reader.choice((0, 1, 2)):
         rate, axes = reader.number(), reader.bounded(reader.number())
         reader.bounded(batch * max(1, axes))
-        extent = Extent(tuple(tuple(reader.number() for _ in range(axes)) for _ in range(batch)), rate or None)
+        sizes = tuple(tuple(reader.number() for _ in range(axes)) for _ in range(batch))
+        gains = tuple(reader.floats(reader.number()) for _ in range(batch)) if flag == 2 else None
+        extent = Extent(sizes, rate or None, gains)
     levels = _read_levels(data[reader.at :], batch, shapes, vocab_sizes, lengths)
     return Tokens(levels, tuple(vocab_sizes), layout, lengths, source, extent, prefix)
 
@@ -83,7 +87,7 @@ def to_safetensors(tokens: Tokens) -> bytes:
         "layout": tokens.layout,
         "prefix": tokens.prefix,
         "source": tokens.source and [tokens.source.name, tokens.source.fingerprint],
-        "extent": tokens.extent and [tokens.extent.sizes, tokens.extent.sample_rate],
+        "extent": tokens.extent and [tokens.extent.sizes, tokens.extent.sample_rate, tokens.extent.gains],
     }
     return safetensors.torch.save(tensors, {"tokens": json.dumps(about)})
 
@@ -102,11 +106,15 @@ def from_safetensors(data: bytes) -> Tokens:
             layout=about["layout"],
             lengths=tensors.get("lengths"),
             source=Source(*map(str, about["source"])) if about["source"] else None,
-            extent=Extent(tuple(map(tuple, extent[0])), extent[1]) if extent else None,
+            extent=_read_extent(*extent) if extent else None,
             prefix=about["prefix"],
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"expected a file of tokens, got something else ({error!r})") from error
+
+
+def _read_extent(sizes: list[list[int]], rate: int | None, gains: list[list[float]] | None = None) -> Extent:
+    return Extent(tuple(map(tuple, sizes)), rate, None if gains is None else tuple(map(tuple, gains)))
 
 
 def _valid(tokens: Tokens, q: int) -> np.ndarray:
@@ -175,8 +183,10 @@ def _text(text: str) -> bytes:
 
 def _extent(extent: Extent) -> bytes:
     axes = len(extent.sizes[0]) if extent.sizes else 0
-    numbers = [extent.sample_rate or 0, axes, *(number for size in extent.sizes for number in size)]
-    return b"".join(map(_varint, numbers))
+    flag = 1 if extent.gains is None else 2
+    numbers = [flag, extent.sample_rate or 0, axes, *(number for size in extent.sizes for number in size)]
+    gains = (_varint(len(item)) + struct.pack(f">{len(item)}f", *item) for item in extent.gains or ())
+    return b"".join(map(_varint, numbers)) + b"".join(gains)
 
 
 class _Reader:
@@ -206,6 +216,13 @@ class _Reader:
                 f"packed tokens: the header states {count} values, {len(self.data) - self.at} bytes follow"
             )
         return count
+
+    def floats(self, count: int) -> tuple[float, ...]:
+        end = self.at + 4 * self.bounded(count)
+        if end > len(self.data):
+            raise ValueError(f"packed tokens end in their header, after {len(self.data)} bytes")
+        values, self.at = struct.unpack(f">{count}f", self.data[self.at : end]), end
+        return values
 
     def choice(self, options: tuple[T, ...]) -> T:
         number = self.number()

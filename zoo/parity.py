@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo import cards, checkpoint
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
@@ -101,6 +101,20 @@ class Case:
         self.key_map: checkpoint.KeyMap = choose(self.meta) if choose else self.module.KEY_MAP
         checkpoint.load_into(self.model, self.key_map(fixture.weights))
 
+    def load_raw_weights(self) -> None:
+        """Load the weights as trained, of a fixture that also holds their running averages."""
+        self.key_map = dataclasses.replace(
+            self.key_map, ema=None, patterns={**self.key_map.patterns, f"{self.key_map.ema}*": None}
+        )
+        checkpoint.load_into(self.model, self.key_map(self.fixture.weights))
+
+    def change_quantizer(self, **fields: Any) -> None:
+        """Build the model anew, with other values of fields of its quantizer's config."""
+        config: Any = self.model.config
+        changed = config.replace(quantizer=config.quantizer.replace(**fields))
+        self.model = type(self.model)(changed).eval()  # type: ignore[arg-type]
+        checkpoint.load_into(self.model, self.key_map(self.fixture.weights))
+
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         (signal,) = inputs.values()
         tokens = self.model.encode(signal)
@@ -136,29 +150,33 @@ class Case:
         latent.retain_grad()
         quantized = self.model.quantizer(latent)
         reconstruction = self.model.reconstruct(quantized.codes)
-        pixel_loss = RECONSTRUCTION_LOSSES[settings.get("reconstruction_loss", "l2")]
-        rec = settings.get("reconstruction_weight", 1.0) * pixel_loss(reconstruction, signal).mean()
-        losses = {"loss.rec": rec, **self.original_losses(quantized)}
-        terms = re.findall(r"\w+", settings.get("total", "rec").partition("(")[0])
-        losses["loss.total"] = torch.stack([losses[f"loss.{term}"] for term in terms]).sum()
+        total = settings.get("total", "rec")
+        pixel_loss = settings.get("reconstruction_loss") or ("l1" if total.startswith("l1") else "l2")
+        rec = RECONSTRUCTION_LOSSES[pixel_loss](reconstruction, signal).mean()
+        rec = settings.get("reconstruction_weight", 1.0) * rec
+        losses = {"loss.rec": rec, f"loss.{pixel_loss}": rec, **self.original_losses(quantized)}
+        losses["loss.total"] = weighted_sum(losses, total)
         losses["loss.total"].backward()
-        return {**losses, "grad.latent": channels_first(_gradient(latent)), **self.gradients()}
+        return {**losses, "grad.latent": channels_first(gradient(latent)), **self.gradients()}
 
     def quantize(self, inputs: Named, settings: dict[str, Any]) -> Named:
         self.model.train(bool(settings.get("training", False)))
         latent = inputs["latent"].movedim(1, -1).requires_grad_()
         quantized = self.model.quantizer(latent)
         losses = self.original_losses(quantized)
-        outputs = {"indices": quantized.indices, "quantized": channels_first(quantized.codes), **losses}
+        alike = len({level.shape for level in quantized.levels}) == 1
+        indices = quantized.indices if alike else torch.cat([level.flatten(1) for level in quantized.levels], dim=1)
+        outputs = {"indices": indices, "quantized": channels_first(quantized.codes), **losses}
         of_loss = losses.get("loss.quantizer", latent.new_zeros(()))
         if of_loss.requires_grad:
             (slope,) = torch.autograd.grad(of_loss, latent, retain_graph=True)
             outputs["grad.latent_loss_only"] = channels_first(slope)
         if "upstream" in inputs:
             total = (quantized.codes * inputs["upstream"].movedim(1, -1)).sum()
-            if "loss.quantizer" in settings.get("grad_of", ""):
-                total = total + of_loss
-            outputs["grad.latent"] = channels_first(torch.autograd.grad(total, latent)[0])
+            further = settings.get("grad_of", "").removeprefix("sum(quantized*upstream)")
+            (total + weighted_sum(losses, further)).backward()
+            outputs["grad.latent"] = channels_first(gradient(latent))
+            outputs.update(self.gradients())
         return outputs
 
     def original_losses(self, quantized: Quantized) -> Named:
@@ -167,13 +185,28 @@ class Case:
 
     def gradients(self) -> Named:
         """`grad.<key of the original>` of every parameter that has a gradient."""
-        parameters = dict(self.model.named_parameters())
-        named = {key: self.key_map.name(key, self.fixture.weights) for key in self.fixture.weights}
-        return {
-            f"grad.{key}": _gradient(parameters[own])
-            for key, own in named.items()
-            if own in parameters and parameters[own].grad is not None
-        }
+        return gradients(self.model, self.key_map, self.fixture.weights)
+
+
+def gradients(model: nn.Module, key_map: checkpoint.KeyMap, weights: Named) -> Named:
+    """`grad.<key of the original>` of every parameter of a model that has a gradient.
+
+    Of a weight that the key map folded from magnitude and direction, the gradients are those of the two.
+    """
+    parameters = dict(model.named_parameters())
+    found = {}
+    for key in weights:
+        own, name = key_map.name(key, weights), key.removeprefix(key_map.prefix)
+        if own in parameters and parameters[own].grad is not None:
+            found[f"grad.{name}"] = gradient(parameters[own])
+        module, _, last = key.rpartition("weight_")
+        own = key_map.name(f"{module}weight", weights) if key_map.weight_norm and last == "g" else None
+        if own in parameters and parameters[own].grad is not None:
+            parts = [weights[f"{module}weight_{part}"].clone().requires_grad_() for part in "gv"]
+            folded = checkpoint.weight_norm(*parts)
+            slopes = torch.autograd.grad(folded, parts, gradient(parameters[own]))
+            found |= {f"grad.{name.removesuffix('g')}{part}": slope for part, slope in zip("gv", slopes)}
+    return found
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -181,7 +214,21 @@ def channels_first(x: Tensor) -> Tensor:
     return x.detach().movedim(-1, 1)
 
 
-def _gradient(tensor: Tensor) -> Tensor:
+def weighted_sum(losses: Named, formula: str) -> Tensor:
+    """A fixture's sum of losses, such as "rec + 0.1*entropy (a remark)"."""
+    total = torch.zeros(())
+    for term in filter(None, (term.strip() for term in re.split(r"[(;]", formula)[0].split("+"))):
+        weight, _, name = term.rpartition("*")
+        total = total + float(weight or 1) * losses[f"loss.{name.strip().removeprefix('loss.')}"]
+    return total
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """The gradient that backward left in a tensor.
+
+    Raises:
+        ValueError: there is none.
+    """
     if tensor.grad is None:
         raise ValueError("expected a gradient, got none")
     return tensor.grad
@@ -240,7 +287,10 @@ def _run_check(fixture: Fixture, check: Mapping[str, Any]) -> CheckResult:
         if run is None:
             raise FixtureError(f"{type(case).__name__} knows no check {kind!r}")
         inputs = {name: fixture.arrays[array].clone() for name, array in check["inputs"].items()}
-        outputs = run(inputs, dict(check.get("settings") or {}))
+        settings = dict(check.get("settings") or {})
+        if settings.get("weights") == "raw":
+            case.load_raw_weights()
+        outputs = run(inputs, settings)
         result = _compare(kind, outputs, check, fixture)
     except Exception as error:  # a fixture of a stranger may break anywhere; its failure is the result
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -255,6 +305,7 @@ def _compare(kind: str, outputs: Named, check: Mapping[str, Any], fixture: Fixtu
     floats = False
     for name, array in check["outputs"].items():
         expected = fixture.arrays[array]
+        name = name.replace("quantised", "quantized")  # some fixtures spell it so
         if name not in outputs:
             failures.append(f"{name}: not given")
             continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -103,6 +104,8 @@ class Tokenizer(nn.Module):
         if quantizer.prefix:
             self.prefix = "levels"
             self.encode_options = self.encode_options | {"num_codebooks"}
+            if spec.sample_rate is not None:
+                self.encode_options = self.encode_options | {"bitrate"}
         if quantizer.scales:
             self.layout = "scales"
         self.name = type(self).__name__
@@ -119,9 +122,13 @@ class Tokenizer(nn.Module):
         """Code vectors (B, *positions, D) -> signal (B, C, ...)."""
         raise NotImplementedError
 
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes of the latent's positions for a signal of `size` after padding."""
+        return tuple(side // self.spec.multiple for side in size)
+
     def token_shapes(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Position axes of each level for a signal of `size` after padding."""
-        return self.quantizer.config.level_shapes(tuple(side // self.spec.multiple for side in size))
+        return self.quantizer.config.level_shapes(self.positions(size))
 
     def encode_levels(
         self, x: Tensor, *, num_codebooks: int | None = None, **options: Any
@@ -142,10 +149,24 @@ class Tokenizer(nn.Module):
         """Number of codes of each level."""
         return self.quantizer.config.vocab_sizes
 
+    @property
+    def bitrates(self) -> tuple[float, ...]:
+        """Bits per second of tokens with the first 1, 2, ... codebooks, at their nominal rate.
+
+        Raises:
+            ValueError: a model of signals without a sample rate.
+        """
+        if self.spec.sample_rate is None:
+            raise ValueError(f"{self.name} has no bitrate: its signals have no sample rate")
+        shapes = self.token_shapes((self.spec.multiple,))
+        seconds = self.spec.multiple / self.spec.sample_rate
+        bits = [math.prod(shape) * (size - 1).bit_length() for shape, size in zip(shapes, self.vocab_sizes)]
+        return tuple(sum(bits[:count]) / seconds for count in range(1, len(bits) + 1))
+
     @torch.no_grad()
     def encode(
         self,
-        x: Tensor,
+        x: Tensor | Sequence[Tensor],
         *,
         num_tokens: int | list[int] | None = None,
         quality: float | None = None,
@@ -155,8 +176,10 @@ class Tokenizer(nn.Module):
         """Signals to tokens. Deterministic: an item alone, in any batch, and twice gives the same tokens.
 
         Args:
-            x: a batch as `spec` states: (B, C, H, W) or (B, C, T) in `spec.value_range`.
-            num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`).
+            x: a batch as `spec` states: (B, C, H, W) or (B, C, T) in `spec.value_range`; or a list of audio signals
+                (C, T) of any lengths, whose tokens are those of each alone.
+            num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`). A bitrate,
+                in bits per second, chooses the most codebooks that stay within it (see `bitrates`).
 
         Raises:
             ValueError: input that `spec` does not allow, NaN included, or an option that the model does not take.
@@ -165,12 +188,38 @@ class Tokenizer(nn.Module):
             "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality,
             num_codebooks=num_codebooks, bitrate=bitrate,
         )  # fmt: skip
-        self.spec.check(x)
+        if bitrate is not None:
+            options = {**options, "num_codebooks": self._codebooks_within(options.pop("bitrate"), num_codebooks)}
         self._require("encoder")
+        if self.spec.modality == "audio" and isinstance(x, list | tuple):
+            return self._encode_each(x, options)
+        self.spec.check(x)
+        return self._encode_batch(x, options)
+
+    def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
         with self._evaluating():
             levels, lengths = self.encode_levels(self.pad(x), **options)
         extent = Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
         return Tokens(levels, self.vocab_sizes[: len(levels)], self.layout, lengths, self.source, extent, self.prefix)
+
+    def _encode_each(self, items: Sequence[Tensor], options: dict[str, Any]) -> Tokens:
+        """Signals (C, T) of unequal lengths; those of one length go together."""
+        if not items:
+            raise ValueError("expected at least one signal, got none")
+        for item in items:
+            self.spec.check(item[None] if isinstance(item, Tensor) else item)
+        groups = _groups([tuple(item.shape[1:]) for item in items])
+        parts = [self._encode_batch(torch.stack([items[i] for i in group]), options) for group in groups]
+        order = [item for group in groups for item in group]
+        return Tokens.cat(parts)[[order.index(item) for item in range(len(items))]]
+
+    def _codebooks_within(self, bitrate: float, num_codebooks: int | None) -> int:
+        if num_codebooks is not None:
+            raise ValueError(f"expected num_codebooks or bitrate, got both: {num_codebooks} and {bitrate}")
+        count = sum(rate <= bitrate * (1 + 1e-9) for rate in self.bitrates)
+        if count == 0:
+            raise ValueError(f"bitrate: expected at least {self.bitrates[0]:g} bits per second, got {bitrate:g}")
+        return count
 
     @torch.no_grad()
     def decode(
@@ -197,12 +246,33 @@ class Tokenizer(nn.Module):
             text=text,
         )  # fmt: skip
         self._require("decoder")
+        if self.spec.modality == "audio" and tokens.extent is not None and len(tokens) > 0:
+            kinds = list(zip(tokens.extent.sizes, _row_lengths(tokens)))
+            if tokens.lengths is not None or len(set(kinds)) > 1:
+                return self._decode_each(tokens, _groups(kinds), options)
+        return self._decode_batch(tokens, options)
+
+    def _decode_batch(self, tokens: Tokens, options: dict[str, Any]) -> Tensor:
         with self._evaluating():
             signal = self.decode_codes(self.codes(tokens).to(self.dtype), tokens, **options)
         if tokens.extent is None:
             return signal
         largest = [max(sides) for sides in zip(*tokens.extent.sizes)]
         return signal[(..., *(slice(side) for side in largest))]
+
+    def _decode_each(self, tokens: Tokens, groups: list[list[int]], options: dict[str, Any]) -> Tensor:
+        """Items of unequal lengths, each as it is alone, and zeros after the shorter ones."""
+        extent: Any = tokens.extent
+        signals: dict[int, Tensor] = {}
+        for group in groups:
+            chosen = {
+                name: option[group] if isinstance(option, Tensor) else [option[item] for item in group]
+                if isinstance(option, list) else option
+                for name, option in options.items()
+            }  # fmt: skip
+            signals |= zip(group, self._decode_batch(_trimmed(tokens[group]), chosen))
+        longest = max(size[0] for size in extent.sizes)
+        return torch.stack([F.pad(signals[i], (0, longest - signals[i].shape[-1])) for i in range(len(tokens))])
 
     def forward(self, x: Tensor) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.
@@ -224,7 +294,12 @@ class Tokenizer(nn.Module):
         """
         self._check_tokens(tokens)
         device = next(iter(self.state_dict().values())).device
-        return self.quantizer.indices_to_codes(*(level.to(device) for level in tokens.levels))
+        levels = [level.to(device) for level in tokens.levels]
+        if self.layout == "scales" and tokens.extent is not None:
+            size = tuple(max(sides) for sides in zip(*tokens.extent.sizes))
+            grown = tuple(side + padding for side, padding in zip(size, self.spec.padding(size)))
+            return self.quantizer.prefix_to_codes(self.positions(grown), *levels)
+        return self.quantizer.indices_to_codes(*levels)
 
     def tokens(
         self, indices: Tensor, *, extent: Extent | tuple[int, ...] | None = None, order: Order | None = None
@@ -355,6 +430,28 @@ def _chosen(verb: str, model: Tokenizer, takes: frozenset[str], **options: Any) 
         known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes no options"
         raise ValueError(f"{verb} of {model.name} does not take {', '.join(refused)}; {known}")
     return given
+
+
+def _groups(kinds: Sequence[Any]) -> list[list[int]]:
+    """The places of equal values."""
+    places: dict[Any, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return list(places.values())
+
+
+def _row_lengths(tokens: Tokens) -> list[tuple[int, ...]]:
+    """Of each item the valid positions of each level."""
+    if tokens.lengths is None:
+        return [tuple(level.shape[1] for level in tokens.levels)] * len(tokens)
+    lengths = tokens.lengths if tokens.lengths.ndim == 2 else tokens.lengths[:, None].expand(-1, len(tokens.levels))
+    return [tuple(row) for row in lengths.tolist()]
+
+
+def _trimmed(tokens: Tokens) -> Tokens:
+    """Items of one length without what pads them."""
+    levels = tuple(level[:, :length] for level, length in zip(tokens.levels, _row_lengths(tokens)[0]))
+    return replace(tokens, levels=levels, lengths=None)
 
 
 def _describe(source: Source) -> str:

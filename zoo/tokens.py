@@ -34,13 +34,16 @@ class Extent:
     Attributes:
         sizes: one tuple per item: (height, width) in pixels or (samples,).
         sample_rate: in Hz, of audio.
+        gains: of models that code loudness apart from the tokens, for each item the factor of each of its segments,
+            as float32 holds it.
 
     Raises:
-        ValueError: sizes that are no positive integers, or not all of as many axes.
+        ValueError: sizes that are no positive integers, or not all of as many axes; gains of another number of items.
     """
 
     sizes: tuple[tuple[int, ...], ...]
     sample_rate: int | None = None
+    gains: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         sides = [side for size in self.sizes for side in size]
@@ -48,6 +51,15 @@ class Extent:
             raise ValueError(f"extent: expected positive integers, got {self.sizes}")
         if len({len(size) for size in self.sizes}) > 1 or () in self.sizes:
             raise ValueError(f"extent: expected sizes of as many axes each, got {self.sizes}")
+        if self.gains is not None and len(self.gains) != len(self.sizes):
+            raise ValueError(f"extent: expected gains of {len(self.sizes)} items, got {len(self.gains)}")
+        if not all(math.isfinite(gain) for item in self.gains or () for gain in item):
+            raise ValueError(f"extent: expected finite gains, got {self.gains}")
+
+    def __getitem__(self, items: Sequence[int]) -> Extent:
+        """The extent of some items."""
+        gains = None if self.gains is None else tuple(self.gains[item] for item in items)
+        return replace(self, sizes=tuple(self.sizes[item] for item in items), gains=gains)
 
 
 @dataclass(frozen=True)
@@ -142,10 +154,12 @@ class Tokens:
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Exact size of each item in bits, each index packed at ceil(log2 K) bits."""
+        """Exact size of each item in bits, each index packed at ceil(log2 K) bits, each gain at 32."""
         widths = [(size - 1).bit_length() for size in self.vocab_sizes]
         counts = [self._lengths(q).tolist() for q in range(len(self.levels))]
-        return tuple(sum(width * count[b] for width, count in zip(widths, counts)) for b in range(len(self)))
+        gains = None if self.extent is None else self.extent.gains
+        apart = [32 * len(item) for item in gains] if gains is not None else [0] * len(self)
+        return tuple(sum(width * count[b] for width, count in zip(widths, counts)) + apart[b] for b in range(len(self)))
 
     def __len__(self) -> int:
         return self.levels[0].shape[0]
@@ -171,7 +185,7 @@ class Tokens:
         if any(not -count <= item < count for item in chosen):
             raise IndexError(f"expected items in [0, {count}), got {items}")
         chosen = [item % count for item in chosen]
-        extent = self.extent and replace(self.extent, sizes=tuple(self.extent.sizes[item] for item in chosen))
+        extent = self.extent and self.extent[chosen]
         index = torch.tensor(chosen, dtype=torch.int64, device=self.device)
         lengths = None if self.lengths is None else self.lengths[index]
         return replace(self, levels=tuple(level[index] for level in self.levels), lengths=lengths, extent=extent)
@@ -216,7 +230,11 @@ class Tokens:
             if len(rates) != 1:
                 raise ValueError(f"expected one sample rate, got {sorted(map(str, rates))}")
             sizes = tuple(size for batch in batches for size in batch.extent.sizes)  # type: ignore[union-attr]
-            extent = Extent(sizes, rates.pop())
+            parts = [batch.extent.gains for batch in batches]  # type: ignore[union-attr]
+            if len({part is None for part in parts}) != 1:
+                raise ValueError("expected gains in all batches or in none")
+            gains = None if parts[0] is None else tuple(gain for part in parts for gain in part or ())
+            extent = Extent(sizes, rates.pop(), gains)
         return replace(first, levels=tuple(levels), lengths=lengths, extent=extent)
 
     def truncate(self, k: int) -> Tokens:

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "add_a_family.md").read_text()
 FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL))
+CODE, MANIFEST = "tokenizers_visual/taming_vqgan.py", "weights/manifest/taming_vqgan.yaml"
 COMMANDS = re.findall(r"^\$ (.*)$", TEXT, flags=re.MULTILINE)
 
 
@@ -37,7 +39,16 @@ def run(project: Path, command: list[str]) -> str:
 
 
 def test_the_page_adds_one_file_and_one_manifest() -> None:
-    assert sorted(FILES) == ["tokenizers_visual/taming_vqgan.py", "weights/manifest/taming_vqgan.yaml"]
+    assert sorted(FILES) == [CODE, MANIFEST]
+
+
+def test_the_page_shows_the_family_of_the_zoo() -> None:
+    shown, real = (
+        {**yaml.safe_load(text), "models": yaml.safe_load(text)["models"][:1]}
+        for text in (FILES[MANIFEST], (ROOT / MANIFEST).read_text())
+    )
+    assert shown == real
+    assert FILES[CODE] == (ROOT / CODE).read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

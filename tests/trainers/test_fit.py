@@ -10,7 +10,6 @@ from PIL import Image
 
 import trainers
 import zoo
-from trainers.data import ImageFolderData
 from trainers.recipes import CONFIGS, find_recipe
 from zoo.cli.training import run
 
@@ -138,21 +137,3 @@ def test_create_task_from_a_recipe() -> None:
 def test_every_shipped_recipe_is_found() -> None:
     for path in CONFIGS.glob("*.yaml"):
         assert find_recipe(path.stem) == path
-
-
-def test_images_of_a_folder(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("good_0.png", "good_1.png"):
-        (tmp_path / name).write_bytes((photos / "photo_0_0.png").read_bytes())
-    (tmp_path / "broken.png").write_bytes((photos / "photo_0_0.png").read_bytes()[:500])
-    data = ImageFolderData(str(tmp_path), val=str(tmp_path), size=64, batch_size=3, scale=(0.5, 1.0))
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        (batch,) = list(loader)
-        assert batch.shape == (3, 3, 64, 64)
-        assert 0 <= batch.min() < batch.max() <= 1
-    assert "broken.png" in caplog.text
-
-
-def test_a_folder_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(zoo.media.MediaError, match=r"broken\.png"):
-        next(iter(ImageFolderData(str(tmp_path), size=32).train_dataloader()))

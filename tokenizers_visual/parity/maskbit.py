@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 
+from tokenizers_visual.parity.adversarial import LossCase, gradients
 from zoo.losses.adversarial import (
     LeCam,
     hinge_discriminator_loss,
@@ -27,7 +27,7 @@ def case(fixture: Fixture, family: Family) -> Case | DiscriminatorCase | LossCas
     original = fixture.meta["original"]["class"]
     if original == "NLayerDiscriminatorv2":
         return DiscriminatorCase(fixture, family)
-    return LossCase(fixture, family) if original == "VQGANLoss" else Case(fixture, family)
+    return MaskBitLossCase(fixture, family) if original == "VQGANLoss" else Case(fixture, family)
 
 
 def _discriminator(kwargs: dict[str, Any]) -> BlurDiscriminator:
@@ -71,7 +71,7 @@ class DiscriminatorCase:
             "loss.non_saturating_g": non_saturating_generator_loss(fake),
             "state.ema_real": lecam.ema_real_logits_mean,
             "state.ema_fake": lecam.ema_fake_logits_mean,
-            **_gradients(self.network, ""),
+            **gradients(self.network, ""),
         }
         image = inputs["fake"].requires_grad_()
         (slope,) = torch.autograd.grad(linear_generator_loss(self.network(image)), image)
@@ -79,13 +79,12 @@ class DiscriminatorCase:
         return {**outputs, "grad.image": slope[..., ::stride, ::stride]}
 
 
-class LossCase:
-    """The whole training loss of either player, the perceptual term being zero."""
+class MaskBitLossCase(LossCase):
+    """MaskBit's loss, whose settings are the constructor arguments."""
 
-    def __init__(self, fixture: Fixture, family: Family) -> None:
-        kwargs = fixture.meta["original"]["kwargs"]
-        stated = kwargs["loss_config"]
-        adaptive = stated["discriminator_gradient_penalty"] == "adopt_weight"
+    def build(self, settings: dict[str, Any]) -> VQGANLoss:
+        stated = settings["loss_config"]
+        objective = stated["discriminator_loss"].replace("-", "_")
         config = VQGANLossConfig(
             reconstruction=stated["reconstruction_loss"],
             reconstruction_weight=stated["reconstruction_weight"],
@@ -93,50 +92,15 @@ class LossCase:
             quantizer_weight=stated["quantizer_weight"],
             entropy_annealing_factor=stated["entropy_annealing_factor"],
             entropy_annealing_steps=stated["entropy_annealing_steps"],
-            discriminator_objective=stated["discriminator_loss"].replace("-", "_"),
-            generator_objective=stated["discriminator_loss"].replace("-", "_"),
+            discriminator_objective=objective,
+            generator_objective=objective,
             discriminator_weight=stated["discriminator_weight"],
             discriminator_factor=stated["discriminator_factor"],
             discriminator_start=stated["discriminator_start"],
-            adaptive_weight=adaptive,
+            adaptive_weight=stated["discriminator_gradient_penalty"] == "adopt_weight",
             lecam_weight=stated["lecam_regularization_weight"],
         )
-        self.losses = VQGANLoss(config, _discriminator(kwargs["discriminator_config"]), image_range=(0.0, 1.0))
-        self.losses.load_state_dict(
-            {f"lecam.{key}" if key.startswith("ema_") else key: value for key, value in fixture.weights.items()}
-        )
+        return VQGANLoss(config, _discriminator(settings["discriminator_config"]), image_range=(0.0, 1.0))
 
-    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        weight = inputs["last_weight"].requires_grad_()
-        reconstruction = F.conv2d(inputs["features"], weight, padding=1)
-        step = settings["global_step"]
-        if settings["player"] == "discriminator":
-            losses = self.losses.discriminator_loss(inputs["image"], reconstruction, step=step)
-            losses.total.backward()
-            return {
-                "loss.discriminator": losses.total,
-                "loss.lecam": losses.terms["lecam"],
-                "state.ema_real": self.losses.lecam.ema_real_logits_mean,
-                "state.ema_fake": self.losses.lecam.ema_fake_logits_mean,
-                **_gradients(self.losses.discriminator, "discriminator."),
-            }
-        losses = self.losses.generator_loss(
-            inputs["image"],
-            reconstruction,
-            inputs["quantizer_loss"],
-            step=step,
-            entropy_loss=inputs["entropy_loss"],
-            last_layer_weight=weight,
-        )
-        (slope,) = torch.autograd.grad(losses.total, weight)
-        return {
-            "loss.generator": losses.total,
-            "loss.rec": losses.terms["reconstruction"],
-            "loss.quantizer": losses.terms["quantizer"],
-            "loss.gan_weighted": losses.terms.get("adversarial", torch.zeros(())),
-            "grad.last_weight": slope,
-        }
-
-
-def _gradients(module: nn.Module, prefix: str) -> Named:
-    return {f"grad.{prefix}{key}": p.grad for key, p in module.named_parameters() if p.grad is not None}
+    def quantizer_loss(self, inputs: Named, settings: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        return inputs["quantizer_loss"], inputs["entropy_loss"]

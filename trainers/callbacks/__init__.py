@@ -1,7 +1,17 @@
 """What is watched during training."""
 
 from trainers.callbacks.codebook import CodebookUsage
+from trainers.callbacks.discriminator import DiscriminatorHealth
 from trainers.callbacks.export import ExportModel
 from trainers.callbacks.grid import ReconstructionGrid
+from trainers.callbacks.non_finite import StopOnNonFinite
+from trainers.callbacks.throughput import Throughput
 
-__all__ = ["CodebookUsage", "ExportModel", "ReconstructionGrid"]
+__all__ = [
+    "CodebookUsage",
+    "DiscriminatorHealth",
+    "ExportModel",
+    "ReconstructionGrid",
+    "StopOnNonFinite",
+    "Throughput",
+]

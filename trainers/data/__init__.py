@@ -1,5 +1,7 @@
 """Data modules: what feeds the tasks."""
 
-from trainers.data.images import ImageFolderData
+from trainers.data.images import ImageData
 
-__all__ = ["ImageFolderData"]
+ImageFolderData = ImageData  # its first name, by which recipes know it
+
+__all__ = ["ImageData", "ImageFolderData"]

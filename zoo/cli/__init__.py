@@ -8,7 +8,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zoo.cli import compare, convert, decode, demo, doctor, download, encode, info, listing, parity, roundtrip, training
+from zoo.cli import (
+    bench,
+    compare,
+    convert,
+    decode,
+    demo,
+    doctor,
+    download,
+    encode,
+    evaluate,
+    info,
+    listing,
+    parity,
+    roundtrip,
+    training,
+)
 from zoo.cli.common import DEFAULT_MODEL, report
 from zoo.hub import HubError
 
@@ -51,9 +66,11 @@ app.command("roundtrip", rich_help_panel=_MEDIA)(roundtrip.roundtrip)
 app.command("encode", rich_help_panel=_MEDIA)(encode.encode)
 app.command("decode", rich_help_panel=_MEDIA)(decode.decode)
 app.command("compare", rich_help_panel=_MEDIA)(compare.compare)
+app.command("eval", rich_help_panel=_MEDIA)(evaluate.evaluate)
 app.command("fit", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.fit)
 app.command("validate", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.validate)
 app.command("parity", rich_help_panel=_CHECKS)(parity.parity)
+app.command("bench", rich_help_panel=_CHECKS)(bench.bench)
 app.command("doctor", rich_help_panel=_CHECKS)(doctor.doctor)
 
 

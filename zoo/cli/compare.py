@@ -1,9 +1,11 @@
-"""`zoo compare`: models and classical codecs on the same images, in one table with its protocol."""
+"""`zoo compare`: models and classical codecs on the same images, in one table with its protocol, and in one plot."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -18,8 +20,12 @@ from zoo.cli.common import DEFAULT_MODEL, Device, choose_device, load_model, pro
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from zoo.tokenizer import Tokenizer
+
+CURVE = (0, 2, 5, 10, 20, 35, 50, 65, 80, 90, 95)  # quality settings of the codecs' curves in the plot
+PLOTS = (".pdf", ".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,19 @@ class Row:
 
 
 def compare(
-    data: Annotated[str, typer.Argument(help="Images: a folder, a file or a glob pattern.")],
-    models: Annotated[str, typer.Option("--models", "--model", help="Models, separated by commas.")] = DEFAULT_MODEL,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL]... DATA",
+            help=f"Models (default: {DEFAULT_MODEL}), and behind them the images: a folder, a file or a glob pattern.",
+        ),
+    ],
     codecs: Annotated[str, typer.Option(help="jpeg, webp, both separated by a comma, or none.")] = "jpeg,webp",
     perceptual: Annotated[str, typer.Option(help="Perceptual distances of zoo.metrics, or none.")] = "lite2_distance",
     size: Annotated[int | None, typer.Option(min=1, help="Crop all images to this many pixels a side.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help=f"File for a plot of quality over bits per pixel: {', '.join(PLOTS)}.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for pictures of all results side by side.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the numbers, those of each image too.")
@@ -67,11 +81,15 @@ def compare(
     from zoo.metrics.image import IMAGE_METRICS
 
     chosen, distances = _names("--codecs", codecs, CODECS), _names("--perceptual", perceptual, IMAGE_METRICS)
+    if plot is not None and plot.suffix.lower() not in PLOTS:
+        raise ValueError(f"--plot: expected a file that ends in {', '.join(PLOTS)}, got {plot}")
+    *models, data = arguments
     paths = files(data)
     where = choose_device(device)
-    tokenizers = [load_model(name, where) for name in models.split(",")]
+    tokenizers = [load_model(name, where) for name in models or [DEFAULT_MODEL]]
     crop = _common_size(tokenizers, size)
     entries: dict[Path, list[Entry]] = {}
+    curves: dict[Path, list[Entry]] = {}  # of the plot: each codec at each setting
     sizes: Counter[str] = Counter()
     digest = hashlib.sha256()
     with progress(paths, "comparing") as steps:
@@ -83,8 +101,11 @@ def compare(
             if out is not None:
                 write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
             entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
+            if plot is not None:
+                curves[path] = [point for codec in chosen for point in _curve(original, codec, distances, where)]
 
     rows = [_mean(list(column)) for column in zip(*entries.values(), strict=True)]
+    points = [_mean(list(column)) for column in zip(*curves.values(), strict=True)]
     protocol = {
         "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest.hexdigest()}",
         "sizes": ", ".join(f"{name} ({count})" for name, count in sizes.most_common()),
@@ -94,7 +115,14 @@ def compare(
     if json_file is not None:
         images = [{"file": str(path), "results": list(map(_plain, results))} for path, results in entries.items()]
         content = {"protocol": protocol, "rows": list(map(_plain, rows)), "images": images}
+        if points:
+            content["curves"] = list(map(_plain, points))
         write_atomically(json_file, json.dumps(strict(content), indent=1).encode())
+    if plot is not None:
+        names = [tokenizer.name for tokenizer in tokenizers]
+        of_models = rows[:: 1 + len(chosen)]
+        title = f"{len(paths)} images, {protocol['sizes']}; means, 8-bit RGB"
+        write_atomically(plot, _plot(names, of_models, points, title, plot.suffix.lower()[1:]))
     _print(rows, protocol, markdown=markdown)
 
 
@@ -149,6 +177,56 @@ def _entries(
                 )
             )
     return entries
+
+
+def _curve(original: np.ndarray, codec: str, distances: Sequence[str], device: torch.device) -> list[Entry]:
+    """One image through a codec at each setting of `CURVE`."""
+    from zoo.cli.measure import CODECS, bits_per_pixel, encode_with, quality
+
+    entries = []
+    for setting in CURVE:
+        coded = encode_with(original, codec, setting)
+        entries.append(
+            Entry(
+                row=CODECS[codec][0],
+                image=None,
+                file_bytes=coded.file_bytes,
+                bits_per_pixel=bits_per_pixel(coded.file_bytes, original),
+                quality=quality(coded.image, original, further=distances, device=device),
+                setting=setting,
+            )
+        )
+    return entries
+
+
+def _plot(names: Sequence[str], models: Sequence[Row], points: Sequence[Row], title: str, kind: str) -> bytes:
+    """Each metric over bits per pixel: a mark for every model, a curve for every codec, on the same images."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"{error}; --plot needs matplotlib: pip install matplotlib") from error
+    from zoo.cli.measure import label
+    from zoo.metrics.image import IMAGE_METRICS
+
+    metrics = list(models[0].quality)
+    figure = Figure(figsize=(5.2 * len(metrics), 4.4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        for codec in dict.fromkeys(point.name for point in points):
+            curve = [point for point in points if point.name == codec]
+            rates = [point.bits_per_pixel for point in curve]
+            axes.plot(rates, [point.quality[metric] for point in curve], ".-", linewidth=1, label=codec)
+        for name, row, marker in zip(names, models, itertools.cycle("os^Dv*PX")):
+            axes.plot([row.bits_per_pixel], [row.quality[metric]], marker, markersize=9, linestyle="", label=name)
+        unit = IMAGE_METRICS[metric][0].unit
+        axes.set(xscale="log", xlabel="bits per pixel", ylabel=label(metric) + (f" ({unit})" if unit else ""))
+        axes.set_title(
+            "higher is better" if IMAGE_METRICS[metric][0].better == "higher" else "lower is better", fontsize=9
+        )
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(buffer := io.BytesIO(), format=kind, dpi=150)
+    return buffer.getvalue()
 
 
 def _mean(entries: Sequence[Entry]) -> Row:

@@ -65,7 +65,11 @@ def _from_training(file: Path) -> Tokenizer | None:
         return None
     model = create_model(settings["model"], **(settings.get("changes") or {}))
     state = checkpoint.read(file, container="state_dict")
-    own = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    averaged = any(
+        key.startswith("ema.module.") for key in state
+    )  # where a run keeps a running average, that is the model
+    prefix = "ema.module." if averaged else "model."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     checkpoint.load_into(model, own)
     return model
 

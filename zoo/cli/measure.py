@@ -160,15 +160,27 @@ def encode_at_least(original: np.ndarray, codec: str, file_bytes: int) -> Coded:
         codec: "jpeg" or "webp".
         file_bytes: what the file must have at least.
     """
-    name, settings = CODECS[codec]
-    picture = Image.fromarray(original)
     for setting in range(101):  # file sizes do not quite rise with quality, so no bisection
-        buffer = BytesIO()
-        picture.save(buffer, name, quality=setting, **settings)
+        buffer = _encoded(original, codec, setting)
         if buffer.tell() >= file_bytes:
             break
+    return _decoded(buffer, setting)
+
+
+def encode_with(original: np.ndarray, codec: str, setting: int) -> Coded:
+    """The image at one quality setting of the codec, 0 to 100; arguments as `encode_at_least`."""
+    return _decoded(_encoded(original, codec, setting), setting)
+
+
+def _encoded(original: np.ndarray, codec: str, setting: int) -> BytesIO:
+    name, settings = CODECS[codec]
+    Image.fromarray(original).save(buffer := BytesIO(), name, quality=setting, **settings)
+    return buffer
+
+
+def _decoded(buffer: BytesIO, setting: int) -> Coded:
     with Image.open(buffer) as decoded:
-        return Coded(np.array(decoded.convert("RGB")), buffer.tell(), setting)
+        return Coded(np.array(decoded.convert("RGB")), len(buffer.getvalue()), setting)
 
 
 def codec_protocol(codec: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,13 +49,22 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-    from trainers.callbacks import CodebookUsage, ExportModel, ReconstructionGrid
+    from trainers.callbacks import (
+        CodebookUsage,
+        DiscriminatorHealth,
+        ExportModel,
+        ReconstructionGrid,
+        StopOnNonFinite,
+        Throughput,
+    )
+    from trainers.checkpoint_io import AtomicCheckpointIO
 
     class RecipeCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--out", default="runs", help="folder that holds the logs and checkpoints of each run")
+            parser.add_argument("--wandb", default=None, help="project of Weights & Biases to log to as well")
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
             self.config = parser.parse_args(args)
@@ -65,6 +75,8 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         def before_instantiate_classes(self) -> None:
             settings = self.config[self.config.subcommand]
             settings.ckpt_path = _checkpoint(settings.ckpt_path, Path(settings.out))
+            if settings.wandb is not None and importlib.util.find_spec("wandb") is None:
+                raise ValueError("--wandb: expected the package wandb to be installed (pip install wandb)")
 
         def instantiate_classes(self) -> None:
             try:
@@ -76,6 +88,10 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             out = self._get(self.config, "out")
             if self._get(self.config_init, "trainer.logger") is None:
                 settings["logger"] = [board := TensorBoardLogger(out, name=None), CSVLogger(board.log_dir, "", "")]
+                if (project := self._get(self.config, "wandb")) is not None:
+                    settings["logger"].append(WandbLogger(project=project, save_dir=board.log_dir))
+            if self._get(self.config_init, "trainer.plugins") is None:
+                settings["plugins"] = [AtomicCheckpointIO()]
             return super().instantiate_trainer(**settings)
 
     warnings.filterwarnings("ignore", message="Experiment logs directory")  # the two loggers share it
@@ -92,6 +108,9 @@ def run(verb: str, arguments: Sequence[str]) -> None:
                     ModelCheckpoint(save_last=True, save_top_k=1, monitor=None),
                     ReconstructionGrid(),
                     CodebookUsage(),
+                    DiscriminatorHealth(),
+                    Throughput(),
+                    StopOnNonFinite(),
                     ExportModel(),
                 ]
             },

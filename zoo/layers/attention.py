@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.layers.resnet import CONVOLUTIONS
 
 
 class SpatialAttention(nn.Module):
     """One head over all H x W positions, queries, keys, values and output by 1x1 convolutions; residual.
 
-    (B, C, H, W) -> the same. Its cost grows with the square of H x W.
+    (B, C, H, W), or (B, C, T) with `dims=1`, -> the same. Its cost grows with the square of the number of positions.
+    `fused`: queries, keys and values come from one convolution `qkv`, as some published weights have it, instead of
+    `q`, `k` and `v`. `groups` and `eps` are the group norm's.
     """
 
-    def __init__(self, channels: int, groups: int = 32) -> None:
+    def __init__(
+        self, channels: int, groups: int = 32, *, fused: bool = False, eps: float = 1e-6, dims: Literal[1, 2] = 2
+    ) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        conv = CONVOLUTIONS[dims]
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.fused = fused
+        if fused:
+            self.qkv = conv(channels, 3 * channels, 1)
+        else:
+            self.q = conv(channels, channels, 1)
+            self.k = conv(channels, channels, 1)
+            self.v = conv(channels, channels, 1)
+        self.proj_out = conv(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        parts = self.qkv(h).chunk(3, dim=1) if self.fused else (self.q(h), self.k(h), self.v(h))
+        q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
         return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))

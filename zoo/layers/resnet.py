@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CONVOLUTIONS: dict[Literal[1, 2], type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
 class ResBlock(nn.Module):
     """norm, SiLU, 3x3 convolution, norm, SiLU, dropout, 3x3 convolution; plus the input (1x1-projected).
 
-    (B, in_channels, H, W) -> (B, out_channels, H, W). `groups` of the GroupNorms, whose eps is 1e-6.
+    (B, in_channels, H, W) -> (B, out_channels, H, W), or of (B, in_channels, T) with `dims=1`. `groups` of the
+    GroupNorms, whose eps is 1e-6; `bias` of the convolutions.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 32, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+        *,
+        bias: bool = True,
+        dims: Literal[1, 2] = 2,
+    ) -> None:
         super().__init__()
+        conv = CONVOLUTIONS[dims]
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=bias)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -39,11 +55,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles H and W: nearest neighbour, then a 3x3 convolution."""
+    """Doubles H and W: nearest neighbour, then a 3x3 convolution (to `out_channels`, if given)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, out_channels or channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

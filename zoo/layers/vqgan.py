@@ -23,13 +23,28 @@ class Level:
     resample: bool = False
 
 
+def levels(widths: Sequence[int], blocks: int, attention: Sequence[bool]) -> list[Level]:
+    """Levels in the order in which they run, each but the last with a change of size: finest first for an encoder,
+    coarsest first for a decoder.
+
+    Args:
+        widths: of each level.
+        blocks: residual blocks of every level.
+        attention: whether a level has it.
+    """
+    last = len(widths) - 1
+    return [Level(width, blocks, has, i < last) for i, (width, has) in enumerate(zip(widths, attention, strict=True))]
+
+
 class _Blocks(nn.Module):
-    def __init__(self, channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module]) -> None:
+    def __init__(
+        self, channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module], fused: bool
+    ) -> None:
         super().__init__()
         widths = [channels] + [level.width] * level.blocks
         self.blocks = nn.ModuleList(ResBlock(a, b, groups, dropout) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(
-            SpatialAttention(level.width, groups) for _ in range(level.blocks * level.attention)
+            SpatialAttention(level.width, groups, fused=fused) for _ in range(level.blocks * level.attention)
         )
         self.resample = resample(level.width) if level.resample else nn.Identity()
 
@@ -41,10 +56,10 @@ class _Blocks(nn.Module):
         return self.resample(x)
 
 
-def _middle(channels: int, groups: int, dropout: float) -> nn.Sequential:
+def _middle(channels: int, groups: int, dropout: float, attention: bool, fused: bool) -> nn.Sequential:
     return nn.Sequential(
         ResBlock(channels, channels, groups, dropout),
-        SpatialAttention(channels, groups),
+        SpatialAttention(channels, groups, fused=fused) if attention else nn.Identity(),
         ResBlock(channels, channels, groups, dropout),
     )
 
@@ -55,6 +70,9 @@ class Encoder(nn.Module):
     Args:
         channels: width after the first convolution.
         levels: from the finest to the coarsest.
+        middle_attention: attention between the two blocks after the coarsest level.
+        fused_attention: how attentions hold their weights, see `SpatialAttention`.
+        final_activation: SiLU between the last norm and the last convolution.
     """
 
     def __init__(
@@ -65,22 +83,28 @@ class Encoder(nn.Module):
         out_channels: int,
         groups: int = 32,
         dropout: float = 0.0,
+        *,
+        middle_attention: bool = True,
+        fused_attention: bool = False,
+        final_activation: bool = True,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         widths = [channels, *(level.width for level in levels)]
         self.levels = nn.ModuleList(
-            _Blocks(width, level, groups, dropout, Downsample) for width, level in zip(widths, levels)
+            _Blocks(width, level, groups, dropout, Downsample, fused_attention) for width, level in zip(widths, levels)
         )
-        self.mid = _middle(widths[-1], groups, dropout)
+        self.mid = _middle(widths[-1], groups, dropout, middle_attention, fused_attention)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.final_activation = final_activation
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.norm_out(self.mid(x))
+        return self.conv_out(F.silu(x) if self.final_activation else x)
 
 
 class Decoder(nn.Module):
@@ -88,6 +112,9 @@ class Decoder(nn.Module):
 
     Args:
         levels: from the coarsest to the finest.
+        middle_attention: attention between the two blocks before the coarsest level.
+        fused_attention: how attentions hold their weights, see `SpatialAttention`.
+        final_activation: SiLU between the last norm and the last convolution.
     """
 
     def __init__(
@@ -97,19 +124,25 @@ class Decoder(nn.Module):
         out_channels: int,
         groups: int = 32,
         dropout: float = 0.0,
+        *,
+        middle_attention: bool = True,
+        fused_attention: bool = False,
+        final_activation: bool = True,
     ) -> None:
         super().__init__()
         widths = [levels[0].width, *(level.width for level in levels)]
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0], groups, dropout)
+        self.mid = _middle(widths[0], groups, dropout, middle_attention, fused_attention)
         self.levels = nn.ModuleList(
-            _Blocks(width, level, groups, dropout, Upsample) for width, level in zip(widths, levels)
+            _Blocks(width, level, groups, dropout, Upsample, fused_attention) for width, level in zip(widths, levels)
         )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.final_activation = final_activation
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.norm_out(x)
+        return self.conv_out(F.silu(x) if self.final_activation else x)

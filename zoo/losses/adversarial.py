@@ -1,6 +1,8 @@
-"""Adversarial losses on a discriminator's logits, LeCam regularisation and the adaptive weight of VQGAN.
+"""Adversarial losses on a discriminator's logits, LeCam and R1 regularisation, and the adaptive weight of VQGAN.
 
-Logits may have any shape; all losses are means in float32. LeCam: arXiv 2104.03310. Adaptive weight: arXiv 2012.09841.
+Logits may have any shape; all losses are means in float32. LeCam: arXiv 2104.03310. R1: arXiv 1801.04406. Adaptive
+weight: arXiv 2012.09841. What is not linear in the batch is computed over the batches of all processes together, so
+that a distributed step equals that of one process.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from zoo.ops.collective import mean_over_ranks
 
 AdversarialKind = Literal["hinge", "vanilla", "non_saturating", "non_saturating_image"]
 
@@ -63,7 +67,7 @@ GENERATOR_LOSSES: dict[AdversarialKind, Callable[[Tensor], Tensor]] = {
 class LeCam(nn.Module):
     """LeCam regulariser: keeps real logits near the running mean of the fake ones, and the reverse.
 
-    The running means are those of this process; nothing is exchanged between processes, as in the originals.
+    The means are those of the joined batch of all processes (the originals' are of each process alone).
 
     Args:
         decay: share of the old running mean that an update keeps.
@@ -94,11 +98,12 @@ class LeCam(nn.Module):
             Scalar in float32, unweighted.
         """
         real, fake = real.float(), fake.float()
+        real_mean, fake_mean = mean_over_ranks(torch.stack([real.mean(), fake.mean()]))
         if self.convention == "means":
-            penalty = self._penalty(real.mean(), fake.mean())
-            self._update(real, fake)
+            penalty = self._penalty(real_mean, fake_mean)
+            self._update(real_mean, fake_mean)
         else:
-            self._update(real, fake)
+            self._update(real_mean, fake_mean)
             penalty = self._penalty(real, fake)
         return penalty
 
@@ -108,10 +113,26 @@ class LeCam(nn.Module):
         return real_excess.square().mean() + fake_excess.square().mean()
 
     @torch.no_grad()
-    def _update(self, real: Tensor, fake: Tensor) -> None:
+    def _update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
         if self.training:
-            self.ema_real_logits_mean.lerp_(real.mean(), 1 - self.decay)
-            self.ema_fake_logits_mean.lerp_(fake.mean(), 1 - self.decay)
+            self.ema_real_logits_mean.lerp_(real_mean.to(self.ema_real_logits_mean.dtype), 1 - self.decay)
+            self.ema_fake_logits_mean.lerp_(fake_mean.to(self.ema_fake_logits_mean.dtype), 1 - self.decay)
+
+
+def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
+    """Half the squared length of the gradient of each real image's logits to its pixels; mean over the batch.
+
+    Args:
+        real: images (B, ...) that the logits were computed from, with `requires_grad`.
+        logits: (B, ...), of the discriminator.
+
+    Returns:
+        Scalar in float32, unweighted; its own gradient reaches the discriminator.
+
+    Source: arXiv 1801.04406, equation 9.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    return 0.5 * gradient.float().square().flatten(1).sum(1).mean()
 
 
 def adaptive_weight(nll: Tensor, generator_loss: Tensor, last_layer_weight: Tensor, maximum: float = 1e4) -> Tensor:
@@ -124,10 +145,13 @@ def adaptive_weight(nll: Tensor, generator_loss: Tensor, last_layer_weight: Tens
         maximum: upper bound of the weight.
 
     Returns:
-        Detached scalar |grad nll| / (|grad generator_loss| + 1e-4), at most `maximum`. Both graphs are retained.
+        Detached scalar |grad nll| / (|grad generator_loss| + 1e-4), at most `maximum`, of the gradients' means over all
+        processes. Both graphs are retained.
 
     Source: arXiv 2012.09841, equation 7.
     """
     (nll_gradient,) = torch.autograd.grad(nll, last_layer_weight, retain_graph=True)
     (generator_gradient,) = torch.autograd.grad(generator_loss, last_layer_weight, retain_graph=True)
-    return (nll_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, maximum).detach()
+    gradients = mean_over_ranks(torch.stack([nll_gradient, generator_gradient]).float())
+    nll_length, generator_length = gradients.flatten(1).norm(dim=1)
+    return (nll_length / (generator_length + 1e-4)).clamp(0, maximum).detach()

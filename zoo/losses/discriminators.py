@@ -4,28 +4,44 @@ Papers: PatchGAN arXiv 1611.07004, as in VQGAN (arXiv 2012.09841, CompVis/taming
 (markweberdev/maskbit), also TiTok's. Module names are those of the originals, so their weights load as they are.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.config import Config
 from zoo.layers.same_conv import SameConv2d, same_padding
+from zoo.ops.collective import mean_over_ranks, world_size
 
 BLUR_ROWS = {3: (1.0, 2.0, 1.0), 4: (1.0, 3.0, 3.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
 
 
+class DiscriminatorConfig(Config):
+    """Base of the discriminators' configs; `kind` is the discriminator's name. A field of this type takes any."""
+
+    discriminator: ClassVar[type[nn.Module]]
+
+    def build(self) -> nn.Module:
+        """The discriminator, freshly initialised: images (B, C, H, W) -> logits (B, ...)."""
+        return self.discriminator(self)
+
+
 @dataclass(frozen=True)
-class PatchGANConfig:
+class PatchGANConfig(DiscriminatorConfig):
     """Sizes of a PatchGAN."""
 
+    kind = "patchgan"
     in_channels: int = 3
     hidden_channels: int = 64
     num_layers: int = 3  # convolutions with stride 2
 
     def __post_init__(self) -> None:
-        if min(self.in_channels, self.hidden_channels, self.num_layers) < 1:
-            raise ValueError(f"expected sizes of at least 1, got {self}")
+        for name in ("in_channels", "hidden_channels", "num_layers"):
+            self.require(getattr(self, name) >= 1, f"{name} >= 1", getattr(self, name))
 
 
 class PatchGAN(nn.Module):
@@ -44,7 +60,7 @@ class PatchGAN(nn.Module):
             stride = 2 if layer < config.num_layers else 1
             layers += [
                 nn.Conv2d(previous, width, 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                JoinedBatchNorm2d(width),
                 nn.LeakyReLU(0.2, True),
             ]
         layers.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
@@ -55,22 +71,47 @@ class PatchGAN(nn.Module):
         return self.main(images)
 
 
+PatchGANConfig.discriminator = PatchGAN
+
+
+class JoinedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes together, on any device; each process brings as many images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world_size() == 1 or not self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            values = x.float()
+            mean = mean_over_ranks(values.mean((0, 2, 3)))
+            variance = mean_over_ranks((values - mean[:, None, None]).square().mean((0, 2, 3)))
+            count = world_size() * values.numel() // values.shape[1]
+            with torch.no_grad():
+                share = 0.1 if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
+                self.running_var.lerp_(variance * count / max(1, count - 1), share)  # type: ignore[union-attr]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            scale = self.weight * (variance + self.eps).rsqrt()
+            normalised = values * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return normalised.to(x.dtype)
+
+
 @dataclass(frozen=True)
-class BlurDiscriminatorConfig:
+class BlurDiscriminatorConfig(DiscriminatorConfig):
     """Sizes of the VQGAN+ discriminator; the defaults are those of MaskBit's published recipes."""
 
+    kind = "blur"
     in_channels: int = 3
     hidden_channels: int = 128  # a multiple of 32; stage i has 2**i times as many
     num_stages: int = 4
     blur_kernel_size: int | None = 4  # 3, 4 or 5; None takes the mean of 2 x 2 pixels
 
     def __post_init__(self) -> None:
-        if self.hidden_channels < 32 or self.hidden_channels % 32:
-            raise ValueError(f"expected hidden_channels to be a multiple of 32, got {self.hidden_channels}")
-        if self.in_channels < 1 or self.num_stages < 1:
-            raise ValueError(f"expected in_channels and num_stages of at least 1, got {self}")
-        if self.blur_kernel_size is not None and self.blur_kernel_size not in BLUR_ROWS:
-            raise ValueError(f"expected blur_kernel_size 3, 4, 5 or None, got {self.blur_kernel_size}")
+        whole = self.hidden_channels >= 32 and self.hidden_channels % 32 == 0
+        self.require(whole, "hidden_channels to be a multiple of 32", self.hidden_channels)
+        sizes = (self.in_channels, self.num_stages)
+        self.require(min(sizes) >= 1, "in_channels and num_stages of at least 1", sizes)
+        known = self.blur_kernel_size is None or self.blur_kernel_size in BLUR_ROWS
+        self.require(known, "blur_kernel_size 3, 4, 5 or None", self.blur_kernel_size)
 
 
 class BlurDiscriminator(nn.Module):
@@ -101,6 +142,9 @@ class BlurDiscriminator(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return self.to_logits(self.pool(hidden))
+
+
+BlurDiscriminatorConfig.discriminator = BlurDiscriminator
 
 
 class BlurDownsample(nn.Module):

@@ -4,7 +4,9 @@ LPIPS: arXiv 1801.03924, weights v0.1. The same distance on EfficientNet-Lite fe
 its numbers are not LPIPS. Logit distance: MaskBit, arXiv 2409.16211.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 from zoo import hub
 from zoo.losses.efficientnet_lite import efficientnet_lite
+from zoo.losses.frozen import timm_network
 
 LPIPS_HEADS = {
     "vgg": hub.WeightSource(
@@ -166,7 +169,7 @@ class LogitDistance(nn.Module):
         return (self.logits(images).float() - self.logits(targets).float()).square().mean(1)
 
 
-def lite_distance(variant: Literal["lite0", "lite2"]) -> FeatureDistance:
+def lite_distance(variant: Literal["lite0", "lite2"], *, weights: Path | None = None) -> FeatureDistance:
     """Feature distance over the five stages (strides 2 to 32) of an EfficientNet-Lite trained on ImageNet.
 
     Stages and channels weigh the same: no human judgement is fitted, so this is not LPIPS. The weights come in the
@@ -174,11 +177,12 @@ def lite_distance(variant: Literal["lite0", "lite2"]) -> FeatureDistance:
 
     Args:
         variant: the size of the network.
+        weights: a local file; None takes the one of the installed package.
 
     Returns:
         A frozen FeatureDistance; images (B, 3, H, W) in [-1, 1].
     """
-    network = efficientnet_lite(variant)
+    network = efficientnet_lite(variant, weights=weights)
     network.prune_intermediate_layers(list(range(5)))
     # The networks were trained on pixels 0 ... 255 as (pixel - 127) / 128.
     distance = FeatureDistance(_Intermediates(network), shift=[-0.5 / 127.5] * 3, scale=[128 / 127.5] * 3)
@@ -216,6 +220,72 @@ def lpips(
         scale=[0.458, 0.448, 0.450],
         heads=[head_weights[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)],
     )
+
+
+def timm_distance(name: str, *, weights: Path | None = None) -> FeatureDistance:
+    """Feature distance over the stages of any network of timm, which weigh the same (so this is not LPIPS).
+
+    Args:
+        name: of timm, `architecture.tag`.
+        weights: a local file in timm's layout; None resolves the published file of the hub.
+
+    Returns:
+        A frozen FeatureDistance; images (B, 3, H, W) in [-1, 1].
+    """
+    network = timm_network(name, weights)
+    mean, deviation = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]  # type: ignore[index]
+    shift, scale = [2 * value - 1 for value in mean], [2 * value for value in deviation]
+    return FeatureDistance(_Intermediates(network), shift=shift, scale=scale)
+
+
+PERCEPTUAL: dict[str, Callable[[Path | None], nn.Module]] = {
+    "lpips": lambda file: lpips("vgg", backbone=file),
+    "lpips_alex": lambda file: lpips("alex", backbone=file),
+    "resnet50": lambda file: LogitDistance("resnet50", weights=file),
+    "convnext_small": lambda file: LogitDistance("convnext_small", weights=file),
+    "lite0": lambda file: lite_distance("lite0", weights=file),
+    "lite2": lambda file: lite_distance("lite2", weights=file),
+}
+
+
+def perceptual_distance(terms: Mapping[str, float], files: Mapping[str, str] | None = None) -> WeightedDistance:
+    """A weighted sum of perceptual distances by name.
+
+    Args:
+        terms: weight of each distance: `lpips` and `lpips_alex` (LPIPS), `resnet50` and `convnext_small` (logits),
+            `lite0` and `lite2` (features), or `timm:NAME` (features of that network of timm).
+        files: local weight files of those networks by the same names; what has none is resolved as usual.
+
+    Raises:
+        ValueError: an unknown name, or a file for a distance that is not used.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    files = files or {}
+    if unknown := [name for name in terms if name not in PERCEPTUAL and not name.startswith("timm:")]:
+        raise ValueError(f"perceptual: expected names of {', '.join(PERCEPTUAL)} or timm:NAME, got {unknown[0]!r}")
+    if spare := sorted(set(files) - set(terms)):
+        raise ValueError(f"perceptual files: expected names of {', '.join(terms)}, got {', '.join(spare)}")
+    if absent := [file for file in files.values() if not Path(file).is_file()]:
+        raise ValueError(f"perceptual files: no file {absent[0]}")
+    distances = {}
+    for name in terms:
+        file = Path(files[name]) if name in files else None
+        network = name.removeprefix("timm:")
+        distances[name] = PERCEPTUAL[name](file) if name in PERCEPTUAL else timm_distance(network, weights=file)
+    return WeightedDistance(distances, terms)
+
+
+class WeightedDistance(nn.Module):
+    """Weighted sum of distances: images and targets (B, 3, H, W) in [-1, 1] -> (B,) in float32."""
+
+    def __init__(self, distances: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.distances = nn.ModuleList(distances.values())
+        self.weights = [weights[name] for name in distances]
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        weighted = [weight * distance(images, targets) for weight, distance in zip(self.weights, self.distances)]
+        return torch.stack(weighted).sum(0)
 
 
 class _Intermediates(nn.Module):

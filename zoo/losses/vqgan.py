@@ -1,21 +1,61 @@
 """The training loss of VQGAN-like tokenizers: both players' terms, with their weights and schedules.
 
-The defaults are those of MaskBit and VQGAN+ (arXiv 2409.16211); other values give VQGAN's (arXiv 2012.09841), TiTok's
-and Open-MAGVIT2's.
+The defaults are those of MaskBit and VQGAN+ (arXiv 2409.16211); other values give VQGAN's (arXiv 2012.09841), TiTok's,
+LlamaGen's, BSQ's and Open-MAGVIT2's.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
-from zoo.losses.adversarial import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, AdversarialKind, LeCam, adaptive_weight
+from zoo.config import Config
+from zoo.losses.adversarial import (
+    DISCRIMINATOR_LOSSES,
+    GENERATOR_LOSSES,
+    AdversarialKind,
+    LeCam,
+    adaptive_weight,
+    r1_penalty,
+)
+from zoo.losses.frozen import Frozen
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
 
 
 @dataclass(frozen=True)
-class VQGANLossConfig:
-    """Weights and schedules; a step is one update of the generator."""
+class AdversaryConfig(Config):
+    """Weights and schedule of the adversarial terms; a step is one update of the generator."""
+
+    discriminator_objective: AdversarialKind = "hinge"
+    generator_objective: AdversarialKind = "hinge"
+    discriminator_weight: float = 0.02  # of the generator's term
+    discriminator_factor: float = 1.0  # of the adversarial terms of both players; 0 before discriminator_start
+    discriminator_start: int = 20000
+    discriminator_warmup: int = 0  # steps after the start over which the generator's term rises to its weight
+    adaptive_weight: bool = False
+    adaptive_weight_maximum: float = 1e4
+    lecam_weight: float = 0.001
+    lecam_decay: float = 0.999
+    lecam_convention: Literal["means", "logits"] = "means"
+    r1_weight: float = 0.0  # of the gradient penalty on real images ...
+    r1_interval: int = 16  # ... which comes every so many steps, and then as many times as strong
+
+    def __post_init__(self) -> None:
+        for kind in (self.discriminator_objective, self.generator_objective):
+            self.require(kind in DISCRIMINATOR_LOSSES, f"an objective of {', '.join(DISCRIMINATOR_LOSSES)}", kind)
+        self.require(
+            self.lecam_convention in ("means", "logits"), "lecam_convention means or logits", self.lecam_convention
+        )
+        steps = (self.discriminator_start, self.discriminator_warmup)
+        self.require(min(steps) >= 0, "discriminator_start and discriminator_warmup >= 0", steps)
+        self.require(self.r1_interval >= 1, "r1_interval >= 1", self.r1_interval)
+
+
+@dataclass(frozen=True)
+class VQGANLossConfig(AdversaryConfig):
+    """Weights and schedules of all terms."""
 
     reconstruction: Literal["l1", "l2"] = "l2"
     reconstruction_weight: float = 4.0
@@ -23,43 +63,30 @@ class VQGANLossConfig:
     quantizer_weight: float = 1.0
     entropy_annealing_factor: float = 2.0  # the entropy term starts at 1 + factor times its weight ...
     entropy_annealing_steps: int = 2000  # ... and comes down to its weight linearly over these steps
-    discriminator_objective: AdversarialKind = "hinge"
-    generator_objective: AdversarialKind = "hinge"
-    discriminator_weight: float = 0.02
-    discriminator_factor: float = 1.0  # of the adversarial terms of both players; 0 before discriminator_start
-    discriminator_start: int = 20000
-    adaptive_weight: bool = False
-    adaptive_weight_maximum: float = 1e4
-    lecam_weight: float = 0.001
-    lecam_decay: float = 0.999
-    lecam_convention: Literal["means", "logits"] = "means"
 
     def __post_init__(self) -> None:
-        if self.reconstruction not in RECONSTRUCTION_LOSSES:
-            raise ValueError(
-                f"expected reconstruction {' or '.join(RECONSTRUCTION_LOSSES)}, got {self.reconstruction!r}"
-            )
-        for kind in (self.discriminator_objective, self.generator_objective):
-            if kind not in DISCRIMINATOR_LOSSES:
-                raise ValueError(f"expected an adversarial loss of {', '.join(DISCRIMINATOR_LOSSES)}, got {kind!r}")
-        if self.lecam_convention not in ("means", "logits"):
-            raise ValueError(f"expected lecam_convention means or logits, got {self.lecam_convention!r}")
+        super().__post_init__()
+        known = " or ".join(RECONSTRUCTION_LOSSES)
+        self.require(self.reconstruction in RECONSTRUCTION_LOSSES, f"reconstruction {known}", self.reconstruction)
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """A loss to minimise and what it consists of."""
+    """A loss to minimise and what it consists of; all but the total is detached, for logs."""
 
     total: Tensor  # scalar
-    terms: dict[str, Tensor]  # the weighted terms, which sum up to the total, and statistics; detached, for logs
+    terms: dict[str, Tensor]  # the weighted terms, which sum up to the total, and statistics
+    values: dict[str, Tensor]  # the terms before their weights, and the statistics
 
 
 class VQGANLoss(nn.Module):
     """Both players' losses; the task alternates them, with one optimizer for the tokenizer and one for `discriminator`.
 
+    The perceptual network is frozen, and no part of the state.
+
     Args:
         config: weights and schedules.
-        discriminator: images to logits.
+        discriminator: images to logits; None for training without an adversary.
         perceptual: distance (images, targets) -> (B,) of images in [-1, 1], such as FeatureDistance or LogitDistance;
             None for no such term.
         image_range: lowest and highest value of the images that the tokenizer takes; they are moved to [-1, 1] for the
@@ -69,7 +96,7 @@ class VQGANLoss(nn.Module):
     def __init__(
         self,
         config: VQGANLossConfig,
-        discriminator: nn.Module,
+        discriminator: nn.Module | None,
         perceptual: nn.Module | None = None,
         *,
         image_range: tuple[float, float] = (-1.0, 1.0),
@@ -77,13 +104,14 @@ class VQGANLoss(nn.Module):
         super().__init__()
         self.config = config
         self.image_range = image_range
+        self.perceptual = None if perceptual is None else Frozen(perceptual)
         self.discriminator = discriminator
-        self.perceptual = perceptual
-        self.lecam = LeCam(config.lecam_decay, config.lecam_convention)
+        self.lecam = None if discriminator is None else LeCam(config.lecam_decay, config.lecam_convention)
 
     def factor(self, step: int) -> float:
-        """Factor of the adversarial terms: 0 before the start step."""
-        return self.config.discriminator_factor if step >= self.config.discriminator_start else 0.0
+        """Factor of the adversarial terms: 0 before the start step and without a discriminator."""
+        started = self.discriminator is not None and step >= self.config.discriminator_start
+        return self.config.discriminator_factor if started else 0.0
 
     def generator_loss(
         self,
@@ -95,7 +123,7 @@ class VQGANLoss(nn.Module):
         entropy_loss: Tensor | None = None,
         last_layer_weight: Tensor | None = None,
     ) -> LossTerms:
-        """Loss of the tokenizer.
+        """Loss of the tokenizer; in evaluation mode without the adversarial term.
 
         The gradient also runs into the discriminator's parameters unless they are set to need none.
 
@@ -114,31 +142,35 @@ class VQGANLoss(nn.Module):
             ValueError: if the adaptive weight is on and the last layer is missing.
         """
         config = self.config
-        reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction](reconstructions, images).mean()
-        terms = {"reconstruction": config.reconstruction_weight * reconstruction}
+        values = {"reconstruction": RECONSTRUCTION_LOSSES[config.reconstruction](reconstructions, images).mean()}
+        terms = {"reconstruction": config.reconstruction_weight * values["reconstruction"]}
         if self.perceptual is not None:
             low, high = self.image_range
             scale, shift = 2 / (high - low), (high + low) / (high - low)
-            distance = self.perceptual(reconstructions * scale - shift, images * scale - shift)
-            terms["perceptual"] = config.perceptual_weight * distance.mean()
+            values["perceptual"] = self.perceptual(reconstructions * scale - shift, images * scale - shift).mean()
+            terms["perceptual"] = config.perceptual_weight * values["perceptual"]
         nll = sum(terms.values())
         if entropy_loss is not None:
             remaining = max(0.0, 1 - step / config.entropy_annealing_steps) if config.entropy_annealing_steps else 0.0
             quantizer_loss = quantizer_loss + remaining * config.entropy_annealing_factor * entropy_loss
+        values["quantizer"] = quantizer_loss
         terms["quantizer"] = config.quantizer_weight * quantizer_loss
         statistics = {}
-        if factor := self.factor(step):
+        if self.training and self.discriminator is not None and (factor := self.factor(step)):
             adversarial = GENERATOR_LOSSES[config.generator_objective](self.discriminator(reconstructions))
-            weight = reconstruction.new_full((), factor * config.discriminator_weight)
+            if config.discriminator_warmup:
+                factor *= min(1.0, (step - config.discriminator_start + 1) / config.discriminator_warmup)
+            weight = adversarial.new_full((), factor * config.discriminator_weight)
             if config.adaptive_weight:
                 if last_layer_weight is None:
                     raise ValueError(
                         "the adaptive weight needs last_layer_weight, the weight of the decoder's last layer"
                     )
                 weight = weight * adaptive_weight(nll, adversarial, last_layer_weight, config.adaptive_weight_maximum)
+            values["adversarial"] = adversarial
             terms["adversarial"] = weight * adversarial
             statistics["adversarial_weight"] = weight
-        return _collect(terms, statistics)
+        return _collect(terms, values, statistics)
 
     def discriminator_loss(self, images: Tensor, reconstructions: Tensor, *, step: int) -> LossTerms:
         """Loss of the discriminator; in training mode LeCam's running means move.
@@ -151,17 +183,30 @@ class VQGANLoss(nn.Module):
             step: updates of the generator made so far.
 
         Returns:
-            Terms `adversarial` and `lecam`, and the statistics `logits_real` and `logits_fake` (means).
+            Terms `adversarial`, `lecam` and `r1`, and the statistics `logits_real` and `logits_fake` (means).
+
+        Raises:
+            ValueError: there is no discriminator.
         """
+        if self.discriminator is None or self.lecam is None:
+            raise ValueError("expected a discriminator, got None")
         config = self.config
-        real = self.discriminator(images.detach())
+        penalised = config.r1_weight > 0 and step % config.r1_interval == 0
+        images = images.detach().requires_grad_(penalised)
+        real = self.discriminator(images)
         fake = self.discriminator(reconstructions.detach())
-        terms = {"adversarial": self.factor(step) * DISCRIMINATOR_LOSSES[config.discriminator_objective](real, fake)}
+        values = {"adversarial": DISCRIMINATOR_LOSSES[config.discriminator_objective](real, fake)}
+        terms = {"adversarial": self.factor(step) * values["adversarial"]}
         if config.lecam_weight:
-            terms["lecam"] = config.lecam_weight * self.lecam(real, fake)
-        return _collect(terms, {"logits_real": real.float().mean(), "logits_fake": fake.float().mean()})
+            values["lecam"] = self.lecam(real, fake)
+            terms["lecam"] = config.lecam_weight * values["lecam"]
+        if penalised:
+            values["r1"] = r1_penalty(images, real)
+            terms["r1"] = config.r1_weight * config.r1_interval * values["r1"]
+        return _collect(terms, values, {"logits_real": real.float().mean(), "logits_fake": fake.float().mean()})
 
 
-def _collect(terms: dict[str, Tensor], statistics: dict[str, Tensor]) -> LossTerms:
+def _collect(terms: dict[str, Tensor], values: dict[str, Tensor], statistics: dict[str, Tensor]) -> LossTerms:
     total = sum(terms.values())
-    return LossTerms(total, {name: value.detach() for name, value in (terms | statistics).items()})
+    logged = ({name: value.detach() for name, value in (losses | statistics).items()} for losses in (terms, values))
+    return LossTerms(total, *logged)

@@ -7,99 +7,226 @@ and the mean assignment is one matrix product of the joint probabilities of the 
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 22  # elements of a half table at a time: 16 MB in float32
-MAXIMUM_BITS = 24
+from zoo.ops.bit_tables import joint_probabilities, sum_by_bit
+from zoo.ops.collective import sum_over_ranks, world_size
+
+_CHUNK = 1 << 19  # elements of a half table at a time: 2 MB in float32
+_CERTAIN = 300.0  # log odds beyond which a bit is certain even in float64's entropies
+MAXIMUM_BITS = 24  # of one group: its mean assignment has 2^24 elements
 
 
-def binary_entropy(z: Tensor, temperature: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+def binary_entropy(
+    z: Tensor, temperature: float, *, floor: float = 0.0, shift: float = 0.0, group_bits: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean entropy of the assignments, and the entropy of the mean assignment, in nats.
 
+    In a distributed run both are those of the latents of all processes together (which may differ in number), and the
+    gradients are scaled so that their average over processes, as DDP takes it, is the gradient of that joint value.
+    Every process must then call it, with N = 0 if it has no latents.
+
     Args:
-        z: (N, D) latents, D at most 24; gradients flow to it.
+        z: (N, D) latents; gradients flow to it. Of no latents at all both entropies are 0.
         temperature: T > 0 of the softmax of 2 z.c / T.
-        floor: 0 is exact. A positive value clamps each probability inside the logarithm from below, as some published
-            training codes do; then the first term needs all 2^D codes a row (computed a chunk of rows at a time).
+        floor: lower clamp of each probability inside the logarithms (MaskBit and vector-quantize-pytorch: 1e-5); 0 is
+            exact. It costs a sort of the half tables, no table of 2^D a row.
+        shift: added to the mean probabilities inside the logarithm (Open-MAGVIT2: 1e-5); 0 is exact.
+        group_bits: bits of a group, a divisor of D, at most 24; None puts all D in one. Groups are runs of consecutive
+            channels; the entropies of the groups are added. For the first that changes nothing but what `floor` clamps;
+            the second becomes an upper bound of the joint one, which it reaches when groups are independent.
 
     Returns:
-        (sample entropy (), codebook entropy ()); both are differentiable.
+        (sample entropy (), codebook entropy ()) in float64 where the device has it; both are differentiable, once.
 
     Raises:
         ValueError: a shape, a number of bits or a temperature that does not fit.
     """
-    if z.ndim != 2 or z.shape[0] == 0:
-        raise ValueError(f"expected latents (N, D) with N > 0, got {tuple(z.shape)}")
-    if not 1 <= z.shape[1] <= MAXIMUM_BITS:
-        raise ValueError(f"expected 1 to {MAXIMUM_BITS} bits (use groups for more), got {z.shape[1]}")
     if temperature <= 0:
         raise ValueError(f"expected a temperature > 0, got {temperature}")
-    logits = z.float() * (4 / temperature)
-    mean = mean_assignment(logits)
-    codebook_entropy = -(mean * mean.clamp(min=floor or torch.finfo(mean.dtype).tiny).log()).sum()
-    if floor > 0:
-        return _clamped_sample_entropy(logits, floor), codebook_entropy
-    # H(sigmoid(l)) = softplus(l) - l sigmoid(l), the same for -l, whose terms do not cancel where l < 0
-    rare = -logits.abs()
-    sample_entropy = (F.softplus(rare) - rare * rare.sigmoid()).sum(dim=1).mean()
-    return sample_entropy, codebook_entropy
+    with torch.autocast(z.device.type, enabled=False):
+        return _BinaryEntropy.apply(_group(z, group_bits) * (4 / temperature), floor, shift)
 
 
-def mean_assignment(logits: Tensor) -> Tensor:
-    """Mean over N of the joint distribution of D independent bits.
+def mean_assignment(logits: Tensor, group_bits: int | None = None) -> Tensor:
+    """Mean over N of the joint distribution of independent bits, over all processes; no gradient flows.
 
     Args:
         logits: (N, D), log odds of each bit being 1.
+        group_bits: as in `binary_entropy`.
 
     Returns:
-        (2^D,) probabilities; bit 0 is the least significant of the index.
+        (groups, 2^group_bits) probabilities; a group's first channel is the least significant bit of the index.
     """
-    return _MeanAssignment.apply(logits)
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        logits = _group(logits, group_bits).clamp(-_CERTAIN, _CERTAIN)
+        total = _total(logits, 0.0)[0]
+        sum_over_ranks(total)
+        return (total / total.sum(dim=(1, 2), keepdim=True)).flatten(1)
 
 
-def _joint(logits: Tensor) -> Tensor:
-    """(N, D) log odds -> (N, 2^D) joint probabilities, bit 0 least significant."""
-    joint = logits.new_ones(len(logits), 1)
-    for one, zero in zip(logits.sigmoid().unbind(1), (-logits).sigmoid().unbind(1)):  # 1 - one would lose small zeros
-        joint = torch.cat([joint * zero[:, None], joint * one[:, None]], dim=1)
-    return joint
+def _group(z: Tensor, group_bits: int | None) -> Tensor:
+    """(N, D) -> (groups, bits, N): tokens last, so that the tables below are products of long rows."""
+    if z.ndim != 2 or z.shape[1] == 0:
+        raise ValueError(f"expected latents (N, D) with D > 0, got {tuple(z.shape)}")
+    bits = z.shape[1] if group_bits is None else group_bits
+    if not 1 <= bits <= MAXIMUM_BITS:
+        raise ValueError(f"expected groups of 1 to {MAXIMUM_BITS} bits, got {bits} (set group_bits)")
+    if z.shape[1] % bits != 0:
+        raise ValueError(f"group_bits: expected a divisor of the {z.shape[1]} bits, got {bits}")
+    return z.to(torch.promote_types(z.dtype, torch.float32)).T.contiguous().unflatten(0, (-1, bits))
 
 
-class _MeanAssignment(torch.autograd.Function):
-    """Forward: high^T low / N, with tables of the two halves. Backward recomputes the tables chunk by chunk."""
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+class _BinaryEntropy(torch.autograd.Function):
+    """Log odds (groups, bits, N) -> both entropies. Keeps the log odds and the mean assignment for the backward."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        half = (logits.shape[1] + 1) // 2
-        total = logits.new_zeros(2 ** (logits.shape[1] - half), 2**half)
-        for chunk in logits.split(max(1, _CHUNK >> half)):
-            total.addmm_(_joint(chunk[:, half:]).T, _joint(chunk[:, :half]))
-        return (total / len(logits)).flatten()
+    def forward(ctx: Any, logits: Tensor, floor: float, shift: float) -> tuple[Tensor, Tensor]:
+        logits = logits.clamp(-_CERTAIN, _CERTAIN)
+        total, correction = _total(logits, floor)
+        # H(sigmoid(l)) = softplus(l) - l sigmoid(l), the same for -l, whose terms do not cancel where l < 0
+        rare = -logits.abs()
+        entropy = (F.softplus(rare) - rare * rare.sigmoid()).sum(dtype=correction.dtype) + correction
+        count = torch.full_like(entropy, logits.shape[-1])
+        sum_over_ranks(total, entropy, count)
+        count = count.clamp_min(1)
+        # dividing by the sum instead of the count also undoes the rounding of the products, to first order
+        mean = total.to(entropy.dtype)
+        mean /= mean.sum(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
+        if floor > 0 or shift > 0:
+            codebook = -torch.special.xlogy(mean, mean.clamp_min(floor) + shift).sum()
+        else:
+            codebook = torch.special.entr(mean).sum()
+        ctx.save_for_backward(logits, mean.to(logits.dtype), count)
+        ctx.floor, ctx.shift = floor, shift
+        return entropy / count, codebook
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (logits,) = ctx.saved_tensors
-        half = (logits.shape[1] + 1) // 2
-        gradient = gradient.view(-1, 2**half) / len(logits)
-        result = []
-        for chunk in logits.split(max(1, _CHUNK >> half)):
-            with torch.enable_grad():
-                chunk = chunk.detach().requires_grad_()
-                low, high = _joint(chunk[:, :half]), _joint(chunk[:, half:])
-                product = (low * (high.detach() @ gradient)).sum() + (high * (low.detach() @ gradient.T)).sum()
-            (slope,) = torch.autograd.grad(product, chunk)
-            result.append(slope)
-        return torch.cat(result)
+    @once_differentiable
+    def backward(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> tuple[Tensor, None, None]:
+        with torch.autocast(of_sample.device.type, enabled=False):
+            return _gradient(ctx, of_sample, of_codebook), None, None
 
 
-def _clamped_sample_entropy(logits: Tensor, floor: float) -> Tensor:
-    def entropy(chunk: Tensor) -> Tensor:
-        joint = _joint(chunk)
-        return -(joint * joint.clamp(min=floor).log()).sum()
+def _gradient(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> Tensor:
+    logits, mean, count = ctx.saved_tensors
+    scale = world_size() / count
+    of_sample = (of_sample * scale).to(logits.dtype)
+    slope = (_codebook_slope(mean, ctx.floor, ctx.shift) * (of_codebook * scale)).to(logits.dtype)
+    bits = logits.shape[1]
+    half = (bits + 1) // 2
+    gradient = torch.empty_like(logits)
+    width = _rows(logits)
+    for start in range(0, logits.shape[2], width):
+        chunk = logits[..., start : start + width]
+        one, zero, low, high = _halves(chunk)
+        # derivatives by the joint probabilities of a half, times these: derivatives by their logarithms
+        of_low, of_high = slope.transpose(1, 2).bmm(high).mul_(low), slope.bmm(low).mul_(high)
+        if ctx.floor > 0:
+            by_low, by_high = _clamped_slopes(low, high, ctx.floor)
+            of_low.add_(by_low * of_sample)
+            of_high.add_(by_high * of_sample)
+        result = gradient[..., start : start + width]
+        # the logarithm of a joint probability with bit d set has the slope 1 - p_d to the log odds, else -p_d
+        for of_half, part in ((of_low, slice(half)), (of_high, slice(half, bits))):
+            is_one, is_zero = sum_by_bit(of_half)
+            result[:, part] = zero[:, part] * is_one - one[:, part] * is_zero
+        result -= of_sample * chunk * one * zero
+    return gradient
 
-    chunks = logits.split(max(1, _CHUNK >> logits.shape[1]))
-    return torch.stack([checkpoint(entropy, chunk, use_reentrant=False) for chunk in chunks]).sum() / len(logits)
+
+def _rows(logits: Tensor) -> int:
+    """How many tokens a chunk has, so that its half tables hold about `_CHUNK` elements."""
+    groups, bits, _ = logits.shape
+    elements = _CHUNK if logits.device.type == "cpu" else _CHUNK << 4  # a cache there, enough work here
+    return max(1, elements // (groups << (bits + 1) // 2))
+
+
+def _halves(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probabilities of ones and of zeros (groups, bits, n), and the joint ones of the low and of the high bits."""
+    one, zero = logits.sigmoid(), (-logits).sigmoid()  # 1 - one would lose small zeros
+    half = (logits.shape[1] + 1) // 2
+    low = joint_probabilities(one[:, :half], zero[:, :half])
+    return one, zero, low, joint_probabilities(one[:, half:], zero[:, half:])
+
+
+def _total(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Sum over tokens of the joint probabilities (groups, 2^high bits, 2^low bits), and of `_clamped_part`."""
+    groups, bits, _ = logits.shape
+    half = (bits + 1) // 2
+    total = logits.new_zeros(groups, 2 ** (bits - half), 2**half)
+    clamped = logits.new_zeros((), dtype=_wide(logits))
+    for chunk in logits.split(_rows(logits), dim=2):
+        _, _, low, high = _halves(chunk)
+        total.baddbmm_(high, low.transpose(1, 2))
+        if floor > 0:
+            clamped += _clamped_part(low, high, floor)
+    return total, clamped
+
+
+def _codebook_slope(mean: Tensor, floor: float, shift: float) -> Tensor:
+    """Derivative of the codebook entropy by the mean assignment, up to a constant, in the wide type.
+
+    A constant changes nothing, as the probabilities of a token add up to 1. Taking off the average keeps the products
+    with it free of cancellation.
+    """
+    wide = mean.to(_wide(mean))
+    inside = wide.clamp_min(max(floor, torch.finfo(mean.dtype).tiny)) + shift
+    slope = -inside.log()
+    if floor > 0 or shift > 0:
+        slope -= torch.where(wide > floor, wide / inside, 0)
+    return slope - (slope * wide).sum(dim=(1, 2), keepdim=True)
+
+
+# -- the clamp ---------------------------------------------------------------------------------------------------------
+# A clamped entropy -sum p log(max(p, floor)) is the exact one plus the sum of p (log p - log floor) over the p < floor.
+# These p are products a b of an entry of each half; for a given a, they are the b below floor / a. So with the b sorted
+# and their running sums, the sum over all b is read off at one place.
+
+
+def _clamped_part(low: Tensor, high: Tensor, floor: float) -> Tensor:
+    low, high = _tokens_first(low), _tokens_first(high)
+    mass, entropy = _sums_below(low, high, floor)
+    return (high * entropy + (_times_log(high) - high * math.log(floor)) * mass).sum(dtype=_wide(low))
+
+
+def _clamped_slopes(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Derivatives of `_clamped_part` by the logarithms of both tables, each of the shape of its table."""
+    groups, _, n = low.shape
+    low, high = _tokens_first(low), _tokens_first(high)
+
+    def slopes(table: Tensor, other: Tensor) -> Tensor:
+        mass, entropy = _sums_below(other, table, floor)
+        own = table * entropy + (_times_log(table) + table * (1 - math.log(floor))) * mass
+        return own.unflatten(0, (groups, n)).transpose(1, 2)
+
+    return slopes(low, high), slopes(high, low)
+
+
+def _tokens_first(table: Tensor) -> Tensor:
+    """(groups, 2^bits, n) -> (groups n, 2^bits), contiguous."""
+    return table.transpose(1, 2).contiguous().flatten(0, 1)
+
+
+def _sums_below(table: Tensor, factors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Of rows p of `table`, sums of p and of p log p where p * factor < floor, for each of the row's factors."""
+    ascending = table.sort(dim=1).values
+    places = torch.searchsorted(ascending, floor / factors)
+    mass = F.pad(ascending.cumsum(1), (1, 0)).gather(1, places)
+    entropy = F.pad(_times_log(ascending).cumsum(1), (1, 0)).gather(1, places)
+    return mass, entropy
+
+
+def _times_log(p: Tensor) -> Tensor:
+    """p log p, 0 at 0; faster than `torch.special.xlogy`."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p)

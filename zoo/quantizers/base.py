@@ -43,6 +43,7 @@ class QuantizerConfig(Config):
     quantizer: ClassVar[type[Quantizer]]
     prefix: ClassVar[bool] = False  # whether the first levels alone are a coarser version of the same codes
     scales: ClassVar[bool] = False  # whether levels differ in their positions, and a code depends on all of them
+    own_gradient: ClassVar[bool] = False  # whether parameters learn by the codes' gradient, which then must not be cut
 
     @property
     def dim(self) -> int:
@@ -96,6 +97,8 @@ class Quantizer(nn.Module):
                 if self.config.scales:
                     raise ValueError(f"{type(self).__name__} takes no mask: its codes depend on all positions")
                 quantized = self._quantize_masked(z.float(), mask)
+        for scalars in (quantized.losses, quantized.statistics):  # some come in float64, for their differences
+            scalars.update({name: value.float() for name, value in scalars.items()})
         if self.training:
             quantized.statistics.update(usage_statistics(quantized.levels, self.config.vocab_sizes, mask))
         return quantized
@@ -107,6 +110,10 @@ class Quantizer(nn.Module):
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         """Code vectors of indices: one int64 tensor (B, *positions) per level -> (B, *positions, D) float32."""
         raise NotImplementedError
+
+    def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:
+        """`indices_to_codes` for latents (B, *positions, D), which the first levels alone may not tell (scales)."""
+        return self.indices_to_codes(*levels)
 
     def _quantize_masked(self, z: Tensor, mask: Tensor) -> Quantized:
         quantized = self.quantize(z[mask])
@@ -120,6 +127,12 @@ class Quantizer(nn.Module):
 def straight_through(z: Tensor, codes: Tensor) -> Tensor:
     """Exactly `codes` in the forward pass, the identity's gradient to `z` in the backward pass (arXiv 1308.3432)."""
     return codes.detach() + (z - z.detach())
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in float32, whatever the autocast state and its dtype."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:

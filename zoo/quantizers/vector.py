@@ -1,58 +1,39 @@
-"""Vector quantisation: the nearest code of a learned codebook (VQ-VAE, arXiv 1711.00937)."""
+"""Vector quantisation: the nearest code of a learned codebook (VQ-VAE, arXiv 1711.00937).
+
+Its options are small configs that combine freely: the codebook (`codebooks.py`), the gradient estimator
+(`gradients.py`) and further losses (`regularisers.py`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.distributed
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.config import Config
-from zoo.ops import Metric, nearest_code, soft_entropy
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
-
-
-@dataclass(frozen=True)
-class GradientCodebookConfig(Config):
-    """The codebook is a parameter that the `codebook` loss pulls to the latents."""
-
-    kind = "gradient"
-
-
-@dataclass(frozen=True)
-class EmaCodebookConfig(Config):
-    """The codebook follows the running mean of the latents assigned to each code (VQ-VAE, appendix A.1)."""
-
-    kind = "ema"
-    decay: float = 0.99
-    smoothing: float = 1e-5  # Laplace smoothing of the counts
-    revive_below: float = 0.0  # a code whose running count falls below it is put on a random latent of the batch
-
-    def __post_init__(self) -> None:
-        self.require(0 < self.decay < 1, "a decay in (0, 1)", self.decay)
-        self.require(self.smoothing > 0, "smoothing > 0", self.smoothing)
-        self.require(self.revive_below >= 0, "revive_below >= 0", self.revive_below)
+from zoo.ops import Metric, nearest_code, sample_codes
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error
+from zoo.quantizers.codebooks import (
+    Affine,
+    AffineConfig,
+    Codebook,
+    CodebookConfig,
+    DirectionCodebookConfig,
+    EmaCodebookConfig,
+    GradientCodebookConfig,
+    InPlaceCodebookConfig,
+    RunningStatistics,
+)
+from zoo.quantizers.gradients import GradientConfig, StraightThroughConfig
+from zoo.quantizers.regularisers import AssignmentConfig, CrossEntropyConfig, OrthogonalityConfig, SoftEntropyConfig
 
 
 @dataclass(frozen=True)
-class SoftEntropyConfig(Config):
-    """The entropy term of softmax(-distance / temperature): sample entropy - gamma * codebook entropy.
+class SamplingConfig(AssignmentConfig):
+    """In training codes are drawn from the soft assignment at this temperature; in evaluation the nearest is taken."""
 
-    The published codes round their logarithms in two ways, needed to match them: `clamp` (MaskBit, 1e-5) is a lower
-    bound of every probability inside a logarithm, `shift` (LlamaGen, 1e-5) is added to the mean probabilities there.
-    """
-
-    temperature: float = 0.01
-    gamma: float = 1.0
-    clamp: float = 0.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.require(self.temperature > 0, "a temperature > 0", self.temperature)
-        self.require(0 <= self.clamp < 1 and 0 <= self.shift < 1, "clamp and shift in [0, 1)", (self.clamp, self.shift))
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,13 +43,35 @@ class VectorConfig(QuantizerConfig):
     kind = "vector"
     codebook_size: int = 16384
     dim: int = 8  # type: ignore[assignment]
-    metric: Metric = "euclidean"  # with "cosine" latents and codes are unit vectors everywhere
-    codebook: GradientCodebookConfig | EmaCodebookConfig = GradientCodebookConfig()
+    metric: Metric = "euclidean"
+    codebook: CodebookConfig = GradientCodebookConfig()
     entropy: SoftEntropyConfig | None = None
+    gradient: GradientConfig = StraightThroughConfig()
+    cross_entropy: CrossEntropyConfig | None = None
+    orthogonality: OrthogonalityConfig | None = None
+    sampling: SamplingConfig | None = None
+    affine: AffineConfig | None = None
+    unit_vectors: bool = True  # with "cosine": normalise latents and codes everywhere, or (DAC) in the search alone
     quantizer: ClassVar[type[Quantizer]]
 
     def __post_init__(self) -> None:
         self.require(self.codebook_size >= 1 and self.dim >= 1, "a size and dim >= 1", (self.codebook_size, self.dim))
+        learned = isinstance(self.codebook, GradientCodebookConfig)
+        if self.orthogonality is not None:
+            self.require(learned, "a gradient codebook, which alone an orthogonality loss can move", self.codebook.kind)
+        if isinstance(self.gradient, StraightThroughConfig) and self.gradient.synchronous > 0:
+            self.require(learned, "a gradient codebook for the synchronous update", self.codebook.kind)
+        if isinstance(self.codebook, InPlaceCodebookConfig):
+            self.require(self.metric != "cosine", "another metric than cosine for an in-place codebook", self.metric)
+            self.require(self.affine is None, "no affine reparametrisation of an in-place codebook", self.affine)
+        if isinstance(self.codebook, DirectionCodebookConfig):
+            self.require(self.metric == "cosine", "the cosine metric for a codebook of directions", self.metric)
+        if self.affine is not None:
+            self.require(self.metric != "cosine", "another metric than cosine for affine codes", self.metric)
+        if not self.unit_vectors:
+            self.require(self.metric == "cosine", "the cosine metric for unit_vectors=False", self.metric)
+            soft = (self.entropy, self.cross_entropy, self.sampling)
+            self.require(soft == (None,) * 3, "no entropy, cross_entropy or sampling with unit_vectors=False", soft)
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
@@ -76,98 +79,98 @@ class VectorConfig(QuantizerConfig):
 
 
 class Vector(Quantizer):
-    """VQ with a gradient or EMA codebook.
+    """VQ. With the cosine metric latents and codes are normalised first (unless `unit_vectors` is off).
 
-    Losses: `codebook` = mean((codes - sg(z))^2) (gradient codebook only), `commitment` = mean((z - sg(codes))^2),
-    `entropy` (training mode only, when configured). With the cosine metric z and codes are normalised first.
+    Losses: `codebook` = mean((codes - sg(z))^2) (gradient codebook only), `commitment` = mean((z - sg(codes))^2); in
+    training mode, when configured: `entropy`, `cross_entropy` and `orthogonality`.
     """
+
+    config: VectorConfig
 
     def __init__(self, config: VectorConfig) -> None:
         super().__init__(config)
         self.metric: Metric = config.metric
-        self.entropy = config.entropy
-        self.codebook = nn.Embedding(config.codebook_size, config.dim)
-        nn.init.uniform_(self.codebook.weight, -1 / config.codebook_size, 1 / config.codebook_size)
-        if config.metric == "cosine":
-            nn.init.normal_(self.codebook.weight)
-            with torch.no_grad():
-                self.codebook.weight.copy_(F.normalize(self.codebook.weight, dim=-1))
-        self.ema = None
-        if isinstance(config.codebook, EmaCodebookConfig):
-            self.codebook.weight.requires_grad_(False)
-            self.ema = EmaUpdate(self.codebook.weight, config.codebook)
+        self.codebook = Codebook(config.codebook, config.codebook_size, config.dim, config.metric)
+        self.affine = None if config.affine is None else Affine(config.affine, config.dim)
+        self.ema: RunningStatistics | None = None
+        rule = config.codebook
+        if isinstance(rule, EmaCodebookConfig | DirectionCodebookConfig) or (
+            isinstance(rule, GradientCodebookConfig) and rule.revive_below > 0
+        ):
+            self.ema = RunningStatistics(rule, self.codebook.weight)
 
     def codes(self) -> Tensor:
-        """The codebook as it is used: (K, D) float32, unit rows with the cosine metric."""
-        return self._normalise(self.codebook.weight.float())
+        """The codebook as it is used: (K, D) float32, with the cosine metric unit rows."""
+        return self._normalise(self._table())
+
+    def _table(self) -> Tensor:
+        weight = self.codebook.weight.float()
+        return weight if self.affine is None else self.affine.codes(weight)
 
     def _normalise(self, vectors: Tensor) -> Tensor:
-        return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
+        return F.normalize(vectors, dim=-1) if self.metric == "cosine" and self.config.unit_vectors else vectors
 
     def quantize(self, z: Tensor) -> Quantized:
+        flat = self._normalise(z).flatten(0, -2)
+        if self.training:
+            self._prepare(flat.detach())
+        indices = self._search(flat.detach(), self._table().detach())
+        quantized = self.assign(z, indices.view(z.shape[:-1]))
+        if self.training:
+            losses, statistics = self._further_losses(flat, indices)
+            quantized.losses.update(losses)
+            quantized.statistics.update(statistics)
+            self._follow(flat.detach(), indices)
+        return quantized
+
+    def assign(self, z: Tensor, indices: Tensor) -> Quantized:
+        """Latents (..., D) and the indices (...) found for them -> their codes, `commitment` and `codebook` losses."""
         z = self._normalise(z)
-        flat = z.flatten(0, -2)
-        indices = nearest_code(flat, self.codebook.weight, self.metric).view(z.shape[:-1])
-        codes = self._normalise(F.embedding(indices, self.codebook.weight.float()))
+        codes = self._normalise(F.embedding(indices, self._table()))
         losses = {"commitment": mean_squared_error(z, codes.detach())}
-        if self.ema is None:
+        if isinstance(self.config.codebook, GradientCodebookConfig):
             losses["codebook"] = mean_squared_error(codes, z.detach())
-        statistics = {}
-        if self.training and self.entropy is not None and len(flat) > 0:
-            sample, codebook = soft_entropy(
-                flat,
-                self.codes().clone(),  # the graph keeps it, and a running codebook moves in place below
-                self.entropy.temperature,
-                clamp=self.entropy.clamp,
-                shift=self.entropy.shift,
-            )
-            losses["entropy"] = sample - self.entropy.gamma * codebook
-            statistics = {"sample_entropy": sample.detach(), "codebook_entropy": codebook.detach()}
-        if self.training and self.ema is not None and len(flat) > 0:
-            self.ema.update(self.codebook.weight, flat.detach(), indices.flatten())
-        return Quantized(straight_through(z, codes), (indices,), losses, statistics)
+        return Quantized(self.config.gradient.estimate(z, codes, self.training), (indices,), losses)
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         (indices,) = levels
-        return self._normalise(F.embedding(indices, self.codebook.weight.float()))
+        return self._normalise(F.embedding(indices, self._table()))
 
+    def _search(self, z: Tensor, table: Tensor) -> Tensor:
+        sampling = self.config.sampling
+        if self.training and sampling is not None:
+            return sample_codes(z, self._normalise(table), sampling.temperature, sampling.score(self.metric))
+        return nearest_code(z, table, self.metric)
 
-class EmaUpdate(nn.Module):
-    """Running counts and sums of the latents assigned to each code; `update` moves the codebook to their means."""
+    def _further_losses(self, z: Tensor, indices: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        config = self.config
+        losses: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        if config.entropy is None and config.cross_entropy is None and config.orthogonality is None:
+            return losses, statistics
+        codes = self.codes().clone()  # graphs keep it, and the codebook may move in place afterwards
+        if config.entropy is not None:
+            losses["entropy"], statistics = config.entropy.loss(z, codes, self.metric)
+        if config.cross_entropy is not None:
+            losses["cross_entropy"] = config.cross_entropy.loss(z, codes, indices, self.metric)
+        if config.orthogonality is not None:
+            losses["orthogonality"] = config.orthogonality.loss(codes, indices)
+        return losses, statistics
 
-    count: Tensor
-    total: Tensor
+    def _prepare(self, z: Tensor) -> None:
+        """What a training pass does to the codebook before it is used: its start, and steps in place."""
+        counts = self.codebook.start(z)
+        if counts is not None and self.ema is not None:
+            self.ema.restart(self.codebook.weight, counts)
+        if self.affine is not None:
+            self.affine.update(z, self.codebook.weight)
+        self.codebook.step(z)
 
-    def __init__(self, weight: Tensor, config: EmaCodebookConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("count", torch.ones(len(weight)))
-        self.register_buffer("total", weight.detach().clone())
-
-    @torch.no_grad()
-    def update(self, weight: Tensor, z: Tensor, indices: Tensor) -> None:
-        """One step of the codebook `weight` with latents (N, D) and indices (N,), summed over all processes."""
-        count = torch.zeros_like(self.count).index_add_(0, indices, torch.ones_like(indices, dtype=self.count.dtype))
-        total = torch.zeros_like(self.total).index_add_(0, indices, z)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            torch.distributed.all_reduce(total)
-        self.count.lerp_(count, 1 - self.config.decay)
-        self.total.lerp_(total, 1 - self.config.decay)
-        self._revive(z)
-        mass = self.count.sum()
-        smoothed = (self.count + self.config.smoothing) / (mass + len(self.count) * self.config.smoothing) * mass
-        weight.copy_(self.total / smoothed[:, None])
-
-    def _revive(self, z: Tensor) -> None:
-        dead = (self.count < self.config.revive_below).nonzero().squeeze(1)
-        if len(dead) == 0:
-            return
-        vectors = z[torch.randint(len(z), (len(dead),), device=z.device)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(vectors, src=0)
-        self.count[dead] = max(self.config.revive_below, 1.0)
-        self.total[dead] = vectors * self.count[dead, None]
+    def _follow(self, z: Tensor, indices: Tensor) -> None:
+        """What a training pass does to the codebook after it was used: running means, and revival."""
+        if self.ema is not None:
+            z = z if self.affine is None else self.affine.latents(z)
+            self.ema.update(self.codebook.weight, z, indices)
 
 
 VectorConfig.quantizer = Vector

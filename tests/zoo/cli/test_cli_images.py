@@ -100,7 +100,7 @@ def test_no_files_and_no_device_are_clear(run: Callable, tiny: Path, photo: Path
     assert "no images at" in run("roundtrip", tmp_path / "nothing.jpg", "--model", tiny, expect=1).stderr
     assert "no token files at" in run("decode", tmp_path / "nothing.ztok", expect=1).stderr
     assert "--device" in run("encode", photo, "--model", tiny, "--device", "warp", expect=1).stderr
-    assert "no images at" in run("compare", tmp_path / "nothing", "--models", tiny, expect=1).stderr
+    assert "no images at" in run("compare", tiny, tmp_path / "nothing", expect=1).stderr
 
 
 def rotated(path: Path) -> None:

@@ -15,7 +15,7 @@ from zoo.losses.perceptual import FeatureDistance
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
 from zoo.losses.vqgan import VQGANLoss, VQGANLossConfig
 
-HERE = Path(__file__).parent
+PARITY = Path(__file__).parents[2] / "parity"
 TAMING = VQGANLossConfig(
     reconstruction="l1",
     reconstruction_weight=1.0,
@@ -51,13 +51,13 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(
     ("fixture", "config", "step"),
     [
-        ("../../parity/maskbit_lfq__loss", VQGANLossConfig(discriminator_start=500), 800),
+        ("maskbit_lfq__loss", VQGANLossConfig(discriminator_start=500), 800),
         ("taming_vqgan__loss", TAMING, 150),
         ("open_magvit2__loss", OPEN_MAGVIT2, 150),
     ],
 )
 def test_losses_and_gradients_equal_the_original(fixture: str, config: VQGANLossConfig, step: int) -> None:
-    folder = HERE / fixture
+    folder = PARITY / fixture
     arrays = load_file(folder / "arrays.safetensors")
     checks = {
         check["settings"]["player"]: check

@@ -1,0 +1,109 @@
+"""4M: sampling of the diffusion decoder, positions of other sizes, and the codebook that follows directions."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from tokenizers_visual import four_m
+from zoo.checkpoint import load_into
+from zoo.config import ConfigError
+from zoo.quantizers import DirectionCodebookConfig, VectorConfig
+from zoo.tokens import Tokens
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+@pytest.fixture(scope="module")
+def model() -> four_m.FourM:
+    folder = PARITY / "fourm_vq__divae"
+    built = four_m.FourM(four_m.config_from_original(json.loads((folder / "meta.json").read_text())))
+    load_into(built, four_m.KEY_MAP(load_file(folder / "weights.safetensors")))
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def tokens(model: four_m.FourM) -> Tokens:
+    return model.encode(torch.rand(3, 3, 32, 40) * 2 - 1)
+
+
+def test_decoding_is_the_same_alone_in_any_batch_and_twice(model: four_m.FourM, tokens: Tokens) -> None:
+    together = model.decode(tokens, steps=3)
+    assert together.shape == (3, 3, 32, 40)
+    torch.testing.assert_close(model.decode(tokens, steps=3), together)
+    torch.testing.assert_close(model.decode(tokens[1:2], steps=3), together[1:2])
+    torch.testing.assert_close(model.decode(tokens, steps=3, seed=0), together)
+
+
+def test_seeds_are_of_the_items(model: four_m.FourM, tokens: Tokens) -> None:
+    one, other = (model.decode(tokens, steps=2, seed=seed) for seed in (1, 2))
+    mixed = model.decode(tokens, steps=2, seed=[1, 2, 1])
+    torch.testing.assert_close(mixed, torch.stack([one[0], other[1], one[2]]))
+    assert not torch.allclose(one, other)
+
+
+def test_noise_is_where_sampling_starts(model: four_m.FourM, tokens: Tokens) -> None:
+    noise = torch.randn(3, 3, 32, 40)
+    given = model.decode(tokens, steps=2, noise=noise)
+    torch.testing.assert_close(model.decode(tokens[:1], steps=2, noise=noise[:1]), given[:1])
+
+
+def test_sampling_in_half_precision_stays_near(model: four_m.FourM, tokens: Tokens) -> None:
+    expected = model.decode(tokens, steps=3)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    got = half.decode(half.tokens(tokens.indices, extent=(32, 40)), steps=3)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - expected).abs().mean() < 0.05
+
+
+def test_options_that_do_not_fit_are_refused(model: four_m.FourM, tokens: Tokens) -> None:
+    with pytest.raises(ValueError, match=r"steps: expected 1 to 1000, got 0"):
+        model.decode(tokens, steps=0)
+    with pytest.raises(ValueError, match=r"noise: expected \(3, 3, 32, 40\), got \(3, 3, 32, 32\)"):
+        model.decode(tokens, noise=torch.zeros(3, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"seed: expected 3, one for each item, got 2"):
+        model.decode(tokens, seed=[1, 2])
+    with pytest.raises(ConfigError, match="zero_terminal_snr"):
+        four_m.DiffusionConfig(prediction="epsilon")
+
+
+def test_a_transformer_takes_no_sampling_options() -> None:
+    config = four_m.FourMConfig(
+        image_size=16,
+        patch_size=8,
+        encoder=four_m.TransformerConfig(16, 1, 2),
+        decoder=four_m.TransformerConfig(16, 1, 2),
+        quantizer=VectorConfig(8, 4),
+    )
+    built = four_m.FourM(config).eval()
+    tokens = built.encode(torch.zeros(1, 3, 16, 24))
+    assert tokens.indices.shape == (1, 2, 3)
+    with pytest.raises(ValueError, match="does not take steps"):
+        built.decode(tokens, steps=2)
+
+
+def test_codes_move_towards_the_direction_of_their_latents() -> None:
+    rule = DirectionCodebookConfig(decay=0.75)
+    quantizer = VectorConfig(4, 3, metric="cosine", unit_vectors=False, codebook=rule).build().train()
+    table = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [-3.0, 0.0, 0.0]])
+    with torch.no_grad():
+        quantizer.codebook.weight.copy_(table)
+    z = torch.tensor([[[5.0, 1.0, 0.0], [1.0, 0.5, 0.0], [0.1, 0.2, 4.0]]])
+    quantized = quantizer(z)
+    assert quantized.indices.tolist() == [[0, 0, 2]]
+    torch.testing.assert_close(quantized.codes.detach(), table[[0, 0, 2]][None])  # as stored, not normalised
+    torch.testing.assert_close(quantized.losses["commitment"], F.mse_loss(z, table[[0, 0, 2]][None]))
+    unit = F.normalize(z[0], dim=-1)
+    towards = torch.stack([unit[0] + unit[1], table[1], unit[2], table[3]])
+    expected = 0.75 * table + 0.25 * F.normalize(towards, dim=-1)
+    torch.testing.assert_close(quantizer.codebook.weight.detach(), expected)
+    torch.testing.assert_close(quantizer.ema.count, torch.tensor([1.25, 0.75, 1.0, 0.75]))
+
+
+def test_directions_need_the_cosine_metric() -> None:
+    with pytest.raises(ConfigError, match="cosine"):
+        VectorConfig(4, 3, codebook=DirectionCodebookConfig())

@@ -1,0 +1,99 @@
+"""What single families on a grid promise beyond parity and the properties of all families."""
+
+import pytest
+import torch
+
+from tokenizers_visual import bae, bsq_vit, open_magvit2, taming_vqgan, unitok, var_vq
+from zoo.quantizers import (
+    BernoulliConfig,
+    BinaryConfig,
+    GroupedConfig,
+    GumbelConfig,
+    MultiScaleConfig,
+    VectorConfig,
+)
+from zoo.registry import registry
+
+
+def test_open_magvit2_is_finite_for_a_single_token() -> None:
+    """The unbiased variance of one position would be NaN."""
+    config = open_magvit2.OpenMAGVIT2Config(4, (1, 2), blocks=1, norm_groups=2, quantizer=BinaryConfig(bits=5))
+    model = open_magvit2.OpenMAGVIT2(config).eval()
+    tokens = model.encode(torch.zeros(1, 3, 2, 2))
+    assert tokens.indices.shape == (1, 1, 1)
+    assert bool(model.decode(tokens).isfinite().all())
+
+
+def test_gumbel_draws_codes_in_training_alone() -> None:
+    config = taming_vqgan.TamingVQGANConfig(
+        4, (1, 1), blocks=1, latent_channels=6, norm_groups=2, quantizer=GumbelConfig(codebook_size=50, dim=6)
+    )
+    model = taming_vqgan.TamingVQGAN(config)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    first, second = (model.train()(images).quantized.indices for _ in range(2))
+    assert not torch.equal(first, second)
+    first, second = (model.eval()(images).quantized.indices for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_bae_draws_bits_in_training_alone() -> None:
+    config = bae.BAEConfig(4, (1, 2), 1, 1, latent_channels=8, norm_groups=2, quantizer=BernoulliConfig(8, bits=10))
+    model = bae.BAE(config)
+    images = torch.rand(2, 3, 16, 16)
+    first, second = (model.train()(images).quantized.indices for _ in range(2))
+    assert not torch.equal(first, second)
+    first, second = (model.eval()(images).quantized.indices for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_bsq_codes_lie_on_the_unit_sphere() -> None:
+    sizes = bsq_vit.TransformerConfig(width=8, layers=1, heads=2)
+    model = bsq_vit.BSQViT(bsq_vit.BSQViTConfig(16, 4, sizes, sizes, output_width=8)).eval()
+    codes = model.codes(model.encode(torch.rand(2, 3, 16, 16) * 2 - 1))
+    torch.testing.assert_close(codes.norm(dim=-1), torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match="expected a batch of shape"):
+        model.encode(torch.zeros(1, 3, 32, 32))
+
+
+def test_var_decodes_first_scales_of_any_size() -> None:
+    config = var_vq.VARVQConfig(
+        4, (1, 2), 1, latent_channels=4, norm_groups=2,
+        quantizer=MultiScaleConfig(VectorConfig(16, 4), ladder=(1, 2, 4), num_convolutions=2),
+    )  # fmt: skip
+    model = var_vq.VARVQ(config).eval()
+    images = torch.rand(1, 3, 12, 7) * 2 - 1
+    tokens = model.encode(images)
+    assert [tuple(level.shape[1:]) for level in tokens.levels] == [(2, 1), (3, 2), (6, 4)]
+    assert tokens.prefix == "levels"
+    for count in (1, 2, 3):
+        assert model.decode(tokens.truncate(count)).shape == images.shape
+
+
+def test_unitok_gives_an_image_embedding() -> None:
+    config = unitok.UniTokConfig(
+        4, (4, 8), (1, 1), (1, 1), width=16, layers=1, heads=2, projection_heads=2, embedding_width=6,
+        quantizer=GroupedConfig(VectorConfig(16, 2, metric="cosine"), num_groups=4),
+    )  # fmt: skip
+    model = unitok.UniTok(config).eval()
+    tokens = model.encode(torch.rand(2, 3, 32, 48) * 2 - 1)
+    assert tokens.indices.shape == (2, 4, 2, 3)
+    embedding = model.image_embedding(model.codes(tokens))
+    torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("taming_vqgan_f16_1024", 10),
+        ("open_magvit2_256", 18),
+        ("ibq_16384", 14),
+        ("maskgit_vq_f16", 10),
+        ("bsq_vit_36bit", 36),
+        ("bae_24bit", 24),
+        ("unitok_large", 8 * 12),
+    ],
+)
+def test_bits_of_a_position(name: str, bits: int) -> None:
+    card = registry.card(name)
+    quantizer = registry.family(card.family, card.module).config.from_dict(card.config).quantizer
+    assert sum((size - 1).bit_length() for size in quantizer.vocab_sizes) == bits

@@ -1,0 +1,95 @@
+"""Attention for streams: its window and rotary positions against their definitions, in pieces as in one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from zoo.layers.transformer import (
+    MLP,
+    AttentionState,
+    CausalAttention,
+    CausalTransformer,
+    TransformerBlock,
+    rotate,
+    windowed_attention,
+)
+
+
+def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    """One softmax a query, over the keys in its window."""
+    earlier = k.shape[2] - q.shape[2]
+    results = []
+    for i in range(q.shape[2]):
+        seen = slice(max(0, earlier + i - window + 1), earlier + i + 1)
+        scores = torch.einsum("bhc,bhnc->bhn", q[:, :, i], k[:, :, seen]) / q.shape[-1] ** 0.5
+        results.append(torch.einsum("bhn,bhnc->bhc", scores.softmax(-1), v[:, :, seen]))
+    return torch.stack(results, dim=2)
+
+
+@given(count=st.integers(1, 40), earlier=st.integers(0, 20), window=st.integers(1, 9), seed=st.integers(0, 999))
+def test_windowed_attention_is_its_definition(count: int, earlier: int, window: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 3, count, 4, generator=generator)
+    k, v = torch.randn(2, 2, 3, count + earlier, 4, generator=generator)
+    torch.testing.assert_close(windowed_attention(q, k, v, window), by_definition(q, k, v, window))
+
+
+def test_rotation_turns_pairs_of_neighbours_and_makes_scores_relative() -> None:
+    x = torch.zeros(1, 1, 3, 4)
+    x[..., 0] = 1.0
+    x[..., 2] = 1.0
+    turned = rotate(x, 5, base=100.0)[0, 0]
+    for n in range(3):
+        fast, slow = torch.tensor(5.0 + n), torch.tensor((5.0 + n) / 10)
+        expected = torch.stack([fast.cos(), fast.sin(), slow.cos(), slow.sin()])
+        torch.testing.assert_close(turned[n], expected)
+    q, k = torch.randn(2, 1, 1, 6, 8)
+    scores = rotate(q, 0) @ rotate(k, 0).transpose(-1, -2)
+    torch.testing.assert_close(rotate(q, 9) @ rotate(k, 9).transpose(-1, -2), scores, rtol=1e-4, atol=1e-5)
+
+
+@given(chunks=st.lists(st.integers(1, 12), min_size=1, max_size=6), window=st.integers(1, 8))
+def test_a_stream_gives_what_the_whole_gives_and_keeps_no_more_than_the_window(chunks: list[int], window: int) -> None:
+    torch.manual_seed(0)
+    attention = CausalAttention(8, 2, window)
+    block = TransformerBlock(8, attention, MLP(8, 16, bias=False), layer_scale=0.5)
+    x = torch.randn(2, sum(chunks), 8)
+    state = AttentionState()
+    with torch.no_grad():
+        streamed = torch.cat([block(part, state) for part in x.split(chunks, dim=1)], dim=1)
+        torch.testing.assert_close(streamed, block(x), rtol=1e-5, atol=1e-5)
+    assert state.position == x.shape[1]
+    assert state.keys is not None
+    assert state.keys.shape[2] <= max(0, window - 1)
+
+
+def test_no_later_position_and_none_before_the_window_is_seen() -> None:
+    torch.manual_seed(0)
+    attention = CausalAttention(8, 2, 4)
+    x = torch.randn(1, 30, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(attention(x)[0, 20].sum(), x)
+    seen = slope[0].abs().sum(-1).nonzero()[:, 0]
+    assert seen.tolist() == [17, 18, 19, 20]
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_block_is_its_formula(norm: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(8, 2, MLP(8, 16, torch.nn.SiLU), norm=norm, eps=1e-6, layer_scale=0.25)
+    x = torch.randn(2, 5, 8)
+    middle = x + 0.25 * block.attention(block.norm1(x))
+    expected = middle + 0.25 * block.mlp.fc2(F.silu(block.mlp.fc1(block.norm2(middle))))
+    torch.testing.assert_close(block(x), expected)
+
+
+@given(chunks=st.lists(st.integers(0, 9), min_size=1, max_size=6))
+def test_a_transformer_streams(chunks: list[int]) -> None:
+    torch.manual_seed(0)
+    transformer = CausalTransformer(8, 2, 2, 16, 5, base=100.0, layer_scale=0.5)
+    x = torch.randn(1, 8, sum(chunks))
+    stream = transformer.stream()
+    with torch.no_grad():
+        streamed = torch.cat([stream.step(part) for part in x.split(chunks, dim=2)], dim=2)
+        torch.testing.assert_close(streamed, transformer(x) if x.shape[2] else x, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,198 @@
+"""The VQGANs of MaskGIT's re-implementations: open-muse's two networks, and diffusers' VQModel as aMUSEd has it.
+
+Papers: MaskGIT arXiv 2202.04200, Muse arXiv 2301.00704, aMUSEd arXiv 2401.01808. Originals: huggingface/open-muse and
+huggingface/diffusers (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tokenizers_visual import taming_vqgan
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.maskgit import MaskGITDecoder, MaskGITEncoder
+from zoo.layers.vqgan import Decoder, Encoder, levels
+from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class MaskGITVQConfig(Config):
+    """Sizes of the network; the defaults are those of open-muse's f16 model."""
+
+    network: Literal["maskgit", "vqgan"] = "maskgit"
+    channels: int = 128  # width of the first convolution
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # one per level, finest first; stride = 2 ** (levels - 1)
+    blocks: int = 2  # residual blocks a level; the decoder of "vqgan" has one more
+    latent_channels: int = 256  # of "vqgan", before the projection to the codes; "maskgit" has none
+    attention: tuple[bool, ...] = (False, False, False, False, False)  # of "vqgan", one per level
+    middle_attention: bool = False  # of "vqgan"
+    norm_groups: int = 32
+    dropout: float = 0.0
+    value_range: tuple[float, float] = (0.0, 1.0)  # of the images
+    quantizer: QuantizerConfig = VectorConfig(codebook_size=1024, dim=256)
+
+    def __post_init__(self) -> None:
+        self.require(len(self.widths) > 0, "at least one level", self.widths)
+        self.require(len(self.attention) == len(self.widths), f"attention of {len(self.widths)} levels", self.attention)
+        self.require(
+            self.network == "vqgan" or not (self.middle_attention or any(self.attention)),
+            "no attention in the network maskgit",
+            (self.attention, self.middle_attention),
+        )
+
+
+@register("maskgit_vq")
+class MaskGITVQ(Tokenizer):
+    """Images (B, 3, H, W), H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+
+    def __init__(self, config: MaskGITVQConfig) -> None:
+        stride = 2 ** (len(config.widths) - 1)
+        spec = InputSpec("image", channels=3, value_range=config.value_range, multiple=stride)
+        super().__init__(config, spec, config.quantizer)
+        z, dim, groups, dropout = config.latent_channels, config.quantizer.dim, config.norm_groups, config.dropout
+        down, up, blocks = config.widths, config.widths[::-1], config.blocks
+        self.to_latent: nn.Module = nn.Identity()
+        self.from_codes: nn.Module = nn.Identity()
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if config.network == "maskgit":
+            self.encoder = MaskGITEncoder(
+                config.channels, down, blocks, dim, groups, dropout, strided_convolution=False
+            )
+            self.decoder = MaskGITDecoder(dim, up, blocks, groups, dropout)
+        else:
+            # open-muse's encoder holds, but does not apply, the attention of levels of a single block
+            attends = [has and blocks > 1 for has in config.attention]
+            middle = config.middle_attention
+            self.encoder = Encoder(
+                3, config.channels, levels(down, blocks, attends), z, groups, dropout, middle_attention=middle
+            )
+            self.to_latent = nn.Conv2d(z, dim, 1)
+            self.from_codes = nn.Conv2d(dim, z, 1)
+            self.decoder = Decoder(
+                z, levels(up, blocks + 1, config.attention[::-1]), 3, groups, dropout, middle_attention=middle
+            )
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.to_latent(self.encoder(x)).movedim(1, -1)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.from_codes(codes.movedim(-1, 1)))
+
+
+def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
+    """The config of the constructor arguments of one of the three classes, as a fixture or a listing states them."""
+    original, kwargs = meta["original"]["class"], meta["original"]["kwargs"]
+    if original.endswith("VQModel"):
+        return _config_from_diffusers(kwargs)
+    widths = tuple(kwargs["hidden_channels"] * multiplier for multiplier in kwargs["channel_mult"])
+    vqgan = original == "VQGANModel"
+    resolutions = kwargs["attn_resolutions"] if vqgan else ()
+    return MaskGITVQConfig(
+        network="vqgan" if vqgan else "maskgit",
+        channels=kwargs["hidden_channels"],
+        widths=widths,
+        blocks=kwargs["num_res_blocks"],
+        latent_channels=kwargs["z_channels"],
+        attention=tuple(kwargs["resolution"] // 2**i in resolutions for i in range(len(widths))),
+        middle_attention=vqgan and not kwargs["no_attn_mid_block"],
+        norm_groups=kwargs.get("norm_num_groups", 32),
+        dropout=kwargs["dropout"],
+        quantizer=VectorConfig(kwargs["num_embeddings"], kwargs["quantized_embed_dim"]),
+    )
+
+
+def _config_from_diffusers(kwargs: dict[str, Any]) -> MaskGITVQConfig:
+    kinds = {*kwargs["down_block_types"], *kwargs["up_block_types"]}
+    if kinds != {"DownEncoderBlock2D", "UpDecoderBlock2D"} or kwargs.get("norm_type", "group") != "group":
+        raise ValueError(f"expected levels without attention and group norms, got {kinds}, {kwargs.get('norm_type')}")
+    widths = tuple(kwargs["block_out_channels"])
+    return MaskGITVQConfig(
+        network="vqgan",
+        channels=widths[0],
+        widths=widths,
+        blocks=kwargs["layers_per_block"],
+        latent_channels=kwargs["latent_channels"],
+        attention=(False,) * len(widths),
+        middle_attention=kwargs["mid_block_add_attention"],
+        norm_groups=kwargs["norm_num_groups"],
+        value_range=(-1.0, 1.0),
+        quantizer=VectorConfig(kwargs["num_vq_embeddings"], kwargs["vq_embed_dim"] or kwargs["latent_channels"]),
+    )
+
+
+def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
+    """The key map of a fixture or a published listing: each of the three classes has its own names."""
+    original, kwargs = meta["original"]["class"], meta["original"]["kwargs"]
+    if original == "VQGANModel":
+        return KEY_MAP_TAMING_SINGLE if kwargs["num_res_blocks"] == 1 else KEY_MAP_TAMING
+    return KEY_MAP if original == "MaskGitVQGAN" else KEY_MAP_DIFFUSERS
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """All three weigh the codebook term, not the commitment."""
+    beta = meta["original"]["kwargs"].get("commitment_cost", 0.25)
+    return {"loss.quant": quantized.losses["commitment"] + beta * quantized.losses["codebook"]}
+
+
+KEY_MAP = KeyMap(  # open-muse's MaskGitVQGAN
+    {
+        "encoder.conv_in.*": "encoder.conv_in.*",
+        "encoder.down.{}.block.{}.nin_shortcut.*": "encoder.levels.{}.blocks.{}.shortcut.*",
+        "encoder.down.{}.block.{}.*": "encoder.levels.{}.blocks.{}.*",
+        "encoder.mid.{}.*": "encoder.mid.{}.*",
+        "encoder.norm_out.*": "encoder.norm_out.*",
+        "encoder.conv_out.*": "encoder.conv_out.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "decoder.conv_in.*": "decoder.conv_in.*",
+        "decoder.mid.{}.*": "decoder.mid.{}.*",
+        "decoder.up.{i}.block.{j}.nin_shortcut.*": "decoder.levels.{-i}.blocks.{j}.shortcut.*",  # stored finest first
+        "decoder.up.{i}.block.{j}.*": "decoder.levels.{-i}.blocks.{j}.*",
+        "decoder.up.{i}.upsample_conv.*": "decoder.levels.{-i}.resample.conv.*",
+        "decoder.norm_out.*": "decoder.norm_out.*",
+        "decoder.conv_out.*": "decoder.conv_out.*",
+    }
+)
+
+KEY_MAP_TAMING = KeyMap(taming_vqgan.KEY_MAP.patterns)  # open-muse's VQGANModel
+KEY_MAP_TAMING_SINGLE = KeyMap({**KEY_MAP_TAMING.patterns, "encoder.down.{}.attn.0.*": None})  # which it does not apply
+
+
+def _diffusers_half(side: str, levels_key: str, resample: str) -> dict[str, str]:
+    return {
+        f"{side}.conv_in.*": f"{side}.conv_in.*",
+        f"{side}.{levels_key}.{{}}.resnets.{{}}.conv_shortcut.*": f"{side}.levels.{{}}.blocks.{{}}.shortcut.*",
+        f"{side}.{levels_key}.{{}}.resnets.{{}}.*": f"{side}.levels.{{}}.blocks.{{}}.*",
+        f"{side}.{levels_key}.{{}}.{resample}.0.*": f"{side}.levels.{{}}.resample.*",
+        f"{side}.mid_block.resnets.0.*": f"{side}.mid.0.*",
+        f"{side}.mid_block.attentions.0.group_norm.*": f"{side}.mid.1.norm.*",
+        f"{side}.mid_block.attentions.0.to_q.*": f"{side}.mid.1.q.*",
+        f"{side}.mid_block.attentions.0.to_k.*": f"{side}.mid.1.k.*",
+        f"{side}.mid_block.attentions.0.to_v.*": f"{side}.mid.1.v.*",
+        f"{side}.mid_block.attentions.0.to_out.0.*": f"{side}.mid.1.proj_out.*",
+        f"{side}.mid_block.resnets.1.*": f"{side}.mid.2.*",
+        f"{side}.conv_norm_out.*": f"{side}.norm_out.*",
+        f"{side}.conv_out.*": f"{side}.conv_out.*",
+    }
+
+
+def _as_convolution(weight: Tensor) -> Tensor:
+    return weight[:, :, None, None]
+
+
+KEY_MAP_DIFFUSERS = KeyMap(
+    {
+        **_diffusers_half("encoder", "down_blocks", "downsamplers"),
+        "quant_conv.*": "to_latent.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "post_quant_conv.*": "from_codes.*",
+        **_diffusers_half("decoder", "up_blocks", "upsamplers"),
+    },
+    transforms={"*.mid.1.[qkv].weight": _as_convolution, "*.mid.1.proj_out.weight": _as_convolution},
+)

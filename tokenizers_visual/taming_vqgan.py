@@ -1,0 +1,128 @@
+"""VQGAN: a convolutional autoencoder with a codebook, the ancestor of most image tokenizers; VQ or Gumbel-softmax.
+
+Paper: arXiv 2012.09841. Original: CompVis/taming-transformers (MIT); latent-diffusion's VQ models have the same layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.vqgan import Decoder, Encoder, levels
+from zoo.quantizers import GumbelConfig, Quantized, QuantizerConfig, VectorConfig
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class TamingVQGANConfig(Config):
+    """Sizes of the network; the defaults are those of the published f16 model."""
+
+    channels: int = 128  # width of the first convolution
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # one per level; stride = 2 ** (levels - 1)
+    blocks: int = 2  # residual blocks a level; the decoder has one more
+    resolution: int = 256  # with attention_resolutions it places attention, whatever the size of the input
+    attention_resolutions: tuple[int, ...] = (16,)
+    latent_channels: int = 256
+    norm_groups: int = 32
+    dropout: float = 0.0
+    quantizer: QuantizerConfig = VectorConfig(codebook_size=1024, dim=256)
+
+    def __post_init__(self) -> None:
+        self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
+
+
+@register("taming_vqgan")
+class TamingVQGAN(Tokenizer):
+    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+
+    def __init__(self, config: TamingVQGANConfig) -> None:
+        count = len(config.channel_multipliers)
+        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=2 ** (count - 1))
+        super().__init__(config, spec, config.quantizer)
+        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        attention = [config.resolution // 2**i in config.attention_resolutions for i in range(count)]
+        z, groups, dropout = config.latent_channels, config.norm_groups, config.dropout
+        down = levels(widths, config.blocks, attention)
+        up = levels(widths[::-1], config.blocks + 1, attention[::-1])
+        self.encoder = Encoder(3, config.channels, down, z, groups, dropout)
+        self.to_latent = nn.Conv2d(z, config.quantizer.dim, 1)
+        self.from_codes = nn.Conv2d(config.quantizer.dim, z, 1)
+        self.decoder = Decoder(z, up, 3, groups, dropout)
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.to_latent(self.encoder(x)).movedim(1, -1)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.from_codes(codes.movedim(-1, 1)))
+
+
+def network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `TamingVQGANConfig` other than the quantizer, from the original's constructor arguments."""
+    network = kwargs["ddconfig"]
+    return {
+        "channels": network["ch"],
+        "channel_multipliers": tuple(network["ch_mult"]),
+        "blocks": network["num_res_blocks"],
+        "resolution": network["resolution"],
+        "attention_resolutions": tuple(network["attn_resolutions"]),
+        "latent_channels": network["z_channels"],
+        "norm_groups": kwargs.get("norm_num_groups", 32),
+        "dropout": network["dropout"],
+    }
+
+
+def config_from_original(meta: dict[str, Any]) -> TamingVQGANConfig:
+    """The config of the original's constructor arguments, as a fixture or a published listing states them."""
+    kwargs = meta["original"]["kwargs"]
+    gumbel = meta["original"].get("class") == "GumbelVQ"
+    kind = GumbelConfig if gumbel else VectorConfig
+    quantizer = kind(codebook_size=kwargs["n_embed"], dim=kwargs["embed_dim"])
+    return TamingVQGANConfig(**network_from_original(kwargs), quantizer=quantizer)
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The original weighs the codebook term, not the commitment, by beta = 0.25; of the Gumbel model it returns the
+    divergence from uniform use, which exists in training alone."""
+    losses = quantized.losses
+    if meta["original"].get("class") == "GumbelVQ":
+        return {"loss.kl": meta["original"]["kwargs"]["kl_weight"] * losses["kl"]} if "kl" in losses else {}
+    return {"loss.quant": losses["commitment"] + 0.25 * losses["codebook"]}
+
+
+KEY_MAP = KeyMap(
+    {
+        "encoder.conv_in.*": "encoder.conv_in.*",
+        "encoder.down.{}.block.{}.nin_shortcut.*": "encoder.levels.{}.blocks.{}.shortcut.*",
+        "encoder.down.{}.block.{}.*": "encoder.levels.{}.blocks.{}.*",
+        "encoder.down.{}.attn.{}.*": "encoder.levels.{}.attentions.{}.*",
+        "encoder.down.{}.downsample.*": "encoder.levels.{}.resample.*",
+        "encoder.mid.block_1.*": "encoder.mid.0.*",
+        "encoder.mid.attn_1.*": "encoder.mid.1.*",
+        "encoder.mid.block_2.*": "encoder.mid.2.*",
+        "encoder.norm_out.*": "encoder.norm_out.*",
+        "encoder.conv_out.*": "encoder.conv_out.*",
+        "quant_conv.*": "to_latent.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "quantize.proj.weight": "quantizer.logits.weight",
+        "quantize.proj.bias": "quantizer.logits.bias",
+        "quantize.embed.weight": "quantizer.codebook.weight",
+        "post_quant_conv.*": "from_codes.*",
+        "decoder.conv_in.*": "decoder.conv_in.*",
+        "decoder.mid.block_1.*": "decoder.mid.0.*",
+        "decoder.mid.attn_1.*": "decoder.mid.1.*",
+        "decoder.mid.block_2.*": "decoder.mid.2.*",
+        "decoder.up.{i}.block.{j}.nin_shortcut.*": "decoder.levels.{-i}.blocks.{j}.shortcut.*",  # stored finest first
+        "decoder.up.{i}.block.{j}.*": "decoder.levels.{-i}.blocks.{j}.*",
+        "decoder.up.{i}.attn.{j}.*": "decoder.levels.{-i}.attentions.{j}.*",
+        "decoder.up.{i}.upsample.*": "decoder.levels.{-i}.resample.*",
+        "decoder.norm_out.*": "decoder.norm_out.*",
+        "decoder.conv_out.*": "decoder.conv_out.*",
+        "loss.*": None,  # discriminator and perceptual network of the original's training
+    },
+    transforms={"quantizer.logits.weight": lambda weight: weight.flatten(1)},  # a 1x1 convolution
+)

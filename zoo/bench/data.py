@@ -1,0 +1,116 @@
+"""JPEG files to square images as tensors: what feeds a model, and binds it where the model is faster."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zoo import media
+from zoo.bench.peers import ZOO
+from zoo.bench.problem import Contender, Problem, Verdict, Work
+from zoo.tokenizer import InputSpec
+
+
+@dataclass(frozen=True)
+class Data:
+    folder: tempfile.TemporaryDirectory
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Pictures(Problem[Data]):
+    """Decode, resize (Lanczos) until the short side fits, crop the centre; one process, no workers."""
+
+    count: int
+    height: int
+    width: int
+    side: int
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.count} JPEG files of {self.width} x {self.height} to {self.side} px"
+
+    def data(self) -> Data:
+        folder = tempfile.TemporaryDirectory(prefix="zoo-bench-")
+        files = []
+        for number in range(self.count):
+            buffer = BytesIO()
+            Image.fromarray(_picture(self.height, self.width, number)).save(buffer, "JPEG", quality=90)
+            files.append(Path(folder.name, f"{number}.jpg"))
+            files[-1].write_bytes(buffer.getvalue())
+        return Data(folder, tuple(files))
+
+    def contenders(self) -> Sequence[Contender[Data]]:
+        return (
+            Contender(ZOO, self._ours),
+            Contender("Pillow and torchvision", self._torchvision, "torchvision"),
+            Contender("Pillow alone: decode", self._decode, "PIL"),
+        )
+
+    def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
+        """The 8-bit levels of all pixels are those of torchvision's Resize and CenterCrop."""
+        expected = (outputs["Pillow and torchvision"] * 255).round()
+        verdicts = {"Pillow alone: decode": Verdict(True, "part of the work, for comparison")}
+        for name in (ZOO, "Pillow and torchvision"):
+            equal = torch.equal((outputs[name] * 255).round(), expected)
+            verdicts[name] = Verdict(equal, "all pixels equal" if equal else "wrong: other pixels")
+        return verdicts
+
+    def work(self) -> Work:
+        return Work(bytes=3.0 * self.count * (self.height * self.width + 4 * self.side**2))
+
+    def items(self) -> tuple[int, str]:
+        return self.count, "images"
+
+    def _ours(self, data: Data) -> Callable[[], Tensor]:
+        spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=(self.side, self.side))
+        return lambda: torch.cat([media.load(file, spec) for file in data.files])
+
+    def _torchvision(self, data: Data) -> Callable[[], Tensor]:
+        from torchvision.transforms import v2
+
+        transform = v2.Compose(
+            [
+                v2.Resize(self.side, v2.InterpolationMode.LANCZOS),
+                v2.CenterCrop(self.side),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+        def read(file: Path) -> Tensor:
+            with Image.open(file) as image:
+                return transform(image.convert("RGB"))
+
+        return lambda: torch.stack([read(file) for file in data.files]).as_subclass(Tensor)
+
+    def _decode(self, data: Data) -> Callable[[], Any]:
+        def read(file: Path) -> Any:
+            with Image.open(file) as image:
+                return np.asarray(image.convert("RGB"))
+
+        return lambda: [read(file) for file in data.files]
+
+
+def problems(case: str, device: str, *, quick: bool) -> list[Pictures]:
+    if device != "cpu":
+        return []
+    return [Pictures(3, 96, 128, 64, device) if quick else Pictures(32, 375, 500, 256, device)]
+
+
+def _picture(height: int, width: int, number: int) -> np.ndarray:
+    """Waves with some noise, uint8 (height, width, 3): about the bytes of a photo."""
+    y, x = np.mgrid[0:height, 0:width] / 32
+    waves = [np.sin(x + y + number), np.sin(1.7 * x - 0.6 * y + 1), np.cos(0.4 * x * y / (1 + y))]
+    noise = np.random.default_rng(number).normal(0, 0.1, (height, width, 3))
+    return ((np.stack(waves, axis=-1) + noise + 1) * 127.5).clip(0, 255).astype(np.uint8)

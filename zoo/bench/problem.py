@@ -1,0 +1,101 @@
+"""What a case consists of: problems, the contenders that solve them, and the gate that compares what they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+D = TypeVar("D")
+
+
+@dataclass(frozen=True)
+class Contender(Generic[D]):
+    """One way to solve a problem.
+
+    Attributes:
+        name: as tables show it.
+        build: data -> the action that is measured, which returns what the gate looks at. What `build` does itself
+            (modules, copies, indexes) is not measured.
+        module: what it imports; the record states the version.
+    """
+
+    name: str
+    build: Callable[[D], Callable[[], Any]]
+    module: str = "zoo"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a contender's result is right, and how near it came, in words."""
+
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """What has to be done at least: the times it takes at the calibrated rates limit every contender."""
+
+    flops: float = 0.0
+    bytes: float = 0.0  # read and written
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a contender should reach.
+
+    Attributes:
+        contender: its name.
+        quantity: "time" (wall), "memory" (peak extra), or "limit" (percent of the calibrated limit).
+        peer: name of the contender to compare with; None: the value itself counts.
+        factor: with a peer: the peer's quantity is at least so many times the contender's.
+        bound: without one: bytes that the memory stays below, or the least percent of the limit.
+    """
+
+    contender: str
+    quantity: Literal["time", "memory", "limit"]
+    peer: str | None = None
+    factor: float = 1.0
+    bound: float = 0.0
+
+
+class Problem(ABC, Generic[D]):
+    """One setting of a case: frozen dataclasses whose fields are the sizes, and `device`."""
+
+    device: str
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The sizes, as tables show them."""
+
+    @abstractmethod
+    def data(self) -> D:
+        """The input, the same each time (seeded), on the device."""
+
+    @abstractmethod
+    def contenders(self) -> Sequence[Contender[D]]:
+        """Those that can be imported here; the first is ours."""
+
+    @abstractmethod
+    def gate(self, data: D, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
+        """A verdict on each contender's result, from exact arithmetic where that can be had."""
+
+    def work(self) -> Work:
+        """What every contender has to do."""
+        return Work()
+
+    def goals(self) -> Sequence[Goal]:
+        """Stated for the full sizes only."""
+        return ()
+
+    def items(self) -> tuple[int, str]:
+        """How many of what the action works on, for the rate."""
+        return 1, "runs"
+
+    def sizes(self) -> dict[str, Any]:
+        """The fields."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]

@@ -1,0 +1,97 @@
+"""Noise schedules of diffusion models, and their deterministic sampling (DDIM, arXiv 2010.02502)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Schedule = Literal["linear", "squaredcos_cap_v2"]
+Prediction = Literal["sample", "v_prediction", "epsilon"]
+
+
+def signal_share(schedule: Schedule, steps: int, *, zero_terminal_snr: bool = False) -> Tensor:
+    """(steps,) float32 on the CPU: the share of the clean signal left in the variance at each time ("alpha bar").
+
+    Args:
+        schedule: "linear" betas from 0.0001 to 0.02, or the squared cosine of arXiv 2102.09672.
+        steps: of training.
+        zero_terminal_snr: nothing is left at the last time (arXiv 2305.08891, algorithm 1).
+    """
+    if schedule == "linear":
+        betas = torch.linspace(1e-4, 0.02, steps, device="cpu")
+    else:
+        places = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
+        shares = torch.cos((places + 0.008) / 1.008 * torch.pi / 2).square()
+        betas = (1 - shares[1:] / shares[:-1]).clamp(max=0.999).float()
+    share = (1 - betas).cumprod(0)
+    if zero_terminal_snr:
+        root = share.sqrt()
+        share = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+    return share
+
+
+def trailing_times(train_steps: int, steps: int) -> list[int]:
+    """The falling times that sampling in `steps` steps visits, the last time of training first.
+
+    Raises:
+        ValueError: steps below 1 or above train_steps.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps: expected 1 to {train_steps}, got {steps}")
+    return [time - 1 for time in range(train_steps, 0, -train_steps // steps)]
+
+
+def ddim(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    share: Tensor,
+    times: Sequence[int],
+    hop: int,
+    prediction: Prediction,
+    *,
+    clip: bool,
+) -> Tensor:
+    """A signal (B, ...) from noise of its shape.
+
+    Args:
+        predict: noisy signals and times (B,) to what `prediction` names.
+        noise: normal, where sampling starts.
+        share: of the clean signal by time, from `signal_share`.
+        times: falling, from `trailing_times`.
+        hop: how far down a step goes, in times.
+        prediction: the clean signal ("sample"), its rotation with the noise ("v_prediction"), or the noise ("epsilon").
+        clip: predicted clean signals to [-1, 1].
+    """
+    x = noise
+    for time in times:
+        now = share[time]
+        then = share[time - hop] if time >= hop else torch.ones_like(now)
+        output = predict(x, torch.full((len(x),), time, device=x.device))
+        if prediction == "epsilon":
+            clean, residue = (x - (1 - now).sqrt() * output) / now.sqrt(), output
+        elif prediction == "v_prediction":
+            clean = now.sqrt() * x - (1 - now).sqrt() * output
+            residue = now.sqrt() * output + (1 - now).sqrt() * x
+        else:
+            clean, residue = output, (x - now.sqrt() * output) / (1 - now).sqrt()
+        x = then.sqrt() * (clean.clamp(-1, 1) if clip else clean) + (1 - then).sqrt() * residue
+    return x
+
+
+def item_noise(shape: tuple[int, ...], seed: int | list[int] | None) -> Tensor:
+    """Normal noise (B, ...), each item's by its own seed, so that it does not depend on the rest of the batch.
+
+    Args:
+        shape: (B, ...).
+        seed: one for all items (None: 0), or a list with one for each.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    seeds = seed if isinstance(seed, list) else [seed or 0] * shape[0]
+    if len(seeds) != shape[0]:
+        raise ValueError(f"seed: expected {shape[0]}, one for each item, got {len(seeds)}")
+    return torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])

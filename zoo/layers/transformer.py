@@ -1,0 +1,206 @@
+"""The pre-norm transformer block of vision transformers (arXiv 2010.11929), and attention for streams.
+
+Rotary positions: RoFormer, arXiv 2104.09864. Layer scale: CaiT, arXiv 2103.17239.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.layers.streaming import Stream
+
+
+class SelfAttention(nn.Module):
+    """Full attention over the positions of (B, N, C), in `heads` heads, scaled by the inverse root of their width."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(x)
+        return self.join(F.scaled_dot_product_attention(q, k, v))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> queries, keys and values (3, B, heads, N, C / heads)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """The heads' results (B, heads, N, C / heads) -> (B, N, C)."""
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@dataclass
+class AttentionState:
+    """What a stream has seen: rotated keys and values (B, heads, n, C / heads) in the window, and their number ever."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    position: int = 0
+
+
+class CausalAttention(SelfAttention):
+    """Attention to the position itself and the `window - 1` before it, with rotary positions; no biases.
+
+    Pairs of neighbouring channels turn by the angle position x base^(-2 i / width of a head). Time and memory grow with
+    N x window.
+    """
+
+    def __init__(self, width: int, heads: int, window: int, *, base: float = 10_000.0) -> None:
+        super().__init__(width, heads, bias=False)
+        self.window, self.base = window, base
+
+    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
+        """(B, N, C) -> the same. With a `state` x goes on where the last call ended, and the state is updated."""
+        q, k, v = self.split(x)
+        start = 0 if state is None else state.position
+        q, k = rotate(q, start, self.base), rotate(k, start, self.base)
+        if state is not None:
+            if state.keys is not None and state.values is not None:
+                k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
+            kept = min(self.window - 1, k.shape[2])
+            state.keys, state.values = (part[:, :, part.shape[2] - kept :].detach() for part in (k, v))
+            state.position += x.shape[1]
+        return self.join(windowed_attention(q, k, v, self.window))
+
+
+def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:
+    """Rotary positions start, start + 1, ... on (B, heads, N, C), in float32; channels 2 i and 2 i + 1 are a pair."""
+    half = x.shape[-1] // 2
+    rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
+    even, odd = x.float().unflatten(-1, (half, 2)).unbind(-1)
+    turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attention of queries (B, heads, N, C), the last of the keys' positions (B, heads, M, C), to their window.
+
+    A query sees the key of its own position and of the `window - 1` before it. Blocks of `window` queries look at two
+    blocks of keys, so that no mask of N x M is made.
+    """
+    count, earlier = q.shape[2], k.shape[2] - q.shape[2]
+    if k.shape[2] <= 2 * window:
+        distance = torch.arange(count, device=q.device)[:, None] + earlier - torch.arange(k.shape[2], device=q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window))
+    kept = max(0, earlier - window)
+    k, v, earlier = k[:, :, kept:], v[:, :, kept:], earlier - kept
+    k, v = (F.pad(part, (0, 0, window - earlier, -count % window)) for part in (k, v))
+    blocks = F.pad(q, (0, 0, 0, -count % window)).unflatten(2, (-1, window))  # (B, heads, blocks, window, C)
+    keys, values = (part.unfold(2, 2 * window, window).transpose(-1, -2) for part in (k, v))
+    place = torch.arange(2 * window, device=q.device)
+    distance = torch.arange(window, device=q.device)[:, None] + window - place
+    first = torch.arange(blocks.shape[2], device=q.device)[:, None, None] * window + place < window - earlier
+    mask = (distance >= 0) & (distance < window) & ~first
+    mixed = F.scaled_dot_product_attention(blocks, keys, values, attn_mask=mask)
+    return mixed.flatten(2, 3)[:, :, :count]
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear: (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU, *, bias: bool = True) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.activation = activation()
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """Each channel times a learned factor, small at the start: (..., C) -> the same."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), for (B, N, C).
+
+    `attention`: the module to use, or the number of heads of full attention. `layer_scale`: the start of the factors
+    on both branches; None for no factors.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        attention: nn.Module | int,
+        mlp: nn.Module,
+        *,
+        eps: float = 1e-5,
+        norm: type[nn.LayerNorm] | type[nn.RMSNorm] = nn.LayerNorm,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(width, eps=eps)
+        self.attention = SelfAttention(width, attention) if isinstance(attention, int) else attention
+        self.norm2 = norm(width, eps=eps)
+        self.mlp = mlp
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
+        """`state`: of a stream, for an attention that takes one."""
+        normed = self.norm1(x)
+        x = x + self.scale1(self.attention(normed) if state is None else self.attention(normed, state))
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
+
+class CausalTransformer(nn.Module):
+    """Blocks of attention to the last `window` positions, without biases but in the norms: (B, C, T) -> the same.
+
+    `layer_scale`: the start of the factors on the branches. Mimi, arXiv 2410.00037.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, hidden: int, window: int, *, base: float, layer_scale: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerBlock(
+                width,
+                CausalAttention(width, heads, window, base=base),
+                MLP(width, hidden, bias=False),
+                layer_scale=layer_scale,
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+    def stream(self) -> Stream:
+        """The blocks piece by piece; each keeps the keys and values of its window."""
+        return TransformerStream(self)
+
+
+class TransformerStream(Stream):
+    """A causal transformer that keeps what later positions attend to."""
+
+    def __init__(self, transformer: CausalTransformer) -> None:
+        self.layers = transformer.layers
+        self.states = [AttentionState() for _ in self.layers]
+
+    def step(self, x: Tensor, last: bool = False) -> Tensor:
+        if x.shape[-1] == 0:
+            return x
+        x = x.transpose(1, 2)
+        for layer, state in zip(self.layers, self.states):
+            x = layer(x, state)
+        return x.transpose(1, 2)

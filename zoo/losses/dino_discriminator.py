@@ -1,0 +1,121 @@
+"""A discriminator on the features of a frozen vision transformer, DINO's by default.
+
+Paper: StyleGAN-T, arXiv 2301.09515 (section 3.2); RobustTok (arXiv 2503.08354) and UniTok (arXiv 2502.20321) train
+their tokenizers against it. Differentiable augmentation: arXiv 2006.10738.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from zoo.losses.discriminators import DiscriminatorConfig
+from zoo.losses.frozen import Frozen, timm_network
+
+
+@dataclass(frozen=True)
+class DinoDiscriminatorConfig(DiscriminatorConfig):
+    """The frozen network, which of its blocks get a head, and the heads."""
+
+    kind = "dino"
+    backbone: str = "vit_small_patch16_224.dino"  # a vision transformer of timm
+    weights: str | None = None  # a local file in timm's layout; None takes the published one of the hub
+    blocks: tuple[int, ...] = (2, 5, 8, 11)
+    kernel_size: int = 9  # of the heads' convolution over the sequence of patches, odd
+    groups: int = 32  # of the heads' group norms
+    augmentation: float = 0.0  # share of the images whose colour is shifted, that are moved and have a part cut out
+    cutout: float = 0.2  # side of that part, as a share of the image's
+
+    def __post_init__(self) -> None:
+        self.require(len(self.blocks) > 0 and min(self.blocks) >= 0, "at least one block, counted from 0", self.blocks)
+        self.require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "an odd kernel_size", self.kernel_size)
+        self.require(0 <= self.augmentation <= 1, "augmentation in [0, 1]", self.augmentation)
+        self.require(0 <= self.cutout < 1, "cutout in [0, 1)", self.cutout)
+
+
+class DinoDiscriminator(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, blocks, patches). The backbone sees them at its own size."""
+
+    def __init__(self, config: DinoDiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        network = timm_network(config.backbone, config.weights)
+        depth = len(getattr(network, "blocks", ()))
+        config.require(max(config.blocks) < depth, f"blocks below {depth}, those of {config.backbone}", config.blocks)
+        width: int = network.num_features  # type: ignore[assignment]
+        config.require(width % config.groups == 0, f"groups that divide the width {width}", config.groups)
+        facts = network.pretrained_cfg
+        self.side: int = facts["input_size"][-1]  # type: ignore[index]
+        self.backbone = Frozen(network)
+        self.register_buffer("mean", torch.tensor(facts["mean"]).view(3, 1, 1), persistent=False)  # type: ignore[index]
+        self.register_buffer("deviation", torch.tensor(facts["std"]).view(3, 1, 1), persistent=False)  # type: ignore[index]
+        self.heads = nn.ModuleList(_Head(width, config.kernel_size, config.groups) for _ in config.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and self.config.augmentation > 0:
+            images = augment(images, self.config.augmentation, self.config.cutout)
+        images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        images = ((images + 1) / 2 - self.mean) / self.deviation
+        features = self.backbone.network.forward_intermediates(  # type: ignore[operator]
+            images, indices=list(self.config.blocks), intermediates_only=True, output_fmt="NLC"
+        )
+        return torch.stack([head(x.transpose(1, 2)) for head, x in zip(self.heads, features)], dim=1)
+
+
+DinoDiscriminatorConfig.discriminator = DinoDiscriminator
+
+
+class _Head(nn.Module):
+    """(B, C, N) -> logits (B, N): 1x1 convolution, residual convolution over the sequence, projection to one."""
+
+    def __init__(self, width: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        self.enter = _block(width, 1, groups)
+        self.mix = _block(width, kernel_size, groups)
+        self.to_logit = spectral_norm(nn.Conv1d(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        x = (x + self.mix(x)) * 0.5**0.5
+        return self.to_logit(x)[:, 0]
+
+
+def _block(width: int, kernel_size: int, groups: int) -> nn.Sequential:
+    convolution = spectral_norm(nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, padding_mode="circular"))
+    return nn.Sequential(convolution, nn.GroupNorm(groups, width), nn.LeakyReLU(0.2))
+
+
+def augment(images: Tensor, probability: float, cutout: float) -> Tensor:
+    """Shifted colours, a move of up to an eighth, and a square cut out, each image with a probability; differentiable.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        probability: of each image to be changed.
+        cutout: side of the square as a share of the image's.
+
+    Returns:
+        (B, C, H, W).
+    """
+    batch, _, height, width = images.shape
+
+    def draw() -> Tensor:
+        return torch.rand(batch, 1, 1, 1, device=images.device, dtype=images.dtype)
+
+    changed = images + draw() - 0.5  # brightness
+    mean = changed.mean(1, keepdim=True)
+    changed = (changed - mean) * (2 * draw()) + mean  # saturation
+    mean = changed.mean((1, 2, 3), keepdim=True)
+    changed = (changed - mean) * (draw() + 0.5) + mean  # contrast
+    moves = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(batch, 1, 1)
+    moves[:, :, 2] = (torch.rand(batch, 2, device=images.device, dtype=images.dtype) - 0.5) / 2
+    grid = F.affine_grid(moves, list(images.shape), align_corners=False)
+    changed = F.grid_sample(changed, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    rows = torch.arange(height, device=images.device)[:, None] / height
+    columns = torch.arange(width, device=images.device)[None] / width
+    inside = ((rows - draw()).abs() < cutout / 2) & ((columns - draw()).abs() < cutout / 2)
+    changed = changed.masked_fill(inside, 0)
+    return torch.where(draw() < probability, changed, images)

@@ -1,0 +1,72 @@
+"""A quantizer in a space of another width: project in, quantise, project out (ViT-VQGAN, arXiv 2110.04627)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear
+from zoo.quantizers.vector import VectorConfig
+
+
+@dataclass(frozen=True)
+class ProjectedConfig(QuantizerConfig):
+    """Latents of width `dim` around a quantizer of any width."""
+
+    kind = "projected"
+    own_gradient = True
+    dim: int = 256  # type: ignore[assignment]
+    inner: QuantizerConfig = VectorConfig()
+    layer_norm: bool = False  # after the projection to the inner width
+    bias: bool = True  # of the projections
+    quantizer: ClassVar[type[Quantizer]]
+
+    def __post_init__(self) -> None:
+        self.require(self.dim >= 1, "dim >= 1", self.dim)
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        return self.inner.vocab_sizes
+
+    @property
+    def prefix(self) -> bool:  # type: ignore[override]
+        return self.inner.prefix
+
+    @property
+    def scales(self) -> bool:  # type: ignore[override]
+        return self.inner.scales
+
+    def level_shapes(self, positions: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return self.inner.level_shapes(positions)
+
+
+class Projected(Quantizer):
+    """Linear maps around the inner quantizer, whose losses and statistics are its own, in its own space."""
+
+    config: ProjectedConfig
+
+    def __init__(self, config: ProjectedConfig) -> None:
+        super().__init__(config)
+        self.inner = config.inner.build()
+        self.project_in = nn.Linear(config.dim, config.inner.dim, bias=config.bias)
+        self.norm = nn.LayerNorm(config.inner.dim) if config.layer_norm else None
+        self.project_out = nn.Linear(config.inner.dim, config.dim, bias=config.bias)
+
+    def quantize(self, z: Tensor) -> Quantized:
+        z = linear(self.project_in, z)
+        if self.norm is not None:
+            z = F.layer_norm(z, self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float())
+        quantized = self.inner.quantize(z)
+        return replace(quantized, codes=linear(self.project_out, quantized.codes))
+
+    def indices_to_codes(self, *levels: Tensor) -> Tensor:
+        return linear(self.project_out, self.inner.indices_to_codes(*levels))
+
+    def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:
+        return linear(self.project_out, self.inner.prefix_to_codes(positions, *levels))
+
+
+ProjectedConfig.quantizer = Projected
