@@ -38,7 +38,7 @@ class SpeechTokenizer(Tokenizer):
     """Speech (B, 1, T) in [-1, 1] -> frames of tokens (B, codebooks, ceil(T / hop)); every token depends on all of T.
 
     The linear map from the first codebook to the teacher's features, which the published files also hold, belongs to
-    training: `zoo.losses.distillation`.
+    training: `zoo.losses.distillation.SemanticDistillation`.
     """
 
     layout = "frames"
@@ -83,29 +83,23 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     return {"loss.commit": quantized.losses["commitment"]}
 
 
-CODEBOOK_KEYS: dict[str, str | None] = {
-    "{}._codebook.embed": "{}.codebook.weight",
-    "{}._codebook.embed_avg": "{}.ema.total",
-    "{}._codebook.cluster_size": "{}.ema.count",
-    "{}._codebook.inited": "{}.codebook.started",
-}
+def seanet_keys(published: str, own: str) -> dict[str, str | None]:
+    """The names of an encoder's or a decoder's layers."""
+    return {
+        f"{published}.{{}}.lstm.*": f"{own}.{{}}.lstm.*",
+        f"{published}.{{}}.alpha": f"{own}.{{}}.alpha",
+        f"{published}.{{}}.conv.conv.*": f"{own}.{{}}.*",
+        f"{published}.{{}}.convtr.convtr.*": f"{own}.{{}}.*",
+        f"{published}.{{}}.block.{{}}.alpha": f"{own}.{{}}.block.{{}}.alpha",
+        f"{published}.{{}}.block.{{}}.conv.conv.*": f"{own}.{{}}.block.{{}}.*",
+        f"{published}.{{}}.shortcut.conv.conv.*": f"{own}.{{}}.shortcut.*",
+    }
 
 
 KEY_MAP = KeyMap(
     {
-        "encoder.model.{}.lstm.*": "encoder.layers.{}.lstm.*",
-        "encoder.model.{}.alpha": "encoder.layers.{}.alpha",
-        "encoder.model.{}.conv.conv.*": "encoder.layers.{}.*",
-        "encoder.model.{}.block.{}.alpha": "encoder.layers.{}.block.{}.alpha",
-        "encoder.model.{}.block.{}.conv.conv.*": "encoder.layers.{}.block.{}.*",
-        "encoder.model.{}.shortcut.conv.conv.*": "encoder.layers.{}.shortcut.*",
-        "decoder.model.{}.lstm.*": "decoder.layers.{}.lstm.*",
-        "decoder.model.{}.alpha": "decoder.layers.{}.alpha",
-        "decoder.model.{}.conv.conv.*": "decoder.layers.{}.*",
-        "decoder.model.{}.convtr.convtr.*": "decoder.layers.{}.*",
-        "decoder.model.{}.block.{}.alpha": "decoder.layers.{}.block.{}.alpha",
-        "decoder.model.{}.block.{}.conv.conv.*": "decoder.layers.{}.block.{}.*",
-        "decoder.model.{}.shortcut.conv.conv.*": "decoder.layers.{}.shortcut.*",
+        **seanet_keys("encoder.model", "encoder.layers"),
+        **seanet_keys("decoder.model", "decoder.layers"),
         "quantizer.vq.layers.{}._codebook.embed": "quantizer.levels.{}.codebook.weight",
         "quantizer.vq.layers.{}._codebook.embed_avg": "quantizer.levels.{}.ema.total",
         "quantizer.vq.layers.{}._codebook.cluster_size": "quantizer.levels.{}.ema.count",

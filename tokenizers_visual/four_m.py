@@ -73,6 +73,7 @@ class FourMConfig(Config):
     patches: bool = True  # the encoder cuts patches itself; else it takes a map of features, one for each patch
     encoder: TransformerConfig = TransformerConfig()
     decoder: TransformerConfig | DiffusionConfig = DiffusionConfig()
+    unit_latents: bool = False  # latents are normalised before the quantizer
     quantizer: QuantizerConfig = VectorConfig(
         codebook_size=16384, dim=32, metric="cosine", unit_vectors=False, codebook=DirectionCodebookConfig()
     )
@@ -95,6 +96,7 @@ class FourM(Tokenizer):
         spec = InputSpec("image", channels=config.in_channels, value_range=config.value_range, multiple=stride)
         super().__init__(config, spec, config.quantizer)
         grid, width, dim = config.image_size // config.patch_size, config.encoder.width, config.quantizer.dim
+        self.unit_latents = config.unit_latents
         self.from_pixels = nn.Conv2d(config.in_channels, width, stride, stride=stride)
         self.encoder = _Transformer(config.encoder, grid)
         self.to_latent = nn.Conv2d(width, dim, 1)
@@ -108,7 +110,8 @@ class FourM(Tokenizer):
             self.decoder = _PixelDecoder(config.decoder, grid, config.in_channels, stride)
 
     def latent(self, x: Tensor) -> Tensor:
-        return self.to_latent(self.encoder(self.from_pixels(x))).movedim(1, -1)
+        z = self.to_latent(self.encoder(self.from_pixels(x))).movedim(1, -1)
+        return F.normalize(z, dim=-1) if self.unit_latents else z
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
@@ -239,8 +242,8 @@ class _DiffusionDecoder(nn.Module):
 def config_from_original(meta: dict[str, Any]) -> FourMConfig:
     """The config of the original's constructor arguments, as a fixture states them, with the sizes of its models."""
     kwargs, original = meta["original"]["kwargs"], meta["original"]["class"]
-    if kwargs.get("norm_latents") or kwargs.get("num_codebooks", 1) != 1:
-        raise ValueError("expected one codebook and latents that are not normalised, as published")
+    if kwargs.get("num_codebooks", 1) != 1:
+        raise ValueError(f"expected one codebook, as published, got {kwargs['num_codebooks']}")
     cosine = kwargs["norm_codes"]
     decay, revive = kwargs.get("ema_decay", 0.99), kwargs.get("threshold_ema_dead_code", 0.0)
     quantizer = VectorConfig(
@@ -261,6 +264,7 @@ def config_from_original(meta: dict[str, Any]) -> FourMConfig:
         patches=kwargs.get("patch_proj", True),
         encoder=encoder,
         decoder=decoder,
+        unit_latents=kwargs.get("norm_latents", False),
         quantizer=quantizer,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.vqgan import Decoder, Encoder, Level
+from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, SoftEntropyConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -47,25 +47,21 @@ class LlamaGenVQ(Tokenizer):
         stride = 2 ** (len(config.channel_multipliers) - 1)
         spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=stride)
         super().__init__(config, spec, config.quantizer)
-        multipliers, up_multipliers = config.channel_multipliers, config.decoder_channel_multipliers
-        down = _levels(config.channels, multipliers, config.blocks, unscaled=len(multipliers) - 1)
-        up = _levels(config.channels, up_multipliers, config.blocks + 1, unscaled=0)
+        down_widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        up_widths = [config.channels * multiplier for multiplier in reversed(config.decoder_channel_multipliers)]
+        coarsest = len(down_widths) - 1  # the level with attention
+        down = levels(down_widths, config.blocks, [i == coarsest for i in range(len(down_widths))])
+        up = levels(up_widths, config.blocks + 1, [i == 0 for i in range(len(up_widths))])
         self.encoder = Encoder(3, config.channels, down, config.latent_channels, config.norm_groups, config.dropout)
         self.to_latent = nn.Conv2d(config.latent_channels, config.quantizer.dim, 1)
         self.from_codes = nn.Conv2d(config.quantizer.dim, config.latent_channels, 1)
-        self.decoder = Decoder(config.latent_channels, up[::-1], 3, config.norm_groups, config.dropout)
+        self.decoder = Decoder(config.latent_channels, up, 3, config.norm_groups, config.dropout)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.to_latent(self.encoder(x)).movedim(1, -1)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
-
-
-def _levels(channels: int, multipliers: tuple[int, ...], blocks: int, unscaled: int) -> list[Level]:
-    """Finest first. Attention on the coarsest level only; every level but `unscaled` changes the size."""
-    coarsest = len(multipliers) - 1
-    return [Level(channels * m, blocks, i == coarsest, i != unscaled) for i, m in enumerate(multipliers)]
 
 
 def config_from_original(meta: dict[str, Any]) -> LlamaGenVQConfig:

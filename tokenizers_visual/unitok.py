@@ -230,6 +230,8 @@ class _Projection(nn.Module):
 def config_from_original(meta: dict[str, Any]) -> UniTokConfig:
     """The config of the original's arguments; the sizes behind its model name, a fixture states beside them."""
     kwargs, sizes = meta["original"]["kwargs"], meta["original"].get("vitamin", {})
+    if kwargs["quant_proj"] != "attn" or kwargs["num_query"]:
+        raise ValueError(f"expected quant_proj attn and no queries, got {kwargs['quant_proj']}, {kwargs['num_query']}")
     groups = kwargs["num_codebooks"]
     entropy = SoftEntropyConfig(temperature=kwargs["e_temp"], shift=1e-7) if kwargs["le"] > 0 else None
     group = VectorConfig(

@@ -130,6 +130,10 @@ class Tokenizer(nn.Module):
         """Position axes of each level for a signal of `size` after padding."""
         return self.quantizer.config.level_shapes(self.positions(size))
 
+    def extent_of(self, x: Tensor) -> Extent:
+        """What decoding needs of signals (B, C, ...) beside their tokens."""
+        return Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
+
     def encode_levels(
         self, x: Tensor, *, num_codebooks: int | None = None, **options: Any
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -199,7 +203,7 @@ class Tokenizer(nn.Module):
     def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
         with self._evaluating():
             levels, lengths = self.encode_levels(self.pad(x), **options)
-        extent = Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
+            extent = self.extent_of(x)
         return Tokens(levels, self.vocab_sizes[: len(levels)], self.layout, lengths, self.source, extent, self.prefix)
 
     def _encode_each(self, items: Sequence[Tensor], options: dict[str, Any]) -> Tokens:

@@ -107,3 +107,12 @@ def test_codes_move_towards_the_direction_of_their_latents() -> None:
 def test_directions_need_the_cosine_metric() -> None:
     with pytest.raises(ConfigError, match="cosine"):
         VectorConfig(4, 3, codebook=DirectionCodebookConfig())
+
+
+def test_unit_latents_are_normalised_before_the_quantizer() -> None:
+    sizes = four_m.TransformerConfig(16, 1, 2)
+    config = four_m.FourMConfig(
+        image_size=16, patch_size=8, encoder=sizes, decoder=sizes, unit_latents=True, quantizer=VectorConfig(8, 4)
+    )
+    latent = four_m.FourM(config).latent(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(latent.norm(dim=-1), torch.ones(2, 2, 2))

@@ -123,10 +123,9 @@ def test_validation_gives_every_image_once_by_the_evaluation_crop(place: str, wo
     assert torch.equal((first * 255).round().byte().permute(1, 2, 0), torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_orders_differ_by_epoch_and_seed_and_are_reproducible(place: str, workers: int) -> None:
+def test_training_orders_differ_by_epoch_and_seed_and_are_reproducible(place: str) -> None:
     def epochs(seed: int) -> list[list[int]]:
-        data = ImageData(place, size=SIZE, batch_size=4, workers=workers, seed=seed, shuffle_buffer=8)
+        data = ImageData(place, size=SIZE, batch_size=4, workers=0, seed=seed, shuffle_buffer=8)
         loader = data.train_dataloader()
         return [[number for batch in loader for number in numbers(batch)] for _ in range(2)]
 
@@ -387,15 +386,23 @@ def train(place: str, out: Path, steps: int, resume: Path | None = None, **setti
     return module
 
 
-@pytest.mark.parametrize("validate", [False, True])
-@pytest.mark.parametrize(("source", "settings"), [("folder", {}), ("shards", {}), ("shards", {"epoch_images": 24})])
+@pytest.mark.parametrize(
+    ("source", "settings", "validate"),
+    [
+        ("folder", {}, False),
+        ("folder", {}, True),
+        ("shards", {}, False),
+        ("shards", {}, True),
+        ("shards", {"epoch_images": 24}, True),
+    ],
+)
 def test_a_run_goes_on_with_the_image_that_came_next(
     request: pytest.FixtureRequest, tmp_path: Path, source: str, settings: dict[str, Any], validate: bool
 ) -> None:
-    """From the middle of an epoch, its last batch, and the first of the next one; over two epochs' ends."""
+    """From the middle of an epoch, its last batch (5 or 6), and the first of the next one; to the third epoch."""
     place = str(request.getfixturevalue(source))
     whole = train(place, tmp_path / "whole", 14, save_every=1, validate=validate, **settings)
-    for step in (2, 5, 6, 7, 10):
+    for step in (2, 5, 6, 7):
         resumed = train(
             place, tmp_path / f"{step}", 14, tmp_path / "whole" / f"step={step}.ckpt", validate=validate, **settings
         )

@@ -1,6 +1,7 @@
 """`zoo fit`: a run on real files learns, logs, draws, checkpoints, resumes and exports."""
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,10 @@ def test_it_resumes(photos: Path, finished: Path, tmp_path: Path) -> None:
         ("--data.init_args.train=/nowhere/at/all", "/nowhere/at/all"),
         ("--model.init_args.model=compat_f8", "compact_f8"),
         ("--model.init_args.changes={quantizer: sqf}", "fsq"),
+        ("--model.init_args.adversary={discriminator_strat: 1}", "discriminator_strat"),
+        ("--model.init_args.adversary={discriminator: {kind: patchgam}}", "patchgam"),
+        ("--model.init_args.init=/nowhere/at/all.pt", "/nowhere/at/all.pt"),
+        ("--model.init_args.ema_decay=much", "much"),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_runs(
@@ -124,6 +129,38 @@ def test_any_quantizer_trains(photos: Path, tmp_path: Path, quantizer: str) -> N
         "--model.init_args.quantizer_weights={commitment: 0.25}",
     )  # fmt: skip
     assert len(metrics(tmp_path / "version_0", "train/commitment")) == 6
+
+
+def test_an_adversary_by_the_command_line_resumes_and_converts(photos: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from zoo.cli import app
+
+    settings = [
+        "--model.init_args.adversary={discriminator: {kind: patchgan, hidden_channels: 4, num_layers: 1}}",
+        "--model.init_args.adversary.discriminator_start=1", "--model.init_args.ema_decay=0.9",
+        "--trainer.accumulate_grad_batches=2", "--trainer.enable_model_summary=false",
+    ]  # fmt: skip
+    fit(photos, tmp_path, *settings, "--trainer.max_steps=3")
+    fit(photos, tmp_path, *settings, "--trainer.max_steps=5", "--ckpt_path=last")
+    last = tmp_path / "version_1" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] == 5
+    steps = [{int(state["step"]) for state in player["state"].values()} for player in saved["optimizer_states"]]
+    assert steps == [{5}, {4}]
+    result = CliRunner().invoke(app, ["convert", str(last), "--model", "compact_f8", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    average = {k.removeprefix("ema.module."): v for k, v in saved["state_dict"].items() if k.startswith("ema.module.")}
+    for folder in (tmp_path / "out", tmp_path / "version_1" / "model"):
+        model = zoo.create_model(f"local-dir:{folder}")
+        assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_weights_and_biases_that_is_not_installed_is_told(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pip install wandb"):
+        fit(photos, tmp_path, "--wandb=project")
+    assert not list(tmp_path.iterdir())
 
 
 def test_create_task_from_a_recipe() -> None:

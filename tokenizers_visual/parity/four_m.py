@@ -19,7 +19,13 @@ def case(fixture: Fixture, family: Family) -> Case:
 
 
 class PixelCase(Case):
-    """VQVAE, the decoder being a transformer."""
+    """VQVAE, the decoder being a transformer. The latents of the original are those before any normalisation."""
+
+    def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        model: Any = self.model
+        with torch.no_grad():
+            latent = model.to_latent(model.encoder(model.from_pixels(inputs["image"])))
+        return {**super().encode(inputs, settings), "latent": latent}
 
     def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         codes = self.model.codes(self.model.tokens(inputs["indices"]))

@@ -145,3 +145,19 @@ class SEANetDecoder(nn.Module):
 
     def stream(self) -> Stream:
         return stream_of(self.layers)
+
+
+# names of both networks in files that hold them as EnCodec's own code does -> names here, for key maps
+SEANET_KEYS = {
+    "*.model.{}.conv.conv.*": "*.layers.{}.*",
+    "*.model.{}.conv.norm.*": "*.layers.{}.norm.*",
+    "*.model.{}.convtr.convtr.*": "*.layers.{}.*",
+    "*.model.{}.convtr.norm.*": "*.layers.{}.norm.*",
+    "*.model.{}.lstm.*": "*.layers.{}.lstm.*",
+    "*.model.{}.alpha": "*.layers.{}.alpha",
+    "*.model.{}.block.{}.conv.conv.*": "*.layers.{}.block.{}.*",
+    "*.model.{}.block.{}.conv.norm.*": "*.layers.{}.block.{}.norm.*",
+    "*.model.{}.block.{}.alpha": "*.layers.{}.block.{}.alpha",
+    "*.model.{}.shortcut.conv.conv.*": "*.layers.{}.shortcut.*",
+    "*.model.{}.shortcut.conv.norm.*": "*.layers.{}.shortcut.norm.*",
+}

@@ -6,12 +6,15 @@ Rotary positions: RoFormer, arXiv 2104.09864. Layer scale: CaiT, arXiv 2103.1723
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.streaming import Stream
+
+RotaryPairs = Literal["neighbours", "halves"]
 
 
 class SelfAttention(nn.Module):
@@ -48,19 +51,21 @@ class AttentionState:
 class CausalAttention(SelfAttention):
     """Attention to the position itself and the `window - 1` before it, with rotary positions; no biases.
 
-    Pairs of neighbouring channels turn by the angle position x base^(-2 i / width of a head). Time and memory grow with
+    Pair i of a head's channels turns by the angle position x base^(-2 i / width of a head). Time and memory grow with
     N x window.
     """
 
-    def __init__(self, width: int, heads: int, window: int, *, base: float = 10_000.0) -> None:
+    def __init__(
+        self, width: int, heads: int, window: int, *, base: float = 10_000.0, pairs: RotaryPairs = "neighbours"
+    ) -> None:
         super().__init__(width, heads, bias=False)
-        self.window, self.base = window, base
+        self.window, self.base, self.pairs = window, base, pairs
 
     def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
         """(B, N, C) -> the same. With a `state` x goes on where the last call ended, and the state is updated."""
         q, k, v = self.split(x)
         start = 0 if state is None else state.position
-        q, k = rotate(q, start, self.base), rotate(k, start, self.base)
+        q, k = (rotate(part, start, self.base, self.pairs) for part in (q, k))
         if state is not None:
             if state.keys is not None and state.values is not None:
                 k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
@@ -70,13 +75,17 @@ class CausalAttention(SelfAttention):
         return self.join(windowed_attention(q, k, v, self.window))
 
 
-def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:
-    """Rotary positions start, start + 1, ... on (B, heads, N, C), in float32; channels 2 i and 2 i + 1 are a pair."""
+def rotate(x: Tensor, start: int, base: float = 10_000.0, pairs: RotaryPairs = "neighbours") -> Tensor:
+    """Rotary positions start, start + 1, ... on (B, heads, N, C), in float32.
+
+    `pairs`: channels 2 i and 2 i + 1 are pair i ("neighbours"), or i and i + C / 2 ("halves"); weights tell which.
+    """
     half = x.shape[-1] // 2
     rate = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
-    even, odd = x.float().unflatten(-1, (half, 2)).unbind(-1)
-    turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
+    axis, shape = (-1, (half, 2)) if pairs == "neighbours" else (-2, (2, half))
+    one, other = x.float().unflatten(-1, shape).unbind(axis)
+    turned = torch.stack([one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], dim=axis)
     return turned.flatten(-2).to(x.dtype)
 
 
@@ -166,13 +175,22 @@ class CausalTransformer(nn.Module):
     """
 
     def __init__(
-        self, width: int, layers: int, heads: int, hidden: int, window: int, *, base: float, layer_scale: float
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        window: int,
+        *,
+        base: float,
+        layer_scale: float,
+        pairs: RotaryPairs = "neighbours",
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerBlock(
                 width,
-                CausalAttention(width, heads, window, base=base),
+                CausalAttention(width, heads, window, base=base, pairs=pairs),
                 MLP(width, hidden, bias=False),
                 layer_scale=layer_scale,
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.quantizers.base import QuantizerConfig
+from zoo.quantizers.base import Quantizer, QuantizerConfig, straight_through
 from zoo.quantizers.gradients import GradientConfig, StraightThroughConfig
 from zoo.quantizers.level_dropout import LevelDropoutConfig
 
@@ -77,3 +77,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def prefix_codes(quantizer: Quantizer, z: Tensor, count: int) -> Tensor:
+    """What the first `count` levels alone make of latents, as in evaluation: for losses on them, such as distillation.
+
+    In training it is to be called before the quantizer's own pass, which moves its codebooks.
+
+    Args:
+        quantizer: one whose prefixes make sense (`config.prefix`).
+        z: (B, *positions, D).
+        count: from 1 to the number of levels.
+
+    Returns:
+        (B, *positions, D) float32, with the identity's gradient to z.
+    """
+    with evaluating(quantizer):
+        codes = quantizer.indices_to_codes(*quantizer(z).levels[:count])
+    return straight_through(z.float(), codes)

@@ -67,7 +67,7 @@ def test_a_llamagen_step_keeps_at_most_half(dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 def test_a_llamagen_step_takes_hardly_longer() -> None:
-    model = zoo.create_model("llamagen_vq_f16", channels=64, latent_channels=64).train()
+    model = zoo.create_model("llamagen_vq_f16").train()
     images = torch.rand(1, 3, 64, 64) * 2 - 1
 
     def seconds(recompute: bool) -> float:
@@ -77,7 +77,7 @@ def test_a_llamagen_step_takes_hardly_longer() -> None:
         output.reconstruction.square().mean().backward()
         return time.process_time() - start
 
-    times = [(seconds(False), seconds(True)) for _ in range(9)]
+    times = [(seconds(False), seconds(True)) for _ in range(5)]
     assert min(recomputed for _, recomputed in times) <= 1.15 * min(plain for plain, _ in times)
 
 

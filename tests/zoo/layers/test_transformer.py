@@ -45,6 +45,8 @@ def test_rotation_turns_pairs_of_neighbours_and_makes_scores_relative() -> None:
         fast, slow = torch.tensor(5.0 + n), torch.tensor((5.0 + n) / 10)
         expected = torch.stack([fast.cos(), fast.sin(), slow.cos(), slow.sin()])
         torch.testing.assert_close(turned[n], expected)
+    swapped = [0, 2, 1, 3]
+    torch.testing.assert_close(rotate(x[..., swapped], 5, 100.0, "halves")[..., swapped], rotate(x, 5, 100.0))
     q, k = torch.randn(2, 1, 1, 6, 8)
     scores = rotate(q, 0) @ rotate(k, 0).transpose(-1, -2)
     torch.testing.assert_close(rotate(q, 9) @ rotate(k, 9).transpose(-1, -2), scores, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,336 @@
+"""Mimi, the streaming codec of Moshi: a causal SEANet, causal transformers, and one semantic beside many residual codes.
+
+Paper: arXiv 2410.00037. Original: kyutai-labs/moshi (MIT); transformers' MimiModel has the same weights in its layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audio.speechtokenizer import seanet_keys
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.conv1d import Conv1d, ConvTranspose1d
+from zoo.layers.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
+from zoo.layers.streaming import Chain, Stream, stream_of
+from zoo.layers.transformer import CausalTransformer, RotaryPairs
+from zoo.quantizers import (
+    EmaCodebookConfig,
+    ProjectedConfig,
+    Quantized,
+    QuantizerConfig,
+    ResidualConfig,
+    SummedConfig,
+    VectorConfig,
+)
+from zoo.registry import register
+from zoo.streaming import CodecStream
+from zoo.tokenizer import InputSpec, Tokenizer
+
+LEAST_USAGE = 1e-5  # that a code's sum of latents is divided by
+
+
+def split_codebooks(width: int, size: int, dim: int, semantic: int, count: int) -> SummedConfig:
+    """`semantic` residual codebooks, and beside them those up to `count`, between projections of their own."""
+    level = VectorConfig(size, dim, codebook=EmaCodebookConfig(start="kmeans", kmeans_iterations=50, smoothing=0.0))
+    parts = [ResidualConfig(level, num_levels=number) for number in (semantic, count - semantic)]
+    return SummedConfig(tuple(ProjectedConfig(width, part, bias=False) for part in parts))
+
+
+@dataclass(frozen=True)
+class MimiConfig(Config):
+    """Sizes of the network; the defaults are those of the published model."""
+
+    network: SEANetConfig = SEANetConfig(
+        filters=64, strides=(4, 5, 6, 8), shortcut=False, last_kernel_size=3, lstm_layers=0, pad_mode="constant"
+    )
+    layers: int = 8  # of each transformer
+    heads: int = 8
+    hidden: int = 2048
+    window: int = 250  # positions, at twice the rate of the tokens
+    rotary_base: float = 10_000.0
+    rotary_pairs: RotaryPairs = "neighbours"  # "halves" in transformers' layout of the weights
+    layer_scale: float = 0.01
+    sample_rate: int = 24_000
+    quantizer: QuantizerConfig = split_codebooks(512, 2048, 256, 1, 32)
+
+    def __post_init__(self) -> None:
+        self.require(self.network.causal, "a causal network", self.network)
+        self.require(self.quantizer.dim % (2 * self.heads) == 0, "an even width per head", self.quantizer.dim)
+        self.require(min(self.layers, self.window) >= 1, "layers and a window >= 1", (self.layers, self.window))
+
+
+@register("mimi")
+class Mimi(Tokenizer):
+    """Speech (B, 1, T) in [-1, 1] -> frames of tokens (B, codebooks, ceil(T / hop)), 12.5 a second; causal.
+
+    The signal is filled up with zeros to whole frames.
+    """
+
+    layout = "frames"
+
+    def __init__(self, config: MimiConfig) -> None:
+        network, width = config.network, config.quantizer.dim
+        hop = 2 * network.hop_length
+        spec = InputSpec("audio", network.channels, (-1.0, 1.0), None, hop, config.sample_rate, causal=True)
+        super().__init__(config, spec, config.quantizer)
+        self.encoder = SEANetEncoder(network, width)
+        self.encoder_transformer = self._transformer(config)
+        self.downsample = Conv1d(width, width, 4, stride=2, bias=False, causal=True, pad_mode="replicate")
+        self.upsample = ConvTranspose1d(width, width, 4, stride=2, groups=width, bias=False, causal=True)
+        self.decoder_transformer = self._transformer(config)
+        self.decoder = SEANetDecoder(network, width)
+
+    def _transformer(self, config: MimiConfig) -> CausalTransformer:
+        return CausalTransformer(
+            config.quantizer.dim, config.layers, config.heads, config.hidden, config.window,
+            base=config.rotary_base, layer_scale=config.layer_scale, pairs=config.rotary_pairs,
+        )  # fmt: skip
+
+    def pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.spec.padding((x.shape[-1],))[0]))
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.downsample(self.encoder_transformer(self.encoder(x))).transpose(1, 2)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.decoder_transformer(self.upsample(codes.transpose(1, 2))))
+
+    def streaming(self, num_codebooks: int | None = None) -> CodecStream:
+        """The codec on a signal in pieces of any size, equal to the whole; one frame of latency.
+
+        Args:
+            num_codebooks: as in `encode`.
+
+        Raises:
+            ValueError: a number of codebooks that the model does not have.
+        """
+
+        def encoder() -> Stream:
+            parts = (self.encoder, self.encoder_transformer, self.downsample)
+            return Chain([WholeFrames(self.spec.multiple), *map(stream_of, parts)])
+
+        def decoder() -> Stream:
+            return Chain(map(stream_of, (self.upsample, self.decoder_transformer, self.decoder)))
+
+        return CodecStream(self, encoder, decoder, num_codebooks)
+
+
+class WholeFrames(Stream):
+    """A signal, with zeros after its end up to a multiple of `hop` samples."""
+
+    def __init__(self, hop: int) -> None:
+        self.hop, self.seen = hop, 0
+
+    def step(self, x: Tensor, last: bool = False) -> Tensor:
+        self.seen += x.shape[-1]
+        return F.pad(x, (0, -self.seen % self.hop)) if last else x
+
+
+def config_from_original(meta: dict[str, Any]) -> MimiConfig:
+    """The config of the original's three dicts, or of transformers' MimiConfig."""
+    kwargs = meta["original"]["kwargs"]
+    return _from_transformers(kwargs) if "hidden_size" in kwargs else _from_moshi(kwargs)
+
+
+def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
+    seanet, transformer, quantizer = (kwargs[part] for part in ("seanet", "transformer", "quantizer"))
+    network = SEANetConfig(
+        channels=seanet["channels"],
+        filters=seanet["n_filters"],
+        strides=tuple(reversed(seanet["ratios"])),
+        residual_layers=seanet["n_residual_layers"],
+        dilation_base=seanet["dilation_base"],
+        compress=seanet["compress"],
+        shortcut=not seanet["true_skip"],
+        kernel_size=seanet["kernel_size"],
+        last_kernel_size=seanet["last_kernel_size"],
+        residual_kernel_size=seanet["residual_kernel_size"],
+        lstm_layers=0,
+        pad_mode=seanet["pad_mode"],
+    )
+    return MimiConfig(
+        network=network,
+        layers=transformer["num_layers"],
+        heads=transformer["num_heads"],
+        hidden=transformer["dim_feedforward"],
+        window=transformer["context"],
+        rotary_base=float(transformer["max_period"]),
+        layer_scale=transformer["layer_scale"],
+        sample_rate=kwargs["sample_rate"],
+        quantizer=split_codebooks(
+            quantizer["input_dimension"], quantizer["bins"], quantizer["dimension"],
+            quantizer.get("n_q_semantic", 1), quantizer["n_q"],
+        ),
+    )  # fmt: skip
+
+
+def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
+    network = SEANetConfig(
+        channels=kwargs["audio_channels"],
+        filters=kwargs["num_filters"],
+        strides=tuple(reversed(kwargs["upsampling_ratios"])),
+        residual_layers=kwargs["num_residual_layers"],
+        dilation_base=kwargs["dilation_growth_rate"],
+        compress=kwargs["compress"],
+        shortcut=kwargs["use_conv_shortcut"],
+        kernel_size=kwargs["kernel_size"],
+        last_kernel_size=kwargs["last_kernel_size"],
+        residual_kernel_size=kwargs["residual_kernel_size"],
+        lstm_layers=0,
+        pad_mode=kwargs["pad_mode"],
+        trim_right_ratio=kwargs["trim_right_ratio"],
+    )
+    return MimiConfig(
+        network=network,
+        layers=kwargs["num_hidden_layers"],
+        heads=kwargs["num_attention_heads"],
+        hidden=kwargs["intermediate_size"],
+        window=kwargs["sliding_window"],
+        rotary_base=float(kwargs.get("rope_theta", 10_000.0)),
+        rotary_pairs="halves",
+        layer_scale=kwargs["layer_scale_initial_scale"],
+        sample_rate=kwargs["sampling_rate"],
+        quantizer=split_codebooks(
+            kwargs["hidden_size"], kwargs["codebook_size"], kwargs["codebook_dim"],
+            kwargs["num_semantic_quantizers"], kwargs["num_quantizers"],
+        ),
+    )  # fmt: skip
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The commitment loss, a mean over all codebooks in the projected space."""
+    return {"loss.commit": quantized.losses["commitment"]}
+
+
+def with_codes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the codebooks: the published files hold the running sums of the latents of each code, and its usage."""
+    result = dict(state)
+    for key in [key for key in state if key.endswith(".ema.total")]:
+        usage = state[key.replace(".total", ".count")].clamp_min(LEAST_USAGE)
+        result[key.replace(".ema.total", ".codebook.weight")] = state[key] / usage[:, None]
+    return result
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`with_codes`, and queries, keys and values, which lie apart, in one map."""
+    result = with_codes(state)
+    for key in [key for key in state if key.endswith(".attention.q.weight")]:
+        parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
+        result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return result
+
+
+def _transformer_keys(side: str) -> dict[str, str | None]:
+    published, own = f"{side}_transformer.transformer.layers.{{}}", f"{side}_transformer.layers.{{}}"
+    names = {
+        "self_attn.in_proj_weight": "attention.qkv.weight",
+        "self_attn.in_proj.weight": "attention.qkv.weight",
+        "self_attn.in_projs.0.weight": "attention.qkv.weight",
+        "self_attn.out_proj.weight": "attention.proj.weight",
+        "self_attn.out_projs.0.weight": "attention.proj.weight",
+        "norm1.*": "norm1.*",
+        "norm2.*": "norm2.*",
+        "linear1.weight": "mlp.fc1.weight",
+        "linear2.weight": "mlp.fc2.weight",
+        "layer_scale_1.scale": "scale1.scale",
+        "layer_scale_2.scale": "scale2.scale",
+    }
+    return {f"{published}.{name}": f"{own}.{to}" for name, to in names.items()}
+
+
+def _quantizer_keys(published: str, part: int) -> dict[str, str | None]:
+    own = f"quantizer.parts.{part}"
+    names = {
+        "_initialized": "codebook.started",
+        "inited": "codebook.started",
+        "cluster_usage": "ema.count",
+        "cluster_size": "ema.count",
+        "embedding_sum": "ema.total",
+        "embed_sum": "ema.total",
+        "embed_avg": "ema.total",
+    }
+    levels = {f"{published}.vq.layers.{{}}._codebook.{name}": f"{own}.inner.levels.{{}}.{to}" for name, to in names.items()}
+    return {
+        f"{published}.input_proj.weight": f"{own}.project_in.weight",
+        f"{published}.output_proj.weight": f"{own}.project_out.weight",
+        **levels,
+    }
+
+
+_TRANSFORMS = {
+    "*.project_*.weight": lambda weight: weight.squeeze(-1),  # a 1x1 convolution
+    "*.started": lambda started: started.bool().squeeze(),
+}
+
+KEY_MAP = KeyMap(
+    {
+        **seanet_keys("encoder.model", "encoder.layers"),
+        **seanet_keys("decoder.model", "decoder.layers"),
+        **_transformer_keys("encoder"),
+        **_transformer_keys("decoder"),
+        **_quantizer_keys("quantizer.rvq_first", 0),
+        **_quantizer_keys("quantizer.rvq_rest", 1),
+        "downsample.conv.conv.conv.weight": "downsample.weight",
+        "upsample.convtr.convtr.convtr.weight": "upsample.weight",
+    },
+    transforms=_TRANSFORMS,
+    finish=with_codes,
+)
+
+
+def _transformers_layers(side: str) -> dict[str, str | None]:
+    published, own = f"{side}_transformer.layers.{{}}", f"{side}_transformer.layers.{{}}"
+    names = {
+        "self_attn.q_proj.weight": "attention.q.weight",
+        "self_attn.k_proj.weight": "attention.k.weight",
+        "self_attn.v_proj.weight": "attention.v.weight",
+        "self_attn.o_proj.weight": "attention.proj.weight",
+        "input_layernorm.*": "norm1.*",
+        "post_attention_layernorm.*": "norm2.*",
+        "mlp.fc1.weight": "mlp.fc1.weight",
+        "mlp.fc2.weight": "mlp.fc2.weight",
+        "self_attn_layer_scale.scale": "scale1.scale",
+        "mlp_layer_scale.scale": "scale2.scale",
+    }
+    return {
+        **{f"{published}.{name}": f"{own}.{to}" for name, to in names.items()},
+        f"{side}.layers.{{}}.conv.*": f"{side}.layers.{{}}.*",
+        f"{side}.layers.{{}}.block.{{}}.conv.*": f"{side}.layers.{{}}.block.{{}}.*",
+        f"{side}.layers.{{}}.shortcut.conv.*": f"{side}.layers.{{}}.shortcut.*",
+    }
+
+
+def _transformers_quantizer(name: str, part: int) -> dict[str, str | None]:
+    published, own = f"quantizer.{name}_residual_vector_quantizer", f"quantizer.parts.{part}"
+    return {
+        f"{published}.input_proj.weight": f"{own}.project_in.weight",
+        f"{published}.output_proj.weight": f"{own}.project_out.weight",
+        f"{published}.layers.{{}}.codebook.initialized": f"{own}.inner.levels.{{}}.codebook.started",
+        f"{published}.layers.{{}}.codebook.cluster_usage": f"{own}.inner.levels.{{}}.ema.count",
+        f"{published}.layers.{{}}.codebook.embed_sum": f"{own}.inner.levels.{{}}.ema.total",
+    }
+
+
+KEY_MAP_TRANSFORMERS = KeyMap(
+    {
+        **_transformers_layers("encoder"),
+        **_transformers_layers("decoder"),
+        **_transformers_quantizer("semantic", 0),
+        **_transformers_quantizer("acoustic", 1),
+        "downsample.conv.weight": "downsample.weight",
+        "upsample.conv.weight": "upsample.weight",
+    },
+    transforms=_TRANSFORMS,
+    finish=from_transformers,
+)
+
+
+def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
+    """The key map of a fixture's layout."""
+    return KEY_MAP_TRANSFORMERS if "hidden_size" in meta["original"]["kwargs"] else KEY_MAP

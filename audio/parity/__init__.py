@@ -1,0 +1,1 @@
+"""Checks of parity fixtures that go beyond one tokenizer."""

@@ -1,0 +1,94 @@
+"""Streaming: a causal codec on one signal (or batch) in pieces of any size, equal to the whole signal at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from zoo.layers.streaming import Stream
+from zoo.tokenizer import Tokenizer
+
+
+class CodecStream:
+    """`with model.streaming() as stream:`; encoding and decoding go on independently of each other.
+
+    The state is bounded. Joined along time, the pieces are what `encode` and `decode` give of the whole signal.
+    """
+
+    def __init__(
+        self, model: Tokenizer, encoder: Callable[[], Stream], decoder: Callable[[], Stream], num_codebooks: int | None
+    ) -> None:
+        if num_codebooks is not None and not 1 <= num_codebooks <= len(model.vocab_sizes):
+            raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {num_codebooks}")
+        self.model, self.num_codebooks = model, num_codebooks
+        self._encoder, self._decoder = encoder, decoder
+        self._open: dict[str, Stream] = {}
+        self._ended: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._open = {"encode": self._encoder(), "decode": self._decoder()}
+        self._ended = set()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open = {}
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, *, last: bool = False) -> Tensor:
+        """The next samples.
+
+        Args:
+            x: (B, C, T) in the spec's range, T >= 0; B the same in every call.
+            last: whether the signal ends here.
+
+        Returns:
+            int64 indices (B, Q, frames) of the frames that are final by now, 0 or more.
+
+        Raises:
+            ValueError: as `Tokenizer.encode`; a stream that has ended or is not open.
+        """
+        stream = self._stream("encode", last)
+        if x.shape[-1] > 0:
+            self.model.spec.check(x)
+        with self.model._evaluating():
+            latent = stream.step(x, last).movedim(1, -1)
+            levels = self.model.quantizer(latent).levels[: self.num_codebooks]
+        return torch.stack(levels, dim=1)
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor, *, last: bool = False) -> Tensor:
+        """The next frames.
+
+        Args:
+            indices: int64 (B, Q, frames), frames >= 0; B and Q the same in every call.
+            last: whether the signal ends here.
+
+        Returns:
+            Samples (B, C, T) that are final by now, T >= 0: in all as many as `decode` gives of tokens without extent.
+
+        Raises:
+            ValueError: indices of another shape; a stream that has ended or is not open.
+        """
+        stream = self._stream("decode", last)
+        most = len(self.model.vocab_sizes)
+        if indices.ndim != 3 or not 1 <= indices.shape[1] <= most or indices.dtype != torch.int64:
+            wanted = f"expected int64 indices (batch, 1 to {most}, frames)"
+            raise ValueError(f"{wanted}, got {indices.dtype} {tuple(indices.shape)}")
+        with self.model._evaluating():
+            codes = self.model.quantizer.indices_to_codes(*indices.unbind(1)).to(self.model.dtype)
+            return stream.step(codes.movedim(-1, 1), last)
+
+    def _stream(self, kind: str, last: bool) -> Stream:
+        if not self._open:
+            raise ValueError("expected an open stream: `with model.streaming() as stream:`")
+        if kind in self._ended:
+            raise ValueError(f"expected nothing more to {kind}: the last piece has come")
+        if last:
+            self._ended.add(kind)
+        return self._open[kind]
