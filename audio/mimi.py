@@ -1,4 +1,4 @@
-"""Mimi, the streaming codec of Moshi: a causal SEANet, causal transformers, and one semantic beside many residual codes.
+"""Mimi, Moshi's streaming codec: causal SEANet and transformers, one semantic beside many residual codebooks.
 
 Paper: arXiv 2410.00037. Original: kyutai-labs/moshi (MIT); transformers' MimiModel has the same weights in its layout.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from audio.speechtokenizer import seanet_keys
 from zoo.checkpoint import KeyMap
@@ -49,6 +49,7 @@ class MimiConfig(Config):
     network: SEANetConfig = SEANetConfig(
         filters=64, strides=(4, 5, 6, 8), shortcut=False, last_kernel_size=3, lstm_layers=0, pad_mode="constant"
     )
+    width: int = 512  # of the transformers, which a quantizer of another width is projected from and to
     layers: int = 8  # of each transformer
     heads: int = 8
     hidden: int = 2048
@@ -61,7 +62,7 @@ class MimiConfig(Config):
 
     def __post_init__(self) -> None:
         self.require(self.network.causal, "a causal network", self.network)
-        self.require(self.quantizer.dim % (2 * self.heads) == 0, "an even width per head", self.quantizer.dim)
+        self.require(self.width % (2 * self.heads) == 0, "an even width per head", (self.width, self.heads))
         self.require(min(self.layers, self.window) >= 1, "layers and a window >= 1", (self.layers, self.window))
 
 
@@ -75,20 +76,22 @@ class Mimi(Tokenizer):
     layout = "frames"
 
     def __init__(self, config: MimiConfig) -> None:
-        network, width = config.network, config.quantizer.dim
+        network, width, dim = config.network, config.width, config.quantizer.dim
         hop = 2 * network.hop_length
         spec = InputSpec("audio", network.channels, (-1.0, 1.0), None, hop, config.sample_rate, causal=True)
         super().__init__(config, spec, config.quantizer)
         self.encoder = SEANetEncoder(network, width)
         self.encoder_transformer = self._transformer(config)
         self.downsample = Conv1d(width, width, 4, stride=2, bias=False, causal=True, pad_mode="replicate")
+        self.to_latent = nn.Identity() if dim == width else Conv1d(width, dim, 1, causal=True)
+        self.from_codes = nn.Identity() if dim == width else Conv1d(dim, width, 1, causal=True)
         self.upsample = ConvTranspose1d(width, width, 4, stride=2, groups=width, bias=False, causal=True)
         self.decoder_transformer = self._transformer(config)
         self.decoder = SEANetDecoder(network, width)
 
     def _transformer(self, config: MimiConfig) -> CausalTransformer:
         return CausalTransformer(
-            config.quantizer.dim, config.layers, config.heads, config.hidden, config.window,
+            config.width, config.layers, config.heads, config.hidden, config.window,
             base=config.rotary_base, layer_scale=config.layer_scale, pairs=config.rotary_pairs,
         )  # fmt: skip
 
@@ -96,10 +99,10 @@ class Mimi(Tokenizer):
         return F.pad(x, (0, self.spec.padding((x.shape[-1],))[0]))
 
     def latent(self, x: Tensor) -> Tensor:
-        return self.downsample(self.encoder_transformer(self.encoder(x))).transpose(1, 2)
+        return self.to_latent(self.downsample(self.encoder_transformer(self.encoder(x)))).transpose(1, 2)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        return self.decoder(self.decoder_transformer(self.upsample(codes.transpose(1, 2))))
+        return self.decoder(self.decoder_transformer(self.upsample(self.from_codes(codes.transpose(1, 2)))))
 
     def streaming(self, num_codebooks: int | None = None) -> CodecStream:
         """The codec on a signal in pieces of any size, equal to the whole; one frame of latency.
@@ -112,11 +115,12 @@ class Mimi(Tokenizer):
         """
 
         def encoder() -> Stream:
-            parts = (self.encoder, self.encoder_transformer, self.downsample)
+            parts = (self.encoder, self.encoder_transformer, self.downsample, self.to_latent)
             return Chain([WholeFrames(self.spec.multiple), *map(stream_of, parts)])
 
         def decoder() -> Stream:
-            return Chain(map(stream_of, (self.upsample, self.decoder_transformer, self.decoder)))
+            parts = (self.from_codes, self.upsample, self.decoder_transformer, self.decoder)
+            return Chain(map(stream_of, parts))
 
         return CodecStream(self, encoder, decoder, num_codebooks)
 
@@ -156,6 +160,7 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
     )
     return MimiConfig(
         network=network,
+        width=transformer["d_model"],
         layers=transformer["num_layers"],
         heads=transformer["num_heads"],
         hidden=transformer["dim_feedforward"],
@@ -188,11 +193,12 @@ def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
     )
     return MimiConfig(
         network=network,
+        width=kwargs["hidden_size"],
         layers=kwargs["num_hidden_layers"],
         heads=kwargs["num_attention_heads"],
         hidden=kwargs["intermediate_size"],
         window=kwargs["sliding_window"],
-        rotary_base=float(kwargs.get("rope_theta", 10_000.0)),
+        rotary_base=float((kwargs.get("rope_parameters") or kwargs).get("rope_theta", 10_000.0)),
         rotary_pairs="halves",
         layer_scale=kwargs["layer_scale_initial_scale"],
         sample_rate=kwargs["sampling_rate"],
@@ -255,7 +261,9 @@ def _quantizer_keys(published: str, part: int) -> dict[str, str | None]:
         "embed_sum": "ema.total",
         "embed_avg": "ema.total",
     }
-    levels = {f"{published}.vq.layers.{{}}._codebook.{name}": f"{own}.inner.levels.{{}}.{to}" for name, to in names.items()}
+    levels = {
+        f"{published}.vq.layers.{{}}._codebook.{name}": f"{own}.inner.levels.{{}}.{to}" for name, to in names.items()
+    }
     return {
         f"{published}.input_proj.weight": f"{own}.project_in.weight",
         f"{published}.output_proj.weight": f"{own}.project_out.weight",

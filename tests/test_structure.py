@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.quantizers": {"zoo.config", "zoo.ops", "zoo.layers"},
     "zoo.layers": {"zoo.config", "zoo.ops"},
     "zoo.tokenizer": {"zoo.cards", "zoo.config", "zoo.quantizers", "zoo.tokens"},
+    "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.registry": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.quantizers", "zoo.tokenizer",
     },
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "audio": {
         "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",
-        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+        "zoo.registry", "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
     },
     "trainers": {
         "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media", "zoo.metrics", "zoo.ops",

@@ -87,8 +87,9 @@ class MaskGITVQ(Tokenizer):
 
 
 def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
-    """The config of the constructor arguments of one of the three classes, as a fixture or a listing states them."""
-    original, kwargs = meta["original"]["class"], meta["original"]["kwargs"]
+    """The config of the constructor arguments of one of the classes, as a fixture or a listing states them."""
+    kwargs = meta["original"]["kwargs"]
+    original = meta["original"].get("class") or kwargs["class"]
     if original.endswith("VQModel"):
         return _config_from_diffusers(kwargs)
     widths = tuple(kwargs["hidden_channels"] * multiplier for multiplier in kwargs["channel_mult"])
@@ -102,9 +103,9 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
         latent_channels=kwargs["z_channels"],
         attention=tuple(kwargs["resolution"] // 2**i in resolutions for i in range(len(widths))),
         middle_attention=vqgan and not kwargs["no_attn_mid_block"],
-        norm_groups=kwargs.get("norm_num_groups", 32),
+        norm_groups=kwargs.get("norm_num_groups", kwargs.get("norm_groups", 32)),
         dropout=kwargs["dropout"],
-        quantizer=VectorConfig(kwargs["num_embeddings"], kwargs["quantized_embed_dim"]),
+        quantizer=VectorConfig(kwargs["num_embeddings"], kwargs.get("quantized_embed_dim", kwargs["z_channels"])),
     )
 
 
@@ -132,7 +133,7 @@ def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
     original, kwargs = meta["original"]["class"], meta["original"]["kwargs"]
     if original == "VQGANModel":
         return KEY_MAP_TAMING_SINGLE if kwargs["num_res_blocks"] == 1 else KEY_MAP_TAMING
-    return KEY_MAP if original == "MaskGitVQGAN" else KEY_MAP_DIFFUSERS
+    return KEY_MAP if original in ("MaskGitVQGAN", "PretrainedTokenizer") else KEY_MAP_DIFFUSERS
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ class ModelCard:
         modality, layout, quantizer: for searching ("image", "grid", "vector", ...).
         config: fields of the family's config.
         source: where the weights lie; None for a model that was never published.
-        container: under which key the file holds the state dict (dotted, or several to try); None: the file is it.
+        container: under which key the file holds the state dict (dotted, or several to try); a mapping from the keys
+            of its parts to the prefixes of their names; None: the file is it.
         prefix: prefix of the published names, taken off before the key map.
         key_map: name of the key map in the family's module.
         part: "encoder" or "decoder" where the file holds only that.
@@ -59,7 +60,7 @@ class ModelCard:
     quantizer: str
     config: Mapping[str, Any]
     source: WeightSource | None = None
-    container: str | tuple[str, ...] | None = None
+    container: str | tuple[str | None, ...] | Mapping[str, str] | None = None
     prefix: str = ""
     key_map: str = "KEY_MAP"
     part: str | None = None

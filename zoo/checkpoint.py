@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zoo.key_map import CheckpointError, KeyMap, by_module, weight_norm
+from zoo.key_map import WEIGHT_NORMS, CheckpointError, KeyMap, by_module, weight_norm
 
-__all__ = ["CheckpointError", "KeyMap", "load_into", "metadata", "read", "save", "weight_norm"]
+__all__ = ["WEIGHT_NORMS", "CheckpointError", "KeyMap", "load_into", "metadata", "read", "save", "weight_norm"]
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -40,17 +40,23 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+_IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
-def read(path: Path, *, container: str | Sequence[str] | None = None) -> dict[str, Tensor]:
+
+Container = str | Sequence[str | None] | Mapping[str, str] | None
+
+
+def read(path: Path, *, container: Container = None) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file onto the CPU; no code in the file is run.
 
     The format is told by the content: safetensors, a `*.index.json` of safetensors shards beside it, a torch pickle
     (zipped or legacy), or a TorchScript archive, whose keys are the attribute paths of its parameters and buffers.
 
     Args:
-        path: the file.
+        path: the file, or a folder that transformers' `save_pretrained` wrote.
         container: key under which the state dict lies, dotted where nested ("model", "trainer.unitok"); of several
-            names the first that holds tensors. None: the file is the state dict.
+            names the first that holds tensors (None among them: the file itself); of a mapping all, joined, with each
+            one's prefix before its keys. None: the file is the state dict.
 
     Returns:
         The published names and their tensors (zipped pickles are memory-mapped); whatever else lies there is left out.
@@ -59,11 +65,15 @@ def read(path: Path, *, container: str | Sequence[str] | None = None) -> dict[st
         CheckpointError: unreadable, truncated or unknown file; a pickle that needs code; no tensors at `container`.
     """
     path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in _IN_FOLDERS if (path / name).is_file()), path)
     content = _content(path)
-    names: Sequence[str | None] = [container] if container is None or isinstance(container, str) else container
-    for name in names:
-        if tensors := _tensors(content if name is None else _nested(content, name)):
-            return tensors
+    names: list[str | None] = [container] if container is None or isinstance(container, str) else list(container)
+    parts = [_tensors(content if name is None else _nested(content, name)) for name in names]
+    if isinstance(container, Mapping) and all(parts):
+        return {prefix + key: value for prefix, part in zip(container.values(), parts) for key, value in part.items()}
+    if not isinstance(container, Mapping) and any(parts):
+        return next(part for part in parts if part)
     wanted = "at the top level" if container is None else f"under {' or '.join(map(repr, names))}"
     counts = sorted(_containers(content), key=lambda entry: -entry[1])[:10]
     found = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _PLACEHOLDER = re.compile(r"\{-?[A-Za-z]\w*\}|\{\}|\*")
-_WEIGHT_NORMS = (  # magnitude and direction, as torch names them before and since its parametrizations
+WEIGHT_NORMS = (  # magnitude and direction, as torch names them before and since its parametrizations
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
@@ -180,7 +180,7 @@ def _averaged(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weight norm (arXiv 1602.07868): w = g * v / ||v||, the norm over the dimensions in which g has size 1."""
     result = dict(state)
-    for norm, vector in _WEIGHT_NORMS:
+    for norm, vector in WEIGHT_NORMS:
         for key in [key for key in result if f".{key}".endswith(f".{norm}")]:
             module = key.removesuffix(norm)
             if module + vector in result:

@@ -198,14 +198,16 @@ def gradients(model: nn.Module, key_map: checkpoint.KeyMap, weights: Named) -> N
     for key in weights:
         own, name = key_map.name(key, weights), key.removeprefix(key_map.prefix)
         if own in parameters and parameters[own].grad is not None:
-            found[f"grad.{name}"] = gradient(parameters[own])
-        module, _, last = key.rpartition("weight_")
-        own = key_map.name(f"{module}weight", weights) if key_map.weight_norm and last == "g" else None
-        if own in parameters and parameters[own].grad is not None:
-            parts = [weights[f"{module}weight_{part}"].clone().requires_grad_() for part in "gv"]
-            folded = checkpoint.weight_norm(*parts)
-            slopes = torch.autograd.grad(folded, parts, gradient(parameters[own]))
-            found |= {f"grad.{name.removesuffix('g')}{part}": slope for part, slope in zip("gv", slopes)}
+            found[f"grad.{name}"] = gradient(parameters[own]).reshape(weights[key].shape)
+        for magnitude, direction in checkpoint.WEIGHT_NORMS if key_map.weight_norm else ():
+            module = key.removesuffix(magnitude)
+            own = key_map.name(f"{module}weight", weights) if module != key else None
+            if own in parameters and parameters[own].grad is not None:
+                parts = [weights[module + part].clone().requires_grad_() for part in (magnitude, direction)]
+                folded = checkpoint.weight_norm(*parts)
+                slopes = torch.autograd.grad(folded, parts, gradient(parameters[own]).reshape(folded.shape))
+                module = name.removesuffix(magnitude)
+                found |= {f"grad.{module}{part}": slope for part, slope in zip((magnitude, direction), slopes)}
     return found
 
 

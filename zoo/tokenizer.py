@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import product
 from typing import Any, Literal, Self
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from zoo.cards import ModelCard
 from zoo.config import Config
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.tiling import Reach, reach_of, tiles
 from zoo.tokens import Extent, Layout, Order, Source, Tokens, unflatten_ids
 
 _AXES = {"image": ("height", "width"), "audio": ("samples",)}
@@ -278,6 +281,99 @@ class Tokenizer(nn.Module):
         longest = max(size[0] for size in extent.sizes)
         return torch.stack([F.pad(signals[i], (0, longest - signals[i].shape[-1])) for i in range(len(tokens))])
 
+    @torch.no_grad()
+    def encode_tiled(self, x: Tensor, *, tile: int = 512) -> Tokens:
+        """`encode` of images of any size in little memory: tile by tile, each with as much margin as its tokens see.
+
+        The tokens are those of `encode`. The numbers before quantisation differ by rounding alone.
+
+        Args:
+            x: (B, C, H, W) as `spec` states, on any device; the tiles go to that of the weights one after the other.
+            tile: side in pixels, without the margin; a multiple of `spec.multiple`.
+
+        Raises:
+            ValueError: input as in `encode`; a model whose tokens see the whole image (by group normalisation or
+                attention), or which is more than convolutions and a quantizer of single positions.
+        """
+        self._require("encoder")
+        rows_reach, columns_reach = self._reach("encode_tiled", tile)
+        self.spec.check(x)
+        grid = self.positions(tuple(side + grow for side, grow in zip(x.shape[2:], self.spec.padding(x.shape[2:]))))
+        levels = tuple(torch.empty(len(x), *grid, dtype=torch.int64, device=x.device) for _ in self.vocab_sizes)
+        multiple, device = self.spec.multiple, next(iter(self.state_dict().values())).device
+        padded = [side * multiple for side in grid]
+        with self._evaluating():
+            for rows, columns in product(
+                tiles(rows_reach, padded[0], grid[0], tile // multiple, multiple),
+                tiles(columns_reach, padded[1], grid[1], tile // multiple, multiple),
+            ):
+                part = self.pad(x[:, :, rows.first : rows.end, columns.first : columns.end].to(device))
+                top, left = rows.start - rows.first // multiple, columns.start - columns.first // multiple
+                inner = (slice(top, top + rows.stop - rows.start), slice(left, left + columns.stop - columns.start))
+                for level, found in zip(levels, self.quantizer(self.latent(part)).levels, strict=True):
+                    level[:, rows.start : rows.stop, columns.start : columns.stop] = found[:, *inner]
+        return Tokens(levels, self.vocab_sizes, self.layout, None, self.source, self.extent_of(x), self.prefix)
+
+    @torch.no_grad()
+    def decode_tiled(self, tokens: Tokens, *, tile: int = 512) -> Tensor:
+        """`decode` of images of any size in little memory: tile by tile, each with as much margin as its pixels see.
+
+        Args:
+            tokens: of this model, on any device, where the image will lie too.
+            tile: side in pixels, without the margin; a multiple of `spec.multiple`.
+
+        Returns:
+            The image of `decode`, up to rounding.
+
+        Raises:
+            ValueError: tokens as in `decode`, and a model as in `encode_tiled`.
+        """
+        self._require("decoder")
+        rows_reach, columns_reach = self._reach("decode_tiled", tile)
+        self._check_tokens(tokens)
+        multiple, device = self.spec.multiple, next(iter(self.state_dict().values())).device
+        grid = tuple(tokens.levels[0].shape[1:])
+        padded = [side * multiple for side in grid]
+        size = padded if tokens.extent is None else [max(sides) for sides in zip(*tokens.extent.sizes)]
+        image = torch.empty(len(tokens), self.spec.channels, *size, dtype=self.dtype, device=tokens.device)
+        with self._evaluating():
+            for rows, columns in product(
+                tiles(rows_reach, grid[0], padded[0], tile), tiles(columns_reach, grid[1], padded[1], tile)
+            ):
+                part = [level[:, rows.first : rows.end, columns.first : columns.end] for level in tokens.levels]
+                codes = self.quantizer.indices_to_codes(*(level.to(device) for level in part))
+                signal = self.reconstruct(codes.to(self.dtype))
+                target = image[:, :, rows.start : rows.stop, columns.start : columns.stop]
+                top, left = rows.start - rows.first * multiple, columns.start - columns.first * multiple
+                target.copy_(signal[:, :, top : top + target.shape[2], left : left + target.shape[3]])
+        return image
+
+    def _reach(self, verb: str, tile: int) -> tuple[Reach, Reach]:
+        """What a token sees of the image, or a pixel of the tokens, along height and width."""
+        multiple, encodes = self.spec.multiple, verb == "encode_tiled"
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:
+            raise ValueError(f"tile: expected a positive multiple of {multiple} pixels, got {tile!r}")
+        own = ("encode_levels", "decode_codes", "positions")
+        plain = all(getattr(type(self), name) is getattr(Tokenizer, name) for name in own)
+        if self.spec.modality != "image" or self.spec.size is not None or self.layout != "grid" or not plain:
+            raise ValueError(f"{verb}: expected a model of images of any size on a plain grid, got {self.name}")
+        if set(self.quantizer.config.level_shapes((4, 6))) != {(4, 6)}:
+            raise ValueError(f"{verb}: expected a quantizer of single positions, got {self.quantizer.config.kind}")
+        with torch.device("meta"):  # as large, but without numbers
+            outline = type(self)(self.config).eval()  # type: ignore[call-arg]
+            shape = (1, self.spec.channels, 4 * multiple, 4 * multiple) if encodes else (1, 4, 4, self.quantizer.dim)
+            example = torch.empty(shape)
+        try:
+            reaches = reach_of(
+                outline.latent if encodes else outline.reconstruct, example, (2, 3) if encodes else (1, 2)
+            )
+        except ValueError as error:
+            raise ValueError(f"{verb}: {self.name} cannot be cut into tiles with exact seams: {error}") from error
+        scale = multiple if encodes else 1 / Fraction(multiple)
+        if any(reach.scale != scale for reach in reaches):
+            raise ValueError(f"{verb}: expected a token for {multiple} x {multiple} pixels, got {reaches}")
+        return reaches
+
     def forward(self, x: Tensor) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.
 
@@ -311,7 +407,8 @@ class Tokenizer(nn.Module):
         """Tokens from raw integers, those of a language model, say.
 
         Args:
-            indices: in the form of `Tokens.indices`; or ids (B, N) of `Tokens.flatten` when `order` is given.
+            indices: in the form of `Tokens.indices`, where prefixes of positions decode also a prefix; or ids (B, N)
+                of `Tokens.flatten` when `order` is given.
             extent: size of the signals, (height, width) or (samples,), for all items; or an `Extent`. It may be left
                 out where the indices show their positions, which then are taken as without padding.
             order: "frame" or "level", the order in which `flatten` laid the ids.
@@ -359,6 +456,8 @@ class Tokenizer(nn.Module):
         wanted = ["batch", *([count] if stacked else []), *(shapes[0] if shapes else ["positions"] * axes)]
         if any(level.ndim != axes + 1 for level in levels) or len(levels) != count:
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
+        if shapes and self.prefix == "positions" and 1 <= levels[0].shape[1] < shapes[0][0]:
+            return levels  # a prefix
         if shapes and any(tuple(level.shape[1:]) != shape for level, shape in zip(levels, shapes)):
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
         return levels

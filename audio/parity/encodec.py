@@ -1,17 +1,14 @@
-"""Checks of EnCodec's fixtures that go beyond one tensor in and one out: segments and their gains, streams, training."""
+"""Checks of EnCodec's fixtures that go beyond the tokenizer: segments and their gains, files, balanced losses."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from audio.encodec import Encodec
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.registry import Family
-from zoo.tokens import Extent, Tokens
 
 
 def case(fixture: Fixture, family: Family) -> Any:

@@ -27,7 +27,9 @@ class SemanticCodecCase(Case):
         super().__init__(fixture, family)
         original = self.meta["original"]["kwargs"]["config"]
         self.distillation = SemanticDistillation(original["dimension"], original["semantic_dimension"])
-        weights = {key.partition(".")[2]: fixture.weights[key] for key in fixture.weights if key.startswith("transform.")}
+        weights = {
+            key.partition(".")[2]: fixture.weights[key] for key in fixture.weights if key.startswith("transform.")
+        }
         self.distillation.projection.load_state_dict(weights)
 
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:

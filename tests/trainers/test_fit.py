@@ -139,7 +139,7 @@ def test_an_adversary_by_the_command_line_resumes_and_converts(photos: Path, tmp
     settings = [
         "--model.init_args.adversary={discriminator: {kind: patchgan, hidden_channels: 4, num_layers: 1}}",
         "--model.init_args.adversary.discriminator_start=1", "--model.init_args.ema_decay=0.9",
-        "--trainer.accumulate_grad_batches=2", "--trainer.enable_model_summary=false",
+        "--trainer.accumulate_grad_batches=2", "--trainer.check_val_every_n_epoch=1",
     ]  # fmt: skip
     fit(photos, tmp_path, *settings, "--trainer.max_steps=3")
     fit(photos, tmp_path, *settings, "--trainer.max_steps=5", "--ckpt_path=last")

@@ -308,8 +308,10 @@ def test_integers_that_do_not_fit_are_refused(name: str) -> None:
         model.tokens(tokens.indices.float(), extent=extent)
     with pytest.raises(ValueError, match="expected indices in"):
         model.tokens(torch.full_like(tokens.indices, max(model.vocab_sizes)), extent=extent)
-    with pytest.raises(ValueError, match="expected indices"):
-        model.tokens(tokens.indices[..., :-1], extent=extent)
+    more = torch.cat([tokens.indices, tokens.indices[..., :1]], -1)
+    for indices in (more, tokens.indices[..., : 0 if model.prefix == "positions" else -1]):
+        with pytest.raises(ValueError, match="expected indices"):
+            model.tokens(indices, extent=extent)
 
 
 @every

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.conv1d import LSTM
+
 TAPS = 12  # of the filters around the activation
 
 
@@ -73,45 +75,89 @@ class AliasFreeUnit(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.activation1 = AliasFreeSnake(channels)
-        self.conv1 = nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation)
-        self.activation2 = AliasFreeSnake(channels)
-        self.conv2 = nn.Conv1d(channels, channels, 1)
+        self.block = nn.Sequential(
+            AliasFreeSnake(channels),
+            nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation),
+            AliasFreeSnake(channels),
+            nn.Conv1d(channels, channels, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.activation2(self.conv1(self.activation1(x))))
+        return x + self.block(x)
 
 
-class AliasFreeDown(nn.Module):
+class AliasFreeDown(nn.Sequential):
     """Units at the input's width, activation, and a convolution of `stride` that doubles the width.
 
     (B, C, T) -> (B, 2 C, T / stride), T a multiple of the stride.
     """
 
     def __init__(self, channels: int, stride: int, dilations: Sequence[int]) -> None:
-        super().__init__()
-        self.units = nn.Sequential(*(AliasFreeUnit(channels, dilation) for dilation in dilations))
-        self.activation = AliasFreeSnake(channels)
-        self.conv = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=stride // 2 + stride % 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.activation(self.units(x)))
+        super().__init__(
+            *(AliasFreeUnit(channels, dilation) for dilation in dilations),
+            AliasFreeSnake(channels),
+            nn.Conv1d(channels, 2 * channels, 2 * stride, stride, padding=stride // 2 + stride % 2),
+        )
 
 
-class AliasFreeUp(nn.Module):
+class AliasFreeUp(nn.Sequential):
     """Activation, a transposed convolution of `stride` that halves the width, and units.
 
     (B, C, T) -> (B, C / 2, T x stride).
     """
 
     def __init__(self, channels: int, stride: int, dilations: Sequence[int]) -> None:
-        super().__init__()
         half, odd = channels // 2, stride % 2
-        self.activation = AliasFreeSnake(channels)
-        self.conv = nn.ConvTranspose1d(
-            channels, half, 2 * stride, stride, padding=stride // 2 + odd, output_padding=odd
+        super().__init__(
+            AliasFreeSnake(channels),
+            nn.ConvTranspose1d(channels, half, 2 * stride, stride, padding=stride // 2 + odd, output_padding=odd),
+            *(AliasFreeUnit(half, dilation) for dilation in dilations),
         )
-        self.units = nn.Sequential(*(AliasFreeUnit(half, dilation) for dilation in dilations))
+
+
+class AliasFreeEncoder(nn.Module):
+    """Waveform (B, 1, T) -> (B, dim, T / hop), T a multiple of the product of the strides.
+
+    Args:
+        channels: width at the signal's rate, doubled by each stride.
+        strides: from the signal's rate on.
+        dilations: of the units of each stride.
+        dim: width of the result.
+        lstm_layers: of a recurrent network before the last convolution; 0 for none.
+    """
+
+    def __init__(
+        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv1d(1, channels, 7, padding=3)]
+        for stride in strides:
+            layers.append(AliasFreeDown(channels, stride, dilations))
+            channels *= 2
+        if lstm_layers:
+            layers.append(LSTM(channels, lstm_layers))
+        layers += [AliasFreeSnake(channels), nn.Conv1d(channels, dim, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.units(self.conv(self.activation(x)))
+        return self.layers(x)
+
+
+class AliasFreeDecoder(nn.Module):
+    """(B, dim, T) -> waveform (B, 1, T x hop) in (-1, 1); arguments as the encoder's, `channels` at the lowest rate."""
+
+    def __init__(
+        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv1d(dim, channels, 7, padding=3)]
+        if lstm_layers:
+            layers.append(LSTM(channels, lstm_layers))
+        for stride in strides:
+            layers.append(AliasFreeUp(channels, stride, dilations))
+            channels //= 2
+        layers += [AliasFreeSnake(channels), nn.Conv1d(channels, 1, 7, padding=3), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)

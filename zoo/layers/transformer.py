@@ -26,9 +26,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> the same. `mask`: bool, broadcast to (B, heads, N, N), True where a query sees a key."""
         q, k, v = self.split(x)
-        return self.join(F.scaled_dot_product_attention(q, k, v))
+        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> queries, keys and values (3, B, heads, N, C / heads)."""
@@ -61,7 +62,9 @@ class CausalAttention(SelfAttention):
         super().__init__(width, heads, bias=False)
         self.window, self.base, self.pairs = window, base, pairs
 
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # its window is its mask
+        self, x: Tensor, state: AttentionState | None = None
+    ) -> Tensor:
         """(B, N, C) -> the same. With a `state` x goes on where the last call ended, and the state is updated."""
         q, k, v = self.split(x)
         start = 0 if state is None else state.position
@@ -161,10 +164,11 @@ class TransformerBlock(nn.Module):
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, state: AttentionState | None = None) -> Tensor:
-        """`state`: of a stream, for an attention that takes one."""
-        normed = self.norm1(x)
-        x = x + self.scale1(self.attention(normed) if state is None else self.attention(normed, state))
+    def forward(self, x: Tensor, state: AttentionState | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """`state`: of a stream, for an attention that takes one; `mask`: as that of `SelfAttention`."""
+        arguments = () if state is None else (state,)
+        options = {} if mask is None else {"mask": mask}
+        x = x + self.scale1(self.attention(self.norm1(x), *arguments, **options))
         return x + self.scale2(self.mlp(self.norm2(x)))
 
 

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from zoo.media import image
+from zoo.media import audio, image
 from zoo.media.storage import MediaError
 
 __all__ = ["MediaError", "load", "save"]
 
-_MODALITIES: dict[str, ModuleType] = {"image": image}
+_MODALITIES: dict[str, ModuleType] = {"image": image, "audio": audio}
 
 
 class MediaSpec(Protocol):
@@ -21,13 +21,14 @@ class MediaSpec(Protocol):
     def modality(self) -> str: ...
 
 
-def load(source: Any, spec: MediaSpec) -> Tensor:
+def load(source: Any, spec: MediaSpec, *, sample_rate: int | None = None) -> Tensor:
     """Read one or several real signals into a batch that `encode` takes.
 
     Args:
         source: a path, the bytes of a file, a PIL image, an array or tensor, or a list of those;
-            see `zoo.media.image.load` for shapes and ranges.
+            see `zoo.media.image.load` and `zoo.media.audio.load` for shapes and ranges.
         spec: the model's spec.
+        sample_rate: in Hz, of audio arrays and tensors where it is another than the model's.
 
     Returns:
         Float32 (B, C, ...) in `spec.value_range`.
@@ -35,7 +36,11 @@ def load(source: Any, spec: MediaSpec) -> Tensor:
     Raises:
         MediaError: what is missing, damaged or not understood, by name and reason.
     """
-    return _module(spec).load(source, spec)
+    if sample_rate is None:
+        return _module(spec).load(source, spec)
+    if spec.modality != "audio":
+        raise MediaError(f"expected no sample rate with signals of {spec.modality}, got {sample_rate}")
+    return audio.load(source, spec, sample_rate=sample_rate)  # type: ignore[arg-type]
 
 
 def save(tensor: Tensor, path: str | Path, spec: MediaSpec) -> list[Path]:

@@ -44,11 +44,14 @@ class GradientCodebookConfig(CodebookConfig):
     kind = "gradient"
     revive_below: float = 0.0  # a code whose running count falls below it is put on a random latent of the batch
     decay: float = 0.99  # of the running counts
+    pull_unused: bool = False  # each step moves a code to its nearest latent of the batch, a rare code nearly all of it
 
     def __post_init__(self) -> None:
         self.check()
         self.require(self.revive_below >= 0, "revive_below >= 0", self.revive_below)
         self.require(0 < self.decay < 1, "a decay in (0, 1)", self.decay)
+        both = self.pull_unused and self.revive_below > 0
+        self.require(not both, "pull_unused or revive_below, not both", (self.pull_unused, self.revive_below))
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,34 @@ class RunningStatistics(nn.Module):
         self.count[dead] = max(self.config.revive_below, 1.0)
         if isinstance(self.config, EmaCodebookConfig):
             self.total[dead] = weight[dead] * self.count[dead, None]
+
+
+class PullOfUnused(nn.Module):
+    """Online clustering of codes (CVQ-VAE, arXiv 2307.15139): a code goes a part of the way to its nearest latent.
+
+    The part is exp(-10 K share / (1 - decay) - 0.001), `share` being the running share of the latents that the code
+    gets of K codes; so codes in use stay where they are.
+    """
+
+    share: Tensor
+
+    def __init__(self, config: GradientCodebookConfig, size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("share", torch.zeros(size))
+
+    @torch.no_grad()
+    def update(self, weight: Tensor, z: Tensor, indices: Tensor, metric: Metric) -> None:
+        """One step of codes (K, D) after latents (N, D) took the codes of their indices (N,)."""
+        size, decay = len(weight), self.config.decay
+        counts = joined_code_sums(z, indices, size)[1]
+        latents = joined_sample(z, _START_VECTORS * size)
+        if len(latents) == 0:
+            return
+        self.share.lerp_((counts / counts.sum()).to(self.share.dtype), 1 - decay)
+        part = (-10 * size * self.share / (1 - decay) - 1e-3).exp()[:, None].to(weight.dtype)
+        nearest = latents[nearest_code(weight, latents, metric)].to(weight.dtype)
+        weight.lerp_(nearest, part)
 
 
 class Affine(nn.Module):

@@ -23,6 +23,7 @@ from zoo.quantizers.codebooks import (
     EmaCodebookConfig,
     GradientCodebookConfig,
     InPlaceCodebookConfig,
+    PullOfUnused,
     RunningStatistics,
 )
 from zoo.quantizers.gradients import GradientConfig, StraightThroughConfig
@@ -98,6 +99,9 @@ class Vector(Quantizer):
             isinstance(rule, GradientCodebookConfig) and rule.revive_below > 0
         ):
             self.ema = RunningStatistics(rule, self.codebook.weight)
+        self.pull: PullOfUnused | None = None
+        if isinstance(rule, GradientCodebookConfig) and rule.pull_unused:
+            self.pull = PullOfUnused(rule, config.codebook_size)
 
     def codes(self) -> Tensor:
         """The codebook as it is used: (K, D) float32, with the cosine metric unit rows."""
@@ -167,10 +171,13 @@ class Vector(Quantizer):
         self.codebook.step(z)
 
     def _follow(self, z: Tensor, indices: Tensor) -> None:
-        """What a training pass does to the codebook after it was used: running means, and revival."""
+        """What a training pass does to the codebook after it was used: running means, revival, pull."""
+        if self.affine is not None:
+            z = self.affine.latents(z)
         if self.ema is not None:
-            z = z if self.affine is None else self.affine.latents(z)
             self.ema.update(self.codebook.weight, z, indices)
+        if self.pull is not None:
+            self.pull.update(self.codebook.weight, z, indices, self.metric)
 
 
 VectorConfig.quantizer = Vector

@@ -1,5 +1,7 @@
 """Streams: any pieces give what the whole gives, for every causal layer; centred ones are refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +17,7 @@ from zoo.layers.streaming import stream_of
 def pieces(layer: nn.Module, x: Tensor, cuts: list[int]) -> Tensor:
     """The output of a stream that gets `x` cut at the places."""
     stream, edges = stream_of(layer), sorted({0, x.shape[-1], *(cut for cut in cuts if cut <= x.shape[-1])})
-    parts = [
-        stream.step(x[..., start:end], last=end == x.shape[-1]) for start, end in zip(edges[:-1], edges[1:])
-    ]
+    parts = [stream.step(x[..., start:end], last=end == x.shape[-1]) for start, end in pairwise(edges)]
     return torch.cat(parts, -1)
 
 
@@ -75,9 +75,7 @@ def test_transposed_convolution(length: int, stride: int, surplus: int, ratio: f
     mode=st.sampled_from(["reflect", "constant"]),
     cuts=st.lists(st.integers(0, 150), max_size=20),
 )
-def test_seanet(
-    length: int, lstm_layers: int, shortcut: bool, activation: str, mode: str, cuts: list[int]
-) -> None:
+def test_seanet(length: int, lstm_layers: int, shortcut: bool, activation: str, mode: str, cuts: list[int]) -> None:
     config = SEANetConfig(
         filters=2, strides=(2, 3), residual_layers=2, lstm_layers=lstm_layers, shortcut=shortcut,
         activation=activation, pad_mode=mode,

@@ -1,8 +1,8 @@
 // Nearest code of each vector, and of what each level of a residual quantizer leaves over: a plain C function, which
 // nearest_code_compiled.py calls through ctypes. What the result is, the docstring of nearest_code says.
 //
-// Pass 1, float32: scores x.c + bias of ROWS vectors against PANELS * LANES packed codes at a time, in registers. Code k
-// lies in lane k % LANES. A few consecutive sweeps form a group; each lane of each vector keeps its best score, the
+// Pass 1, float32: scores x.c + bias of ROWS vectors against PANELS * LANES packed codes at a time, in registers. Code
+// k lies in lane k % LANES. A few consecutive sweeps form a group; each lane of each vector keeps its best score, the
 // group that has it, and the best score of its other groups.
 // Pass 2, float64: only codes whose float32 score lies within the rounding error of the best are scored again: those of
 // the best group of a lane, or all of the lane where another of its groups comes as close.
@@ -29,6 +29,7 @@ constexpr int LANES = 4, ROWS = 4;
 constexpr int PANELS = 3, WIDTH = PANELS * LANES;  // codes of one sweep
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef float FloatsInMemory __attribute__((vector_size(LANES * 4), may_alias));  // of an array of float
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef double Doubles __attribute__((vector_size(64)));
 template <typename T> struct EightOf;
@@ -91,7 +92,7 @@ struct State {  // of one vector, by lanes
 
 static inline float highest_lane(Floats lanes) {
     for (int half = LANES / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; lane++) lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
+        for (int lane = 0; lane < half; lane++) lanes[lane] = std::max(lanes[lane], lanes[lane + half]);
     return lanes[0];
 }
 
@@ -163,11 +164,11 @@ static void pack(const Codebook<T>& book, int64_t first_sweep, int64_t sweeps, f
 static inline void sweep(const float* vectors, const float* packed, const float* bias, int64_t sweeps, int64_t dim,
                          Floats* best) {
     for (int r = 0; r < ROWS; r++) best[r] = splat(-INFINITY);
-    const Floats* codes = reinterpret_cast<const Floats*>(packed);
+    const FloatsInMemory* codes = reinterpret_cast<const FloatsInMemory*>(packed);
     for (int64_t s = 0; s < sweeps; s++) {
         Floats sum[ROWS][PANELS];
         for (int p = 0; p < PANELS; p++) {
-            const Floats start = reinterpret_cast<const Floats*>(bias)[s * PANELS + p];
+            const Floats start = reinterpret_cast<const FloatsInMemory*>(bias)[s * PANELS + p];
             for (int r = 0; r < ROWS; r++) sum[r][p] = start;
         }
         for (int64_t d = 0; d < dim; d++, codes += PANELS)
@@ -250,7 +251,8 @@ template <typename T> struct Block {
     // Sweeps of a group: several for short vectors, so that keeping the best costs little beside the products.
     int64_t group_sweeps() const { return dim < 16 ? 4 : 1; }
 
-    Block(int64_t rows, int64_t dim, int64_t most_codes) : rows(rows), dim(dim), padded((rows + ROWS - 1) / ROWS * ROWS) {
+    Block(int64_t rows, int64_t dim, int64_t most_codes)
+        : rows(rows), dim(dim), padded((rows + ROWS - 1) / ROWS * ROWS) {
         vectors.resize(rows);
         if (rows <= FEW_ROWS) return;
         const int64_t sweeps = std::min(block_sweeps(), (most_codes + WIDTH - 1) / WIDTH);
@@ -266,9 +268,10 @@ template <typename T> struct Block {
     }
 
     void nearest(const Codebook<T>& book, int64_t* indices, int64_t stride) {
-        if (rows > FEW_ROWS) search(book);
+        const bool searched = rows > FEW_ROWS;
+        if (searched) search(book);
         for (int64_t r = 0; r < rows; r++)
-            indices[r * stride] = decide(book, vectors[r], rows > FEW_ROWS ? &states[r] : nullptr, group_sweeps() * WIDTH);
+            indices[r * stride] = decide(book, vectors[r], searched ? &states[r] : nullptr, group_sweeps() * WIDTH);
     }
 
     void search(const Codebook<T>& book) {  // pass 1
@@ -278,6 +281,7 @@ template <typename T> struct Block {
             states[r] = {splat(-INFINITY), splat(-INFINITY), Integers{}};
         }
         const int64_t sweeps = (book.count + WIDTH - 1) / WIDTH;
+        // std::vector<Floats> for its alignment; what lies there are single floats
         float *codes = reinterpret_cast<float*>(packed.data()), *biases = reinterpret_cast<float*>(bias.data());
         for (int64_t start = 0; start < sweeps; start += block_sweeps()) {
             const int64_t end = std::min(start + block_sweeps(), sweeps);
@@ -305,6 +309,7 @@ static bool residual_codes(const T* x, int64_t rows, int64_t row_stride, int64_t
                            const void* const* codebooks, const int64_t* counts, int64_t levels, int64_t dim,
                            Metric metric, int64_t threads, int64_t* indices) {
     std::vector<Codebook<T>> books;
+    books.reserve(levels);
     int64_t most_codes = 0;
     for (int64_t q = 0; q < levels; q++) {
         books.emplace_back(codebooks[q], counts[q], dim, metric);

@@ -1,0 +1,240 @@
+"""Descript Audio Codec: a convolutional codec with Snake activations and residual quantisation of projected vectors.
+
+Paper: High-Fidelity Audio Compression with Improved RVQGAN, arXiv 2306.06546. Original:
+descriptinc/descript-audio-codec (MIT); files of transformers' DacModel load too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.snake import Snake, SnakeUnit
+from zoo.quantizers import (
+    LevelDropoutConfig,
+    ProjectedConfig,
+    Quantized,
+    QuantizerConfig,
+    ResidualConfig,
+    VectorConfig,
+)
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+_DILATIONS = (1, 3, 9)
+
+
+def projected_codebook(size: int, dim: int, width: int) -> ProjectedConfig:
+    """A codebook searched by direction in a space of few dimensions; its vectors are used with their lengths."""
+    return ProjectedConfig(width, VectorConfig(size, dim, metric="cosine", unit_vectors=False))
+
+
+def residual_codebooks(size: int, dim: int, width: int, count: int, dropout: float = 0.0) -> ResidualConfig:
+    """DAC's quantizer; gradients pass through the levels and what they leave over."""
+    drop = LevelDropoutConfig(share=float(dropout), per_item=True) if dropout else None
+    return ResidualConfig(projected_codebook(size, dim, width), num_levels=count, gradient="through", dropout=drop)
+
+
+@dataclass(frozen=True)
+class DACConfig(Config):
+    """Sizes of the network; the defaults are those of the published 44.1 kHz model."""
+
+    sample_rate: int = 44100
+    channels: int = 64  # at the signal's rate in the encoder, doubled by each stride
+    strides: tuple[int, ...] = (2, 4, 8, 8)
+    decoder_channels: int = 1536  # at the lowest rate in the decoder, halved by each stride
+    decoder_strides: tuple[int, ...] = (8, 8, 4, 2)
+    quantizer: QuantizerConfig = residual_codebooks(1024, 8, 1024, 9, dropout=0.5)
+
+    def __post_init__(self) -> None:
+        self.require(self.sample_rate >= 1, "sample_rate >= 1", self.sample_rate)
+        self.require(min(self.strides, default=0) >= 1, "strides >= 1", self.strides)
+        self.require(
+            math.prod(self.strides) == math.prod(self.decoder_strides),
+            f"decoder strides of product {math.prod(self.strides)}",
+            self.decoder_strides,
+        )
+        least = 2 ** len(self.decoder_strides)
+        self.require(self.decoder_channels % least == 0, f"a multiple of {least} channels", self.decoder_channels)
+
+
+class DACEncoder(nn.Module):
+    """Signal (B, 1, T), T a multiple of the hop -> (B, dim, T / hop)."""
+
+    def __init__(self, config: DACConfig, dim: int) -> None:
+        super().__init__()
+        width = config.channels
+        self.conv_in = nn.Conv1d(1, width, 7, padding=3)
+        self.stages = nn.ModuleList()
+        for stride in config.strides:
+            units = [SnakeUnit(width, dilation) for dilation in _DILATIONS]
+            down = nn.Conv1d(width, 2 * width, 2 * stride, stride, math.ceil(stride / 2))
+            self.stages.append(nn.Sequential(*units, Snake(width), down))
+            width *= 2
+        self.snake = Snake(width)
+        self.conv_out = nn.Conv1d(width, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.conv_out(self.snake(x))
+
+
+class DACDecoder(nn.Module):
+    """(B, dim, frames) -> signal (B, 1, T); T = frames * hop, less a few samples where a stride is odd."""
+
+    def __init__(self, config: DACConfig, dim: int) -> None:
+        super().__init__()
+        width = config.decoder_channels
+        self.conv_in = nn.Conv1d(dim, width, 7, padding=3)
+        self.stages = nn.ModuleList()
+        for stride in config.decoder_strides:
+            up = nn.ConvTranspose1d(width, width // 2, 2 * stride, stride, math.ceil(stride / 2))
+            units = [SnakeUnit(width // 2, dilation) for dilation in _DILATIONS]
+            self.stages.append(nn.Sequential(Snake(width), up, *units))
+            width //= 2
+        self.snake = Snake(width)
+        self.conv_out = nn.Conv1d(width, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.conv_out(self.snake(x)).tanh()
+
+
+@register("dac")
+class DAC(Tokenizer):
+    """Audio (B, 1, T) in [-1, 1] of any length -> frames of tokens, one in `spec.multiple` samples.
+
+    Channels of stereo are items of a batch. Where a stride is odd (the 16 and 24 kHz models) the original's output ends
+    a few samples early, 8 for those two; here zeros stand there, so that lengths agree.
+    """
+
+    layout = "frames"
+    config: DACConfig
+
+    def __init__(self, config: DACConfig) -> None:
+        hop = math.prod(config.strides)
+        super().__init__(
+            config, InputSpec("audio", 1, (-1.0, 1.0), multiple=hop, sample_rate=config.sample_rate), config.quantizer
+        )
+        self.encoder = DACEncoder(config, config.quantizer.dim)
+        self.decoder = DACDecoder(config, config.quantizer.dim)
+
+    def pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, -x.shape[-1] % self.spec.multiple))
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.encoder(x).movedim(1, -1)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        signal = self.decoder(codes.movedim(-1, 1))
+        return F.pad(signal, (0, codes.shape[1] * self.spec.multiple - signal.shape[-1]))
+
+
+def config_from_original(meta: dict[str, Any]) -> DACConfig:
+    """The config of the constructor arguments of the original, or of transformers' DacConfig."""
+    kwargs = meta["original"]["kwargs"]
+    transformers = "downsampling_ratios" in kwargs
+    channels, strides = (
+        (kwargs["encoder_hidden_size"], kwargs["downsampling_ratios"])
+        if transformers
+        else (kwargs["encoder_dim"], kwargs["encoder_rates"])
+    )
+    width = kwargs.get("latent_dim") or channels * 2 ** len(strides)
+    return DACConfig(
+        sample_rate=kwargs["sampling_rate" if transformers else "sample_rate"],
+        channels=channels,
+        strides=tuple(strides),
+        decoder_channels=kwargs["decoder_hidden_size" if transformers else "decoder_dim"],
+        decoder_strides=tuple(strides[::-1] if transformers else kwargs["decoder_rates"]),
+        quantizer=residual_codebooks(
+            kwargs["codebook_size"], kwargs["codebook_dim"], width, kwargs["n_codebooks"],
+            kwargs.get("quantizer_dropout", 0.5),
+        ),
+    )  # fmt: skip
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The original adds up the levels' losses, of which the quantizer gives the mean."""
+    count = meta["original"]["kwargs"]["n_codebooks"]
+    return {
+        "loss.commit": count * quantized.losses["commitment"],
+        "loss.codebook": count * quantized.losses["codebook"],
+    }
+
+
+_QUANTIZER_KEYS = {
+    "quantizer.quantizers.{}.in_proj.*": "quantizer.levels.{}.project_in.*",
+    "quantizer.quantizers.{}.out_proj.*": "quantizer.levels.{}.project_out.*",
+    "quantizer.quantizers.{}.codebook.weight": "quantizer.levels.{}.inner.codebook.weight",
+}
+_TRANSFORMS = {"quantizer.levels.*.project_*.weight": lambda weight: weight.squeeze(-1)}  # 1x1 convolutions
+_MOST_STAGES = 9  # the original counts them from 1
+
+KEY_MAP = KeyMap(
+    {
+        "encoder.block.0.weight": "encoder.conv_in.weight",
+        "encoder.block.0.bias": "encoder.conv_in.bias",
+        **{f"encoder.block.{i + 1}.block.{{}}.*": f"encoder.stages.{i}.{{}}.*" for i in range(_MOST_STAGES)},
+        **{
+            f"encoder.block.{i + 1}.block.{{}}.block.{{}}.*": f"encoder.stages.{i}.{{}}.layers.{{}}.*"
+            for i in range(_MOST_STAGES)
+        },
+        "encoder.block.{i}.alpha": "encoder.snake.alpha",
+        "encoder.block.{i}.weight": "encoder.conv_out.weight",
+        "encoder.block.{i}.bias": "encoder.conv_out.bias",
+        "decoder.model.0.weight": "decoder.conv_in.weight",
+        "decoder.model.0.bias": "decoder.conv_in.bias",
+        **{f"decoder.model.{i + 1}.block.{{}}.*": f"decoder.stages.{i}.{{}}.*" for i in range(_MOST_STAGES)},
+        **{
+            f"decoder.model.{i + 1}.block.{{}}.block.{{}}.*": f"decoder.stages.{i}.{{}}.layers.{{}}.*"
+            for i in range(_MOST_STAGES)
+        },
+        "decoder.model.{i}.alpha": "decoder.snake.alpha",
+        "decoder.model.{i}.weight": "decoder.conv_out.weight",
+        "decoder.model.{i}.bias": "decoder.conv_out.bias",
+        **_QUANTIZER_KEYS,
+    },
+    weight_norm=True,
+    transforms=_TRANSFORMS,
+)
+
+_UNIT = ("snake1", "conv1", "snake2", "conv2")
+
+KEY_MAP_TRANSFORMERS = KeyMap(
+    {
+        "*.conv1.*": "*.conv_in.*",
+        "*.snake1.*": "*.snake.*",
+        "*.conv2.*": "*.conv_out.*",
+        **{
+            f"encoder.block.{{}}.res_unit{unit + 1}.{part}.*": f"encoder.stages.{{}}.{unit}.layers.{i}.*"
+            for unit in range(3)
+            for i, part in enumerate(_UNIT)
+        },
+        "encoder.block.{}.snake1.*": "encoder.stages.{}.3.*",
+        "encoder.block.{}.conv1.*": "encoder.stages.{}.4.*",
+        "decoder.block.{}.snake1.*": "decoder.stages.{}.0.*",
+        "decoder.block.{}.conv_t1.*": "decoder.stages.{}.1.*",
+        **{
+            f"decoder.block.{{}}.res_unit{unit + 1}.{part}.*": f"decoder.stages.{{}}.{unit + 2}.layers.{i}.*"
+            for unit in range(3)
+            for i, part in enumerate(_UNIT)
+        },
+        **_QUANTIZER_KEYS,
+    },
+    weight_norm=True,
+    transforms=_TRANSFORMS,
+)
+
+
+def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
+    return KEY_MAP_TRANSFORMERS if "transformers" in str(meta["original"].get("class")) else KEY_MAP

@@ -1,0 +1,267 @@
+"""Tiles: how far outputs see is what perturbations show, and tiled equals whole."""
+
+import copy
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tokenizers_visual.compact import Compact, CompactConfig
+from zoo.layers.resnet import Downsample, Upsample
+from zoo.quantizers import FiniteScalarConfig, ResidualConfig, VectorConfig
+from zoo.tiling import Reach, reach_of, tiles
+from zoo.tokenizer import Tokenizer
+
+SIDE = 48
+
+
+class Shuffle(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(torch.cat([x, -x, x, 2 * x], dim=1), 2)
+
+
+class Skip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(2, 2, 5, padding=4, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x) + self.inner(x)
+
+
+LAYERS = {
+    "convolution": lambda: nn.Conv2d(2, 2, 3, padding=1),
+    "pointwise": lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.GELU()),
+    "skip": Skip,
+    "strided": lambda: nn.Conv2d(2, 2, 4, stride=2, padding=1),
+    "downsample": lambda: Downsample(2),
+    "average": lambda: nn.AvgPool2d(2),
+    "unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(8, 2, 1)),
+    "upsample": lambda: Upsample(2),
+    "shuffle": Shuffle,
+    "transposed": lambda: nn.ConvTranspose2d(2, 2, 4, stride=2, padding=1),
+}
+HALVE = {"strided", "downsample", "average", "unshuffle"}
+
+
+def build(names: list[str]) -> nn.Sequential:
+    return nn.Sequential(*(LAYERS[name]() for name in names))
+
+
+def reach(network: nn.Module) -> Reach:
+    outline = copy.deepcopy(network).to("meta")
+    height, width = reach_of(outline, torch.empty(1, 2, SIDE, SIDE, device="meta"), (2, 3))
+    assert height == width
+    return height
+
+
+@given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5), st.integers(0, SIDE - 1))
+def test_no_output_depends_on_more_and_the_bounds_are_nearly_met(names: list[str], row: int) -> None:
+    if sum(name in HALVE for name in names) > 3:
+        return
+    torch.manual_seed(0)
+    network = build(names).double()
+    found = reach(network)
+    image = torch.rand(1, 2, SIDE, 1, dtype=torch.float64).expand(-1, -1, -1, SIDE).contiguous()
+    changed = image.clone()
+    changed[:, :, row] += 1
+    with torch.no_grad():
+        before, after = network(image), network(changed)
+    outputs = before.shape[2]
+    assert found.scale == Fraction(SIDE, outputs)
+    touched = [
+        i for i in range(outputs) if (before[:, :, i, outputs // 2] != after[:, :, i, outputs // 2]).any()
+    ]
+    allowed = [i for i in range(outputs) if found.inputs(i, i + 1, SIDE)[0] <= row < found.inputs(i, i + 1, SIDE)[1]]
+    assert set(touched) <= set(allowed)
+    # each resampling may round a bound up by less than one position of its own resolution
+    assert len(allowed) - len(touched) <= 2 + 4 * len(names) * max(1, math.ceil(1 / found.scale))
+
+
+def test_the_arithmetic_of_a_single_convolution_is_exact() -> None:
+    assert reach(nn.Conv2d(2, 2, (5, 5), stride=2, padding=2)) == Reach(Fraction(2), Fraction(-2), Fraction(2))
+    assert reach(Upsample(2)) == Reach(Fraction(1, 2), Fraction(-1), Fraction(1, 2))
+
+
+@given(st.integers(1, 80), st.integers(1, 30), st.integers(-9, 0), st.integers(0, 9), st.sampled_from([1, 2, 4]))
+def test_tiles_cover_every_output_once_and_hold_what_they_see(
+    outputs: int, tile: int, before: int, after: int, multiple: int
+) -> None:
+    found = Reach(Fraction(multiple), Fraction(before), Fraction(after))
+    inputs = outputs * multiple
+    cut = list(tiles(found, inputs, outputs, tile, multiple))
+    assert [place for one in cut for place in range(one.start, one.stop)] == list(range(outputs))
+    for one in cut:
+        assert one.first % multiple == 0
+        assert one.end % multiple == 0
+        first, end = found.inputs(one.start, one.stop, inputs)
+        assert one.first <= first < end <= one.end
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (nn.GroupNorm(1, 2), "native_group_norm"),
+        (nn.AdaptiveAvgPool2d(1), "mean"),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")), "upsample_bilinear2d"),
+    ],
+)
+def test_what_sees_everything_is_refused_by_name(network: nn.Module, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        reach(network)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(2, SIDE, SIDE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+def test_embeddings_of_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match="differs from place to place"):
+        reach(Positions())
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def compact(quantizer: object = FiniteScalarConfig(levels=(4, 3)), seed: int = 0) -> Tokenizer:
+    torch.manual_seed(seed)
+    sizes = {"patch_size": 2, "fine_channels": 8, "channels": 12, "encoder_blocks": (1, 2), "decoder_blocks": (2, 1)}
+    model = Compact(CompactConfig(quantizer=quantizer, **sizes)).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([4, 8, 12, 32, 128]), st.integers(0, 2))
+def test_tiled_equals_whole(height: int, width: int, tile: int, seed: int) -> None:
+    model = compact(seed=seed)
+    x = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    tokens = model.encode(x)
+    assert model.encode_tiled(x, tile=tile) == tokens
+    image = model.decode_tiled(tokens, tile=tile)
+    assert image.shape == x.shape
+    torch.testing.assert_close(image, model.decode(tokens), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [VectorConfig(codebook_size=20, dim=3), ResidualConfig(VectorConfig(codebook_size=9, dim=3), num_levels=3)]
+)
+def test_any_quantizer_of_single_positions_is_tiled(quantizer: object) -> None:
+    model = compact(quantizer)
+    x = torch.rand(1, 3, 50, 70) * 2 - 1
+    tokens = model.encode(x)
+    assert model.encode_tiled(x, tile=16) == tokens
+    torch.testing.assert_close(model.decode_tiled(tokens, tile=16), model.decode(tokens), rtol=0, atol=1e-6)
+
+
+def test_a_margin_less_than_the_reach_would_show() -> None:
+    """Tiles without any margin give other tokens, so equality above is owed to the margin."""
+    model = compact()
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    apart = torch.cat([model.encode(half).indices for half in x.split(32, dim=2)], dim=1)
+    assert not torch.equal(apart, model.encode(x).indices)
+
+
+def test_tokens_without_an_extent_decode_to_the_whole_grid() -> None:
+    model = compact()
+    tokens = replace(model.encode(torch.zeros(1, 3, 21, 30)), extent=None)
+    assert model.decode_tiled(tokens, tile=8).shape == (1, 3, 24, 32)
+
+
+def test_training_mode_is_left_as_it_was_and_does_not_matter() -> None:
+    model = compact().train()
+    x = torch.rand(1, 3, 40, 40) * 2 - 1
+    assert torch.equal(model.encode_tiled(x, tile=8).indices, model.encode(x).indices)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("tile", [0, -4, 6, True, 8.0])
+def test_tiles_of_a_wrong_size_are_refused(tile: object) -> None:
+    with pytest.raises(ValueError, match="positive multiple of 4"):
+        compact().encode_tiled(torch.zeros(1, 3, 8, 8), tile=tile)  # type: ignore[arg-type]
+
+
+def test_input_is_checked_as_in_encode() -> None:
+    model = compact()
+    with pytest.raises(ValueError, match=r"values in \[-1.0, 1.0\]"):
+        model.encode_tiled(torch.full((1, 3, 8, 8), 2.0), tile=8)
+    tokens = compact(seed=1).encode(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="expected tokens of"):
+        model.decode_tiled(tokens, tile=8)
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_every_family_is_tiled_exactly_or_refuses(name: str) -> None:
+    model = tiny.build(name)
+    if model.spec.modality != "image":
+        with pytest.raises(ValueError, match="encode_tiled: expected a model of images"):
+            model.encode_tiled(tiny.signal(model), tile=64 * model.spec.multiple)
+        return
+    multiple = model.spec.multiple
+    size = model.spec.size or (6 * multiple - 1, 5 * multiple)
+    low, high = model.spec.value_range
+    x = torch.rand(1, model.spec.channels, *size) * (high - low) + low
+    try:
+        tokens = model.encode_tiled(x, tile=2 * multiple)
+    except ValueError as error:
+        assert str(error).startswith("encode_tiled: ")
+        assert name != "compact"
+        return
+    assert tokens == model.encode(x)
+
+
+_LARGE = """
+import resource, torch, zoo
+model = zoo.create_model("compact_f8.photos", pretrained=False)
+coarse = torch.rand(1, 3, 75, 100, generator=torch.Generator().manual_seed(0))
+photo = (torch.nn.functional.interpolate(coarse, (3000, 4000), mode="bilinear") * 2 - 1)
+tokens = model.encode_tiled(photo)
+image = model.decode_tiled(tokens)
+assert image.shape == photo.shape and tokens.indices.shape == (1, 375, 500)
+part = model.encode(photo[:, :, 1000:1600, 1200:1800]).indices[:, 20:-20, 20:-20]
+assert torch.equal(part, tokens.indices[:, 145:180, 170:205])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_photo_of_12_megapixels_needs_less_than_4_gigabytes() -> None:
+    done = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 4_000_000  # kilobytes
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_image() -> None:
+    program = """
+import resource, sys, torch, zoo
+model = zoo.create_model("compact_f8.photos", pretrained=False)
+photo = torch.zeros(1, 3, int(sys.argv[1]), 512)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.encode_tiled(photo[:, :, :512], tile=256)
+start = peak()
+model.decode_tiled(model.encode_tiled(photo, tile=256), tile=256)
+print(peak() - start)
+"""
+
+    def growth(height: int) -> int:
+        done = subprocess.run([sys.executable, "-c", program, str(height)], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    pixels = 4 * 3 * 512 * (4096 - 1024) // 1024  # kilobytes of the further rows of the result
+    assert growth(4096) - growth(1024) < 2 * pixels
