@@ -56,6 +56,17 @@ class EncodecConfig(Config):
         samples = self.segment_samples
         return None if samples is None else max(1, int((1 - self.overlap) * samples))
 
+    def segments(self, samples: int) -> list[tuple[int, int]]:
+        """Start and length of each segment of a signal."""
+        length, stride = self.segment_samples, self.segment_stride
+        if length is None or stride is None:
+            return [(0, samples)]
+        return [(start, min(length, samples - start)) for start in range(0, samples, stride)]
+
+    def frames(self, samples: int) -> list[int]:
+        """Frames of each segment of a signal."""
+        return [-(-length // self.seanet.hop_length) for _, length in self.segments(samples)]
+
 
 @register("encodec")
 class Encodec(Tokenizer):
@@ -81,19 +92,8 @@ class Encodec(Tokenizer):
     def pad(self, x: Tensor) -> Tensor:
         return x  # each convolution pads for itself
 
-    def segments(self, samples: int) -> list[tuple[int, int]]:
-        """Start and length of each segment of a signal."""
-        length, stride = self.config.segment_samples, self.config.segment_stride
-        if length is None or stride is None:
-            return [(0, samples)]
-        return [(start, min(length, samples - start)) for start in range(0, samples, stride)]
-
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        return (sum(self._frames(size[0])),)
-
-    def _frames(self, samples: int) -> list[int]:
-        """Frames of each segment."""
-        return [-(-length // self.config.seanet.hop_length) for _, length in self.segments(samples)]
+        return (sum(self.config.frames(size[0])),)
 
     @property
     def bitrates(self) -> tuple[float, ...]:
@@ -104,13 +104,13 @@ class Encodec(Tokenizer):
     def gains(self, x: Tensor) -> Tensor:
         """Loudness (B, segments) that each segment of signals (B, C, T) is divided by: its root mean square in mono."""
         mono = x.mean(1)
-        power = [mono[:, start : start + length].square().mean(1) for start, length in self.segments(x.shape[-1])]
+        power = [mono[:, start : start + length].square().mean(1) for start, length in self.config.segments(x.shape[-1])]
         return torch.stack(power, dim=1).sqrt() + 1e-8
 
     def latent(self, x: Tensor) -> Tensor:
         gains = self.gains(x) if self.config.normalize else None
         parts = []
-        for i, (start, length) in enumerate(self.segments(x.shape[-1])):
+        for i, (start, length) in enumerate(self.config.segments(x.shape[-1])):
             part = x[..., start : start + length]
             parts.append(self.encoder(part if gains is None else part / gains[:, i, None, None]))
         return torch.cat(parts, dim=-1).movedim(1, -1)
@@ -128,7 +128,7 @@ class Encodec(Tokenizer):
         """
         hop, stride = self.config.seanet.hop_length, self.config.segment_stride
         if samples is not None:
-            frames = self._frames(samples)
+            frames = self.config.frames(samples)
         else:
             most = -(-(self.config.segment_samples or codes.shape[1] * hop) // hop)
             frames = [min(most, codes.shape[1] - start) for start in range(0, codes.shape[1], most)]

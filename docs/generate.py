@@ -6,6 +6,7 @@ python docs/generate.py --check    # exit status 1 if a document is not up to da
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -21,13 +22,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def model_table() -> str:
-    """One row per model of the manifests."""
-    lines = ["| model | family | quantizer | weights | published |", "|---|---|---|---|---|"]
-    for card in cards.all_cards():
-        flags = " *nc*" if card.non_commercial else ""
-        weights = f"{card.licence}{flags}" if card.source is not None else "none"
-        headline = ", ".join(f"{metric.name} {metric.value:g}" for metric in card.metrics[:1])
-        lines.append(f"| `{card.full_name}` | {card.family} | {card.quantizer} | {weights} | {headline} |")
+    """One row per model name: its tags, and the first number that is known of one of them."""
+    lines = ["| model | tags | family | quantizer | weights | published |", "|---|---|---|---|---|---|"]
+    for name, group in itertools.groupby(cards.all_cards(), key=lambda card: card.name):
+        models = list(group)
+        tags = ", ".join(f"`{card.tag}`" for card in models)
+        first = models[0]
+        weights = f"{first.licence}{' *nc*' if first.non_commercial else ''}" if first.source is not None else "none"
+        headline = next((f"{card.metrics[0].name} {card.metrics[0].value:g}" for card in models if card.metrics), "")
+        lines.append(f"| `{name}` | {tags} | {first.family} | {first.quantizer} | {weights} | {headline} |")
     return "\n".join(lines)
 
 

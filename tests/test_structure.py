@@ -28,21 +28,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.ops": {"zoo", "zoo.hub"},
     "zoo.quantizers": {"zoo.config", "zoo.ops", "zoo.layers"},
     "zoo.layers": {"zoo.config", "zoo.ops"},
-    "zoo.tokenizer": {"zoo.cards", "zoo.config", "zoo.quantizers", "zoo.tokens"},
+    "zoo.tiling": set(),
+    "zoo.bpe": set(),
+    "zoo.tokenizer": {"zoo.cards", "zoo.config", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
     "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.registry": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.quantizers", "zoo.tokenizer",
+    },
+    "zoo.interop": {
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.layers", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
     },
     "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses"},
     "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.layers", "zoo.ops"},
     "zoo.media": {"zoo", "zoo.metrics", "zoo.tokenizer"},
     "zoo.parity": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.losses", "zoo.quantizers", "zoo.registry"},
-    "zoo": {"zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.losses", "zoo.media", "zoo.metrics", "zoo.ops",
-            "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},  # for type checkers alone
-    "zoo.bench": {"zoo", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
+    "zoo": {"zoo.bpe", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
+            "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
+            "zoo.tokens"},  # for type checkers alone
+    "zoo.bench": {"zoo", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
     "tokenizers_visual": {
-        "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",
-        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity",
+        "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens",
     },
     "audio": {
         "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, SoftEntropyConfig, VectorConfig
 from zoo.registry import register
@@ -82,6 +83,27 @@ def config_from_original(meta: dict[str, Any]) -> LlamaGenVQConfig:
             metric="cosine" if kwargs["codebook_l2_norm"] else "euclidean",
             entropy=entropy,
         ),
+    )
+
+
+def config_from_diffusers(architecture: VQArchitecture) -> LlamaGenVQConfig:
+    """The config of a VQModel with attention at the coarsest level and in the middle; its search is Euclidean.
+
+    Raises:
+        ValueError: attention elsewhere, or widths that are no multiples of the first.
+    """
+    coarsest = (False,) * (len(architecture.widths) - 1) + (True,)
+    found = (architecture.attention, architecture.decoder_attention, architecture.middle_attention)
+    if found != (coarsest, coarsest, True):
+        raise ValueError(f"expected attention at the coarsest level and in the middle alone, got {found}")
+    return LlamaGenVQConfig(
+        channels=architecture.widths[0],
+        channel_multipliers=architecture.multipliers,
+        decoder_channel_multipliers=architecture.multipliers,
+        blocks=architecture.blocks,
+        latent_channels=architecture.latent_channels,
+        norm_groups=architecture.norm_groups,
+        quantizer=VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
     )
 
 

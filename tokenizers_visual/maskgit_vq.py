@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tokenizers_visual import taming_vqgan
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.diffusers import KEY_MAP as KEY_MAP_DIFFUSERS
+from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.maskgit import MaskGITDecoder, MaskGITEncoder
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
@@ -91,7 +93,7 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
     kwargs = meta["original"]["kwargs"]
     original = meta["original"].get("class") or kwargs["class"]
     if original.endswith("VQModel"):
-        return _config_from_diffusers(kwargs)
+        return config_from_diffusers(VQArchitecture.from_kwargs(kwargs))
     widths = tuple(kwargs["hidden_channels"] * multiplier for multiplier in kwargs["channel_mult"])
     vqgan = original == "VQGANModel"
     resolutions = kwargs["attn_resolutions"] if vqgan else ()
@@ -109,22 +111,30 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
     )
 
 
-def _config_from_diffusers(kwargs: dict[str, Any]) -> MaskGITVQConfig:
-    kinds = {*kwargs["down_block_types"], *kwargs["up_block_types"]}
-    if kinds != {"DownEncoderBlock2D", "UpDecoderBlock2D"} or kwargs.get("norm_type", "group") != "group":
-        raise ValueError(f"expected levels without attention and group norms, got {kinds}, {kwargs.get('norm_type')}")
-    widths = tuple(kwargs["block_out_channels"])
+def config_from_diffusers(architecture: VQArchitecture) -> MaskGITVQConfig:
+    """The config of a VQModel.
+
+    Raises:
+        ValueError: unequal attention of encoder and decoder, or attention of levels of a single block.
+    """
+    attention = architecture.attention
+    if attention != architecture.decoder_attention or (any(attention) and architecture.blocks == 1):
+        found = (attention, architecture.decoder_attention)
+        raise ValueError(
+            f"expected attention at the same levels of encoder and decoder, of more than one block, got {found} and "
+            f"{architecture.blocks} blocks"
+        )
     return MaskGITVQConfig(
         network="vqgan",
-        channels=widths[0],
-        widths=widths,
-        blocks=kwargs["layers_per_block"],
-        latent_channels=kwargs["latent_channels"],
-        attention=(False,) * len(widths),
-        middle_attention=kwargs["mid_block_add_attention"],
-        norm_groups=kwargs["norm_num_groups"],
+        channels=architecture.widths[0],
+        widths=architecture.widths,
+        blocks=architecture.blocks,
+        latent_channels=architecture.latent_channels,
+        attention=attention,
+        middle_attention=architecture.middle_attention,
+        norm_groups=architecture.norm_groups,
         value_range=(-1.0, 1.0),
-        quantizer=VectorConfig(kwargs["num_vq_embeddings"], kwargs["vq_embed_dim"] or kwargs["latent_channels"]),
+        quantizer=VectorConfig(architecture.codebook_size, architecture.dim),
     )
 
 
@@ -163,37 +173,3 @@ KEY_MAP = KeyMap(  # open-muse's MaskGitVQGAN
 
 KEY_MAP_TAMING = KeyMap(taming_vqgan.KEY_MAP.patterns)  # open-muse's VQGANModel
 KEY_MAP_TAMING_SINGLE = KeyMap({**KEY_MAP_TAMING.patterns, "encoder.down.{}.attn.0.*": None})  # which it does not apply
-
-
-def _diffusers_half(side: str, levels_key: str, resample: str) -> dict[str, str]:
-    return {
-        f"{side}.conv_in.*": f"{side}.conv_in.*",
-        f"{side}.{levels_key}.{{}}.resnets.{{}}.conv_shortcut.*": f"{side}.levels.{{}}.blocks.{{}}.shortcut.*",
-        f"{side}.{levels_key}.{{}}.resnets.{{}}.*": f"{side}.levels.{{}}.blocks.{{}}.*",
-        f"{side}.{levels_key}.{{}}.{resample}.0.*": f"{side}.levels.{{}}.resample.*",
-        f"{side}.mid_block.resnets.0.*": f"{side}.mid.0.*",
-        f"{side}.mid_block.attentions.0.group_norm.*": f"{side}.mid.1.norm.*",
-        f"{side}.mid_block.attentions.0.to_q.*": f"{side}.mid.1.q.*",
-        f"{side}.mid_block.attentions.0.to_k.*": f"{side}.mid.1.k.*",
-        f"{side}.mid_block.attentions.0.to_v.*": f"{side}.mid.1.v.*",
-        f"{side}.mid_block.attentions.0.to_out.0.*": f"{side}.mid.1.proj_out.*",
-        f"{side}.mid_block.resnets.1.*": f"{side}.mid.2.*",
-        f"{side}.conv_norm_out.*": f"{side}.norm_out.*",
-        f"{side}.conv_out.*": f"{side}.conv_out.*",
-    }
-
-
-def _as_convolution(weight: Tensor) -> Tensor:
-    return weight[:, :, None, None]
-
-
-KEY_MAP_DIFFUSERS = KeyMap(
-    {
-        **_diffusers_half("encoder", "down_blocks", "downsamplers"),
-        "quant_conv.*": "to_latent.*",
-        "quantize.embedding.weight": "quantizer.codebook.weight",
-        "post_quant_conv.*": "from_codes.*",
-        **_diffusers_half("decoder", "up_blocks", "upsamplers"),
-    },
-    transforms={"*.mid.1.[qkv].weight": _as_convolution, "*.mid.1.proj_out.weight": _as_convolution},
-)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import GumbelConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
@@ -83,6 +84,31 @@ def config_from_original(meta: dict[str, Any]) -> TamingVQGANConfig:
     kind = GumbelConfig if gumbel else VectorConfig
     quantizer = kind(codebook_size=kwargs["n_embed"], dim=kwargs["embed_dim"])
     return TamingVQGANConfig(**network_from_original(kwargs), quantizer=quantizer)
+
+
+def config_from_diffusers(architecture: VQArchitecture) -> TamingVQGANConfig:
+    """The config of a VQModel with attention in the middle.
+
+    Raises:
+        ValueError: none in the middle, unequal attention of encoder and decoder, or widths that are no multiples of
+            the first.
+    """
+    if not architecture.middle_attention or architecture.attention != architecture.decoder_attention:
+        found = (architecture.attention, architecture.decoder_attention, architecture.middle_attention)
+        raise ValueError(
+            f"expected attention in the middle, and at the same levels of encoder and decoder, got {found}"
+        )
+    count = len(architecture.widths)
+    return TamingVQGANConfig(
+        channels=architecture.widths[0],
+        channel_multipliers=architecture.multipliers,
+        blocks=architecture.blocks,
+        resolution=2**count,
+        attention_resolutions=tuple(2 ** (count - i) for i in range(count) if architecture.attention[i]),
+        latent_channels=architecture.latent_channels,
+        norm_groups=architecture.norm_groups,
+        quantizer=VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
+    )
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

@@ -129,4 +129,6 @@ KEY_MAP_TRAINING = dataclasses.replace(  # with the running use of the codes
 
 def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
     """The key map of a fixture or a published listing."""
-    return KEY_MAP_TRAINING if meta["original"]["kwargs"]["config"]["model"]["vq_model"].get("clustering_vq") else KEY_MAP
+    return (
+        KEY_MAP_TRAINING if meta["original"]["kwargs"]["config"]["model"]["vq_model"].get("clustering_vq") else KEY_MAP
+    )

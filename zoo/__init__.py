@@ -32,9 +32,11 @@ _LAZY = {
     "save_model": "zoo.registry",
 }
 _MODULES = {
+    "bpe",
     "cards",
     "checkpoint",
     "hub",
+    "interop",
     "media",
     "metrics",
     "losses",
@@ -59,10 +61,12 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "UnknownModelError",
+    "bpe",
     "cards",
     "checkpoint",
     "create_model",
     "hub",
+    "interop",
     "layers",
     "list_models",
     "load_model",
@@ -91,7 +95,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from zoo import cards, checkpoint, hub, losses, media, metrics, ops, parity, quantizers, tokens
+    from zoo import bpe, cards, checkpoint, hub, interop, losses, media, metrics, ops, parity, quantizers, tokens
     from zoo.cards import ModelCard
     from zoo.checkpoint import CheckpointError, KeyMap
     from zoo.config import Config, ConfigError

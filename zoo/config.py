@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, Union, get_args, get_origin
 
 
@@ -27,6 +27,12 @@ class Config:
         """Plain values that `json.dumps` takes and `from_dict` reads back to an equal config."""
         fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {"kind": self.kind, **fields} if self.kind else fields
+
+    def stated(self) -> dict[str, Any]:
+        """As `to_dict`, without the fields that have their default: equal across versions that add fields."""
+        fields = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]  # type: ignore[arg-type]
+        stated = {field.name: _plain(getattr(self, field.name), Config.stated) for field in fields}
+        return {"kind": self.kind, **stated} if self.kind else stated
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -63,11 +69,11 @@ class Config:
             raise ConfigError(f"{type(self).__name__}: expected {expected}, got {got!r}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, of_config: Callable[[Config], dict[str, Any]] = Config.to_dict) -> Any:
     if isinstance(value, Config):
-        return value.to_dict()
+        return of_config(value)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, of_config) for item in value]
     return value
 
 

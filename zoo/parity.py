@@ -193,7 +193,7 @@ def gradients(model: nn.Module, key_map: checkpoint.KeyMap, weights: Named) -> N
 
     Of a weight that the key map folded from magnitude and direction, the gradients are those of the two.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {}
     for key in weights:
         own, name = key_map.name(key, weights), key.removeprefix(key_map.prefix)

@@ -133,6 +133,10 @@ class Tokenizer(nn.Module):
         """Position axes of each level for a signal of `size` after padding."""
         return self.quantizer.config.level_shapes(self.positions(size))
 
+    def shorter_rows(self, most: int) -> Sequence[int]:
+        """Numbers of tokens below `most` that decode too, of models whose rows vary in length."""
+        return range(1, most) if self.prefix == "positions" else ()
+
     def extent_of(self, x: Tensor) -> Extent:
         """What decoding needs of signals (B, C, ...) beside their tokens."""
         return Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
@@ -361,7 +365,9 @@ class Tokenizer(nn.Module):
             raise ValueError(f"{verb}: expected a quantizer of single positions, got {self.quantizer.config.kind}")
         with torch.device("meta"):  # as large, but without numbers
             outline = type(self)(self.config).eval()  # type: ignore[call-arg]
-            shape = (1, self.spec.channels, 4 * multiple, 4 * multiple) if encodes else (1, 4, 4, self.quantizer.dim)
+            shape = (
+                (1, self.spec.channels, 4 * multiple, 4 * multiple) if encodes else (1, 4, 4, self.quantizer.config.dim)
+            )
             example = torch.empty(shape)
         try:
             reaches = reach_of(
@@ -407,8 +413,8 @@ class Tokenizer(nn.Module):
         """Tokens from raw integers, those of a language model, say.
 
         Args:
-            indices: in the form of `Tokens.indices`, where prefixes of positions decode also a prefix; or ids (B, N)
-                of `Tokens.flatten` when `order` is given.
+            indices: in the form of `Tokens.indices`, of models of adaptive length also fewer; or ids (B, N) of
+                `Tokens.flatten` when `order` is given.
             extent: size of the signals, (height, width) or (samples,), for all items; or an `Extent`. It may be left
                 out where the indices show their positions, which then are taken as without padding.
             order: "frame" or "level", the order in which `flatten` laid the ids.
@@ -456,8 +462,8 @@ class Tokenizer(nn.Module):
         wanted = ["batch", *([count] if stacked else []), *(shapes[0] if shapes else ["positions"] * axes)]
         if any(level.ndim != axes + 1 for level in levels) or len(levels) != count:
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
-        if shapes and self.prefix == "positions" and 1 <= levels[0].shape[1] < shapes[0][0]:
-            return levels  # a prefix
+        if shapes and axes == 1 and levels[0].shape[1] in self.shorter_rows(shapes[0][0]):
+            return levels
         if shapes and any(tuple(level.shape[1:]) != shape for level, shape in zip(levels, shapes)):
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
         return levels
@@ -474,7 +480,7 @@ class Tokenizer(nn.Module):
         """Name and fingerprint that the tokens of this model carry; the fingerprint follows changes of the weights."""
         state, version = self.state_dict(), self._weights_version()
         if self._fingerprint is None or self._fingerprint[0] != version:
-            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
             for key in sorted(state):
                 digest.update(key.encode())
                 digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

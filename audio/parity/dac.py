@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audio import dac_file
 from audio.dac import DAC
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.quantizers import Residual
@@ -70,6 +71,42 @@ class DACCase(Case):
             "indices": torch.stack(quantized.levels, dim=1),
         }
 
+    def compress(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        file = dac_file.compress(
+            self.model,
+            inputs["audio"][0],
+            settings["sample_rate"],
+            window=settings["win_duration"],
+            num_codebooks=settings["num_codebooks"],
+            target_db=settings["normalize_db"],
+        )
+        return {
+            "indices": file.codes,
+            "input_db": torch.tensor([file.input_db]),
+            "chunk_length": torch.tensor(file.chunk_length),
+            "delay": torch.tensor(dac_file.delay(self.model)),
+        }
+
+    def decompress(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {"audio": dac_file.decompress(self.model, self.file(inputs, settings))[None]}
+
+    def container(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        """Bytes of a pickle may differ; the content may not, of the original's file and of ours."""
+        file = self.file(inputs, settings)
+        theirs = self.fixture.arrays["file_bytes"].numpy().tobytes()
+        same = all(_same(dac_file.DACFile.from_bytes(data), file) for data in (theirs, file.to_bytes()))
+        return {"bytes": torch.frombuffer(bytearray(theirs if same else file.to_bytes()), dtype=torch.uint8)}
+
+    def file(self, inputs: Named, settings: dict[str, Any]) -> dac_file.DACFile:
+        return dac_file.DACFile(
+            codes=inputs["indices"],
+            input_db=float(inputs["input_db"]),
+            original_length=settings["original_length"],
+            sample_rate=settings["sample_rate"],
+            chunk_length=int(inputs["chunk_length"]),
+            padding=settings["padding"],
+        )
+
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         audio, count = inputs["audio"], len(self.model.vocab_sizes)
         self.model.train()
@@ -92,3 +129,8 @@ class DACCase(Case):
             **losses,
             **self.gradients(),
         }
+
+
+def _same(one: dac_file.DACFile, other: dac_file.DACFile) -> bool:
+    names = ("input_db", "original_length", "sample_rate", "chunk_length", "padding")
+    return torch.equal(one.codes, other.codes) and all(getattr(one, name) == getattr(other, name) for name in names)

@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 
-from audio.encodec import Encodec
+from audio import ecdc, encodec_entropy
+from audio.encodec import Encodec, EncodecConfig
+from audio.encodec_entropy import CodeModel
+from zoo import checkpoint
+from zoo.ops.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, quantized_cdf
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
-from zoo.registry import Family
+from zoo.registry import Family, registry
 
 
 def case(fixture: Fixture, family: Family) -> Any:
     """The case that fits the original's class."""
-    return EncodecCase(fixture, family)
+    original = fixture.meta["original"]["class"]
+    return FileCase(fixture, family) if original == "LMModel" else EncodecCase(fixture, family)
 
 
 class EncodecCase(Case):
@@ -33,7 +38,7 @@ class EncodecCase(Case):
         tokens = self.model.encode(audio, num_codebooks=self.count(settings))
         with torch.no_grad():
             latent = channels_first(self.model.latent(audio))
-        frames = self.model._frames(audio.shape[-1])
+        frames = self.model.config.frames(audio.shape[-1])
         parts = tokens.indices.split(frames, dim=-1)
         outputs = {"indices": tokens.indices, "latent": latent}
         if "transformers" in self.meta["original"]["class"]:
@@ -98,3 +103,43 @@ class EncodecCase(Case):
         own = self.model.state_dict()
         named = {key: self.key_map.name(key, self.fixture.weights) for key in self.fixture.weights}
         return {key: own[name] for key, name in named.items() if name and name.startswith("quantizer.")}
+
+
+class FileCase:
+    """Files, arithmetic coding, and the language model that it codes by."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        self.code_model = CodeModel(encodec_entropy.config_from_original(fixture.meta["original"]["kwargs"])).eval()
+        checkpoint.load_into(self.code_model, encodec_entropy.KEY_MAP(fixture.weights))
+        self.expected = fixture.arrays
+
+    def container(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        """Writing, and reading what was written."""
+        names = sorted(name for name in inputs if name.startswith("indices"))
+        segments = [inputs[name] for name in names]
+        scales = tuple(float(inputs[name]) for name in sorted(inputs) if name.startswith("scale"))
+        code_model = self.code_model if settings["lm"] else None
+        size = code_model.config.codebook_size if code_model else 1024
+        data = ecdc.write(settings["model"], segments, settings["audio_length"], scales or None, size, code_model)
+        about, start = ecdc.read_header(data)
+        config = EncodecConfig.from_dict(registry.card(settings["model"]).config)
+        parts, gains = ecdc.read_segments(data[start:], about, config, size, code_model)
+        if not all(torch.equal(part, segment) for part, segment in zip(parts, segments, strict=True)):
+            raise ValueError("expected to read the codes that were written, got others")
+        if tuple(gains or ()) != scales:
+            raise ValueError(f"expected to read the scales {scales}, got {gains}")
+        return {"bytes": torch.tensor(list(data), dtype=torch.uint8)}
+
+    def arithmetic_code(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        cdfs = quantized_cdf(inputs["pdfs"])
+        encoder = ArithmeticEncoder()
+        for symbol, cdf in zip(inputs["symbols"].tolist(), cdfs.tolist()):
+            encoder.push(symbol, cdf)
+        data = encoder.finish()
+        decoder = ArithmeticDecoder(data)
+        if [decoder.pull(cdf) for cdf in cdfs.tolist()] != inputs["symbols"].tolist():
+            raise ValueError("expected to read the symbols that were written, got others")
+        return {"bytes": torch.tensor(list(data), dtype=torch.uint8), "cdf.0": cdfs[0]}
+
+    def language_model(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {"probabilities": self.code_model(inputs["indices"])}

@@ -55,8 +55,12 @@ def test_equals_diffusers(attention: bool, widths: list[int], blocks: int, seed:
 
 
 def test_attention_of_levels_is_not_taken_for_something_else() -> None:
-    kwargs = {"down_block_types": ["AttnDownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
-    with pytest.raises(ValueError, match="without attention"):
+    kwargs = {
+        "down_block_types": ["AttnDownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+        "block_out_channels": [8], "layers_per_block": 2, "latent_channels": 4, "num_vq_embeddings": 5,
+        "norm_num_groups": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="attention at the same levels"):
         maskgit_vq.config_from_original({"original": {"class": "VQModel", "kwargs": kwargs}})
 
 

@@ -15,6 +15,8 @@ from zoo.registry import import_module, registry
 PARITY = Path(__file__).parents[1] / "parity"
 # fixture folder -> (key list, model) of every published key list
 KEY_LISTS = {
+    "alit/keys_alit_small_vae": "alit_small_vae_quantised.in100",
+    "alit/keys_alit_small_vqgan": "alit_small_vqgan_quantised.in100",
     "llamagen_vq/keys_vq_ds16_c2i": "llamagen_vq_f16.c2i",
     "llamagen_vq/keys_vq_ds8_c2i": "llamagen_vq_f8.c2i",
     "maskbit_lfq/keys_maskbit_tokenizer_14bit": "maskbit_lfq_14bit.imagenet",
@@ -48,6 +50,13 @@ KEY_LISTS = {
 SHORTENED = {"unitok/keys_unitok_tokenizer": {"layers": 1}}
 # published files that do not lie in a hub repository
 ELSEWHERE = {
+    "alit_small_vqgan_quantised_in1k": "alit_small_vqgan_quantised.in1k",
+    "alit_small_vqgan_quantised_in100": "alit_small_vqgan_quantised.in100",
+    "alit_base_vqgan_quantised_in100": "alit_base_vqgan_quantised.in100",
+    "alit_semilarge_vqgan_quantised_in100": "alit_semilarge_vqgan_quantised.in100",
+    "alit_small_vqgan_continuous_in100": "alit_small_vqgan_continuous.in100",
+    "alit_small_vae_quantised_in100": "alit_small_vae_quantised.in100",
+    "alit_small_vae_continuous_in100": "alit_small_vae_continuous.in100",
     "bsqvit_b18_group9": "bsq_vit_18bit.group9",
     "bsqvit_b18_group9_ema": "bsq_vit_18bit.group9_ema",
     "bsqvit_b18_approx": "bsq_vit_18bit.approx",

@@ -93,6 +93,15 @@ def test_json_gives_back_an_equal_config(config: Everything) -> None:
     assert again.to_dict() == config.to_dict()
 
 
+@given(st.integers(1, 3), st.sampled_from([Circle(), Circle(2.0), Nested(Circle(3.0))]))
+def test_stated_fields_give_back_an_equal_config_and_leave_out_defaults(count: int, shape: Shape) -> None:
+    config = Everything("a", count=count, any_shape=shape, shapes=(shape,))
+    assert Everything.from_dict(json.loads(json.dumps(config.stated()))) == config
+    assert ("count" in config.stated()) == (count != 1)
+    assert Everything("a").stated() == {"name": "a"}
+    assert Nested().stated() == {"kind": "nested"}
+
+
 def test_kind_tells_configs_apart() -> None:
     assert Everything.from_dict({"name": "a", "either": {"kind": "square", "side": 4}}).either == Square(4)
     assert Everything.from_dict(

@@ -31,7 +31,10 @@ class TiTokCase(Case):
 
     def __init__(self, fixture: Fixture, family: Family) -> None:
         meta = fixture.meta
-        if not any(key.startswith("pixel_decoder.") for key in fixture.weights) and "pixel_decoder" not in meta["original"]:
+        if (
+            not any(key.startswith("pixel_decoder.") for key in fixture.weights)
+            and "pixel_decoder" not in meta["original"]
+        ):
             meta = {**meta, "original": {"pixel_decoder": _small_decoder(meta), **meta["original"]}}
         self.fixture, self.meta, self.module = fixture, fixture.meta, family.module
         self.model = family.model(self.module.config_from_original(meta)).eval()  # type: ignore[call-arg]

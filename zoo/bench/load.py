@@ -17,6 +17,7 @@ from zoo.bench import vqmodel
 from zoo.bench.peers import ZOO
 from zoo.bench.problem import Contender, Problem, Verdict, Work
 from zoo.bench.vqmodel import DIFFUSERS, DIFFUSERS_MODULE, Shape
+from zoo.interop.diffusers import to_diffusers
 from zoo.tokenizer import Tokenizer
 
 _READ = "safetensors, the tensors alone"
@@ -43,7 +44,7 @@ class Load(Problem[Data]):
         folder = tempfile.TemporaryDirectory(prefix="zoo-bench-")
         model = vqmodel.ours(self.shape)
         zoo.save_model(model, Path(folder.name, "zoo"))
-        vqmodel.diffusers_model(model, self.shape).save_pretrained(Path(folder.name, "diffusers"))  # type: ignore[operator]
+        to_diffusers(model).save_pretrained(Path(folder.name, "diffusers"))
         return Data(model, folder)
 
     def contenders(self) -> Sequence[Contender[Data]]:
@@ -57,9 +58,8 @@ class Load(Problem[Data]):
         """Every parameter is that of the saved model, to the bit."""
         verdicts = {}
         for name, got in outputs.items():
-            expected = data.model.state_dict()
-            if name == DIFFUSERS:
-                expected = {vqmodel.diffusers_name(key): value for key, value in expected.items()}
+            saved = to_diffusers(data.model) if name == DIFFUSERS else data.model
+            expected = saved.state_dict()
             equal = got.keys() == expected.keys() and all(
                 torch.equal(got[key].cpu().flatten(), value.flatten()) for key, value in expected.items()
             )

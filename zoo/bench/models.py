@@ -13,6 +13,7 @@ from zoo.bench import exact, vqmodel
 from zoo.bench.peers import ZOO
 from zoo.bench.problem import Contender, Problem, Verdict, Work
 from zoo.bench.vqmodel import DIFFUSERS, DIFFUSERS_MODULE, Shape
+from zoo.interop.diffusers import to_diffusers
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
@@ -100,7 +101,7 @@ class Encode(_Model):
 
     def _theirs(self, layout: torch.memory_format) -> Callable[[Data], Callable[[], Any]]:
         def build(data: Data) -> Callable[[], Any]:
-            model = vqmodel.diffusers_model(data.model, self.shape).to(memory_format=layout)
+            model = to_diffusers(data.model).to(memory_format=layout)
             images = data.images.to(memory_format=layout)
 
             @torch.no_grad()
@@ -134,7 +135,7 @@ class Decode(_Model):
 
     def _theirs(self, layout: torch.memory_format) -> Callable[[Data], Callable[[], Any]]:
         def build(data: Data) -> Callable[[], Any]:
-            model = vqmodel.diffusers_model(data.model, self.shape).to(memory_format=layout)
+            model = to_diffusers(data.model).to(memory_format=layout)
             indices, shape = data.tokens.indices, (self.batch, *self._grid(), self.shape.dim)
 
             @torch.no_grad()

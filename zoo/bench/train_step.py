@@ -17,6 +17,7 @@ from zoo.bench import exact, vqmodel
 from zoo.bench.peers import ZOO
 from zoo.bench.problem import Contender, Problem, Verdict, Work
 from zoo.bench.vqmodel import DIFFUSERS, DIFFUSERS_MODULE, Shape
+from zoo.interop.diffusers import diffusers_names, to_diffusers
 from zoo.tokenizer import Tokenizer
 
 CODEBOOK_WEIGHT = 0.25  # the weights of diffusers' quantizer: commitment 1, codebook 0.25
@@ -97,7 +98,7 @@ class TrainStep(Problem[Data]):
 
     def _theirs(self, layout: torch.memory_format) -> Callable[[Data], Callable[[], Step]]:
         def build(data: Data) -> Callable[[], Step]:
-            model = vqmodel.diffusers_model(data.model, self.shape).to(memory_format=layout).train()
+            model = to_diffusers(data.model).to(memory_format=layout).train()
             images = data.images.to(memory_format=layout)
 
             def loss() -> Tensor:
@@ -105,7 +106,8 @@ class TrainStep(Problem[Data]):
                 return F.mse_loss(out.sample, images) + out.commit_loss.mean()
 
             parameters = dict(model.named_parameters())
-            watched = {name: parameters[vqmodel.diffusers_name(name)] for name in _WATCHED}
+            names = diffusers_names(model)
+            watched = {name: parameters[names[name]] for name in _WATCHED}
             return _step(loss, parameters.values(), watched)
 
         return build

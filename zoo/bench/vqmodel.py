@@ -1,9 +1,8 @@
-"""LlamaGen's tokenizer and diffusers' VQModel of the same shape, with the same weights."""
+"""LlamaGen's tokenizer in the sizes that diffusers' VQModel of the same weights is measured against."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +16,6 @@ from zoo.tokenizer import Tokenizer
 
 DIFFUSERS = "diffusers"
 DIFFUSERS_MODULE = "diffusers.models.autoencoders.vq_model"
-
-_BLOCKS = {r"blocks\.": "resnets.", "shortcut": "conv_shortcut"}
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -58,43 +54,6 @@ def ours(shape: Shape, device: str = "cpu") -> Tokenizer:
         if shape.metric == "euclidean":
             nn.init.normal_(model.quantizer.codebook.weight, std=0.3)
     return model.to(device)
-
-
-def diffusers_model(model: Tokenizer, shape: Shape) -> nn.Module:
-    """diffusers' VQModel with our model's weights, on its device."""
-    from diffusers import VQModel
-
-    last = len(shape.multipliers) - 1
-    peer = VQModel(
-        down_block_types=("DownEncoderBlock2D",) * last + ("AttnDownEncoderBlock2D",),
-        up_block_types=("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * last),
-        block_out_channels=tuple(shape.channels * factor for factor in shape.multipliers),
-        layers_per_block=shape.blocks,
-        latent_channels=shape.latent_channels,
-        num_vq_embeddings=shape.codes,
-        vq_embed_dim=shape.dim,
-        lookup_from_codebook=True,
-    )
-    weights = {diffusers_name(name): tensor for name, tensor in model.state_dict().items()}
-    expected = peer.state_dict()
-    peer.load_state_dict({name: tensor.reshape(expected[name].shape) for name, tensor in weights.items()})
-    return peer.to(next(model.parameters()).device).eval()
-
-
-def diffusers_name(name: str) -> str:
-    """The name of our parameter in diffusers' layout."""
-    for ours_, theirs in {"to_latent": "quant_conv", "from_codes": "post_quant_conv"}.items():
-        name = name.replace(ours_, theirs)
-    name = name.replace("quantizer.codebook", "quantize.embedding").replace("norm_out", "conv_norm_out")
-    name = re.sub(r"^encoder\.levels", "encoder.down_blocks", name)
-    name = re.sub(r"^decoder\.levels", "decoder.up_blocks", name)
-    name = name.replace("resample.conv", "downsamplers.0.conv" if name.startswith("encoder") else "upsamplers.0.conv")
-    for ours_, theirs in {"mid.0": "mid_block.resnets.0", "mid.2": "mid_block.resnets.1"}.items():
-        name = name.replace(ours_, theirs)
-    name = name.replace("mid.1", "mid_block.attentions.0")
-    for pattern, theirs in _BLOCKS.items():
-        name = re.sub(rf"(?<=\.){pattern}", theirs, name)
-    return re.sub(r"(attentions\.\d+)\.(\w+)", lambda match: f"{match[1]}.{_ATTENTION[match[2]]}", name)
 
 
 def images(count: int, side: int, device: str) -> Tensor:

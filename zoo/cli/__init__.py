@@ -22,6 +22,7 @@ from zoo.cli import (
     listing,
     parity,
     roundtrip,
+    tokens,
     training,
 )
 from zoo.cli.common import DEFAULT_MODEL, report
@@ -67,6 +68,7 @@ app.command("encode", rich_help_panel=_MEDIA)(encode.encode)
 app.command("decode", rich_help_panel=_MEDIA)(decode.decode)
 app.command("compare", rich_help_panel=_MEDIA)(compare.compare)
 app.command("eval", rich_help_panel=_MEDIA)(evaluate.evaluate)
+app.command("tokens", rich_help_panel=_MEDIA)(tokens.tokens)
 app.command("fit", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.fit)
 app.command("validate", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.validate)
 app.command("parity", rich_help_panel=_CHECKS)(parity.parity)

@@ -54,7 +54,7 @@ class MaskGITEncoder(nn.Module):
     Args:
         channels: width after the first convolution.
         widths: of the levels, finest first.
-        blocks: residual blocks a level, and after the last one.
+        blocks: residual blocks a level, and after the last one unless `middle_blocks` says otherwise.
         strided_convolution: halve the size by a convolution of stride 2, else by averaging 2 x 2.
     """
 
@@ -68,6 +68,7 @@ class MaskGITEncoder(nn.Module):
         dropout: float = 0.0,
         *,
         strided_convolution: bool,
+        middle_blocks: int | None = None,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=False)
@@ -76,7 +77,7 @@ class MaskGITEncoder(nn.Module):
             halve = Downsample(width) if strided_convolution else nn.AvgPool2d(2)
             resample = halve if i < len(widths) - 1 else nn.Identity()
             self.levels.append(_Level(_blocks(before, width, blocks, groups, dropout), resample))
-        self.mid = _blocks(widths[-1], widths[-1], blocks, groups, dropout)
+        self.mid = _blocks(widths[-1], widths[-1], middle_blocks or blocks, groups, dropout)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 1)
 
@@ -90,15 +91,22 @@ class MaskGITDecoder(nn.Module):
 
     Args:
         widths: of the levels, coarsest first.
-        blocks: residual blocks a level, and before the first one.
+        blocks: residual blocks a level, and before the first one unless `middle_blocks` says otherwise.
     """
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], blocks: int, groups: int = 32, dropout: float = 0.0
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        groups: int = 32,
+        dropout: float = 0.0,
+        *,
+        middle_blocks: int | None = None,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.mid = _blocks(widths[0], widths[0], blocks, groups, dropout)
+        self.mid = _blocks(widths[0], widths[0], middle_blocks or blocks, groups, dropout)
         self.levels = nn.Sequential()
         for i, (before, width) in enumerate(pairwise([widths[0], *widths])):
             resample = Upsample(width) if i < len(widths) - 1 else nn.Identity()

@@ -139,6 +139,13 @@ class LayerScale(nn.Module):
         return x * self.scale
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm, computed in the precision of its weight, whatever autocast made of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), for (B, N, C).
 
@@ -153,7 +160,7 @@ class TransformerBlock(nn.Module):
         mlp: nn.Module,
         *,
         eps: float = 1e-5,
-        norm: type[nn.LayerNorm] | type[nn.RMSNorm] = nn.LayerNorm,
+        norm: type[nn.LayerNorm] | type[RMSNorm] = nn.LayerNorm,
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()

@@ -43,6 +43,7 @@ class FiniteScalarConfig(QuantizerConfig):
     symmetric: bool = False  # levels spread evenly over [-1, 1], so that an even count has none at 0
     squash: Literal["tanh", "clamp"] = "tanh"  # what bounds the latents; "clamp" is for latents bounded before
     noise: NoiseDropoutConfig | None = None
+    bound_twice: bool = False  # as X-codec2 and ResidualFSQ of vector-quantize-pytorch 1.17: the bound of the bound
 
     def __post_init__(self) -> None:
         self.require(len(self.levels) > 0 and min(self.levels) >= 2, "levels of at least 2 values each", self.levels)
@@ -53,6 +54,7 @@ class FiniteScalarConfig(QuantizerConfig):
             f"a margin from 0 to below 1 / {max(self.levels) - 1}, beyond which rounding would leave the levels",
             self.margin,
         )
+        self.require(not (self.bound_twice and self.symmetric), "levels around 0 for a second bound", self.symmetric)
         self.require(
             self.symmetric or self.margin > 0 or min(self.levels) > 2,
             "a margin > 0 with levels of 2 (without, their bound is infinite)",
@@ -84,7 +86,7 @@ class FiniteScalar(Quantizer):
         basis = [math.prod(config.levels[:i]) for i in range(config.dim)]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
         self.margin, self.symmetric, self.squash = config.margin, config.symmetric, config.squash
-        self.noise = config.noise
+        self.noise, self.bound_twice = config.noise, config.bound_twice
 
     def bound(self, z: Tensor) -> Tensor:
         """Latents (..., D) -> codes before rounding (..., D), within about [-1, 1].
@@ -101,6 +103,8 @@ class FiniteScalar(Quantizer):
 
     def quantize(self, z: Tensor) -> Quantized:
         bounded = self.bound(z)
+        if self.bound_twice:
+            bounded = self.bound(bounded * (self.levels // 2))
         if self.symmetric:
             digits = ((self.levels - 1) * (bounded.detach() + 1) / 2 + 0.5).floor()
         else:

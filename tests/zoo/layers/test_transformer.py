@@ -11,6 +11,7 @@ from zoo.layers.transformer import (
     AttentionState,
     CausalAttention,
     CausalTransformer,
+    RMSNorm,
     TransformerBlock,
     rotate,
     windowed_attention,
@@ -76,7 +77,7 @@ def test_no_later_position_and_none_before_the_window_is_seen() -> None:
     assert seen.tolist() == [17, 18, 19, 20]
 
 
-@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, RMSNorm])
 def test_block_is_its_formula(norm: type[torch.nn.Module]) -> None:
     torch.manual_seed(0)
     block = TransformerBlock(8, 2, MLP(8, 16, torch.nn.SiLU), norm=norm, eps=1e-6, layer_scale=0.25)

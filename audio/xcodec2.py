@@ -1,0 +1,294 @@
+"""X-codec2, Llasa's speech tokenizer: BigCodec's encoder and a speech model, finite scalars, a Vocos decoder.
+
+Paper: arXiv 2502.04128. Original: zhenye234/X-Codec-2.0 (MIT); transformers' Xcodec2Model has its own layout.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audio.bigcodec import SpareFrameSpec, alias_free_keys
+from audio.speech_features import MelFeaturesConfig, SpeechFeaturesConfig, Wav2Vec2BertConfig
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.alias_free import AliasFreeEncoder
+from zoo.layers.resnet import ResBlock
+from zoo.layers.transformer import MLP, RMSNorm, SelfAttention, TransformerBlock
+from zoo.layers.vocos import SpectralHead
+from zoo.quantizers import FiniteScalarConfig, ProjectedConfig, Quantized, QuantizerConfig
+from zoo.registry import register
+from zoo.tokenizer import Tokenizer
+
+
+def scalars(dim: int) -> ProjectedConfig:
+    """65536 codes: 8 dimensions of 4 values, between projections from and to `dim`."""
+    return ProjectedConfig(dim, FiniteScalarConfig(levels=(4,) * 8, bound_twice=True))
+
+
+@dataclass(frozen=True)
+class XCodec2Config(Config):
+    """Sizes of the network; the defaults are those of the published model."""
+
+    channels: int = 48  # of the acoustic encoder at the signal's rate, doubled by each stride
+    strides: tuple[int, ...] = (2, 2, 4, 4, 5)
+    dilations: tuple[int, ...] = (1, 3, 9)
+    features: SpeechFeaturesConfig = Wav2Vec2BertConfig()
+    width: int = 1024  # of the acoustic features and the decoder, in multiples of 32
+    layers: int = 12  # of the decoder's transformer
+    heads: int = 16
+    dropout: float = 0.1
+    sample_rate: int = 16_000
+    quantizer: QuantizerConfig = scalars(2048)
+
+    def __post_init__(self) -> None:
+        self.require(min(self.strides, default=0) >= 1, "strides >= 1", self.strides)
+        fits = self.width % 32 == 0 and self.width % self.heads == 0
+        self.require(fits, "a width in multiples of 32 and of the heads", (self.width, self.heads))
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token."""
+        return math.prod(self.strides)
+
+
+@register("xcodec2")
+class XCodec2(Tokenizer):
+    """Speech (B, 1, T) in [-1, 1] -> frames of one token (B, 1, floor(T / hop) + 1); every token depends on all of T.
+
+    The signal is filled up with zeros, and with a whole frame of them where it has whole frames. The speech model is
+    read when it is first needed; decoding does not.
+    """
+
+    layout = "frames"
+
+    def __init__(self, config: XCodec2Config) -> None:
+        dim, hop = config.quantizer.dim, config.hop_length
+        super().__init__(
+            config, SpareFrameSpec("audio", 1, (-1.0, 1.0), None, hop, config.sample_rate), config.quantizer
+        )
+        self.features = config.features.build(config.sample_rate, hop)
+        self.encoder = AliasFreeEncoder(config.channels, config.strides, config.dilations, config.width)
+        self.semantic_encoder = SemanticNetwork(config.features.width)
+        self.to_latent = nn.Linear(config.features.width + config.width, dim)
+        self.decoder = XCodec2Decoder(config)
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.join(x, self.features(x))
+
+    def join(self, x: Tensor, features: Tensor) -> Tensor:
+        """Signal (B, 1, T) and the speech model's features (B, T / hop, F) -> latent (B, T / hop, D)."""
+        semantic = self.semantic_encoder(features.transpose(1, 2))
+        return self.to_latent(torch.cat([semantic, self.encoder(x)], dim=1).transpose(1, 2))
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)
+
+    def pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, self.spec.padding((x.shape[-1],))[0]))
+
+
+class SemanticNetwork(nn.Module):
+    """Convolutions of 3 around a residual block: (B, C, T) -> the same.
+
+    The first activation of the block replaces its input, so that the rectified signal is what the block adds to.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv1d(width, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv1d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv1d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv_in(x))
+        return self.conv_out(x + self.conv2(F.relu(self.conv1(x))))
+
+
+class SemanticHead(nn.Module):
+    """Codes (B, T, D) -> the speech model's features (B, T, F); what the training's semantic loss compares."""
+
+    def __init__(self, dim: int, features: int) -> None:
+        super().__init__()
+        self.from_codes = nn.Linear(dim, features)
+        self.network = SemanticNetwork(features)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.network(self.from_codes(codes).transpose(1, 2)).transpose(1, 2)
+
+
+class XCodec2Decoder(nn.Module):
+    """Codes (B, T, D) -> waveform (B, 1, T x hop).
+
+    The attention knows no positions: the original rotates queries and keys by the number of their head, which cancels.
+    """
+
+    def __init__(self, config: XCodec2Config) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        self.from_codes = nn.Linear(config.quantizer.dim, width)
+        self.embed = nn.Conv1d(width, width, 7, padding=3)
+        self.before = nn.Sequential(*(ResBlock(width, width, dropout=dropout, dims=1) for _ in range(2)))
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(
+                    width,
+                    SelfAttention(width, config.heads, bias=False),
+                    MLP(width, 4 * width, nn.SiLU, bias=False),
+                    norm=RMSNorm,
+                    eps=1e-6,
+                )
+                for _ in range(config.layers)
+            )
+        )
+        self.after = nn.Sequential(*(ResBlock(width, width, dropout=dropout, dims=1) for _ in range(2)))
+        self.norm_out = nn.LayerNorm(width, eps=1e-6)
+        self.head = SpectralHead(width, 4 * config.hop_length, config.hop_length)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.head(self.backbone(self.from_codes(codes)))
+
+    def backbone(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> the same, normalised."""
+        x = self.before(self.embed(x.transpose(1, 2)))
+        x = self.blocks(x.transpose(1, 2))
+        return self.norm_out(self.after(x.transpose(1, 2)).transpose(1, 2))
+
+
+def config_from_original(meta: dict[str, Any]) -> XCodec2Config:
+    """The config of the original's arguments. Those narrower than the speech model take mel bands in its place."""
+    kwargs = meta["original"]["kwargs"]
+    encoder, decoder, width = kwargs["codec_encoder"], kwargs["codec_decoder"], kwargs["semantic_dim"]
+    published = Wav2Vec2BertConfig()
+    return XCodec2Config(
+        channels=encoder["ngf"],
+        strides=tuple(encoder["up_ratios"]),
+        dilations=tuple(encoder["dilations"]),
+        features=published if width == published.width else MelFeaturesConfig(width),
+        width=decoder["hidden_dim"],
+        layers=decoder["depth"],
+        heads=decoder["heads"],
+        quantizer=scalars(decoder["vq_dim"]),
+    )
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The quantizer has none."""
+    return {}
+
+
+def with_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The last layers of the acoustic encoder, which are named apart, numbered on after the others."""
+    numbers = [int(key.split(".")[2]) for key in state if key.startswith("encoder.layers.")]
+    after = max(numbers, default=-1) + 1
+    last = re.compile(r"^encoder\.last\.(\d+)")
+    return {
+        last.sub(lambda found: f"encoder.layers.{after + int(found[1])}", key): value for key, value in state.items()
+    }
+
+
+def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The acoustic encoder's layers numbered as one sequence, and queries, keys and values in one map."""
+    unit = re.compile(r"^encoder\.stages\.(\d+)\.unit(\d+)\.")
+    after = re.compile(r"^encoder\.stages\.(\d+)\.after\.(\d+)\.")
+    units = max((int(found[2]) for key in state if (found := unit.match(key))), default=0)
+
+    def own(key: str) -> str:
+        key = unit.sub(lambda found: f"encoder.layers.{int(found[1]) + 1}.{int(found[2]) - 1}.block.", key)
+        return after.sub(lambda found: f"encoder.layers.{int(found[1]) + 1}.{units + int(found[2])}.", key)
+
+    result = with_last({own(key): value for key, value in state.items()})
+    for key in [key for key in result if key.endswith(".attention.q.weight")]:
+        parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
+        result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return result
+
+
+def _semantic_keys(published: str, own: str) -> dict[str, str | None]:
+    return {
+        f"{published}.initial_conv.weight": f"{own}.conv_in.weight",
+        f"{published}.residual_blocks.1.*": f"{own}.conv1.*",
+        f"{published}.residual_blocks.3.*": f"{own}.conv2.*",
+        f"{published}.final_conv.weight": f"{own}.conv_out.weight",
+    }
+
+
+KEY_MAP_HEAD = KeyMap(  # of the training's semantic head
+    {**_semantic_keys("SemanticDecoder_module", "network"), "fc_post_s.*": "from_codes.*"}
+)
+
+KEY_MAP = KeyMap(
+    {
+        **alias_free_keys("CodecEnc.conv_blocks", "encoder.layers"),
+        **alias_free_keys("CodecEnc.conv_final_block", "encoder.last"),
+        **_semantic_keys("SemanticEncoder_module", "semantic_encoder"),
+        "fc_prior.*": "to_latent.*",
+        "generator.quantizer.project_in.*": "quantizer.project_in.*",
+        "generator.quantizer.project_out.*": "quantizer.project_out.*",
+        "fc_post_a.*": "decoder.from_codes.*",
+        "generator.backbone.embed.*": "decoder.embed.*",
+        "generator.backbone.prior_net.*": "decoder.before.*",
+        "generator.backbone.transformers.{}.att_norm.weight": "decoder.blocks.{}.norm1.weight",
+        "generator.backbone.transformers.{}.att.c_attn.weight": "decoder.blocks.{}.attention.qkv.weight",
+        "generator.backbone.transformers.{}.att.c_proj.weight": "decoder.blocks.{}.attention.proj.weight",
+        "generator.backbone.transformers.{}.ffn_norm.weight": "decoder.blocks.{}.norm2.weight",
+        "generator.backbone.transformers.{}.mlp.*": "decoder.blocks.{}.mlp.*",
+        "generator.backbone.post_net.*": "decoder.after.*",
+        "generator.backbone.final_layer_norm.*": "decoder.norm_out.*",
+        "generator.head.out.*": "decoder.head.out.*",
+        "generator.head.istft.window": None,  # Hann's
+        "fc_post_s.*": None,  # the training's semantic head
+        "SemanticDecoder_module.*": None,
+        "discriminator.*": None,
+        "spec_discriminator.*": None,
+        "semantic_model.*": None,  # as it was published
+    },
+    weight_norm=True,
+    finish=with_last,
+)
+
+
+_BLOCK = "acoustic_decoder.layers.{}"
+
+KEY_MAP_TRANSFORMERS = KeyMap(
+    {
+        "acoustic_encoder.conv1.*": "encoder.layers.0.*",
+        "acoustic_encoder.block.{}.res_unit{}.snake1.act.*": "encoder.stages.{}.unit{}.0.*",
+        "acoustic_encoder.block.{}.res_unit{}.conv1.*": "encoder.stages.{}.unit{}.1.*",
+        "acoustic_encoder.block.{}.res_unit{}.snake2.act.*": "encoder.stages.{}.unit{}.2.*",
+        "acoustic_encoder.block.{}.res_unit{}.conv2.*": "encoder.stages.{}.unit{}.3.*",
+        "acoustic_encoder.block.{}.snake1.act.*": "encoder.stages.{}.after.0.*",
+        "acoustic_encoder.block.{}.conv1.*": "encoder.stages.{}.after.1.*",
+        "acoustic_encoder.snake1.act.*": "encoder.last.0.*",
+        "acoustic_encoder.conv2.*": "encoder.last.1.*",
+        "semantic_adapter.conv1.weight": "semantic_encoder.conv_in.weight",
+        "semantic_adapter.conv2.*": "semantic_encoder.conv1.*",
+        "semantic_adapter.conv3.*": "semantic_encoder.conv2.*",
+        "semantic_adapter.conv4.weight": "semantic_encoder.conv_out.weight",
+        "semantic_encoder.*": None,  # w2v-BERT 2.0, as it was published
+        "fc_encoder.*": "to_latent.*",
+        "quantizer.project_in.*": "quantizer.project_in.*",
+        "quantizer.project_out.*": "quantizer.project_out.*",
+        "acoustic_decoder.fc.*": "decoder.from_codes.*",
+        "acoustic_decoder.embed.*": "decoder.embed.*",
+        "acoustic_decoder.prior_net.*": "decoder.before.*",
+        f"{_BLOCK}.input_layernorm.weight": "decoder.blocks.{}.norm1.weight",
+        f"{_BLOCK}.self_attn.q_proj.weight": "decoder.blocks.{}.attention.q.weight",
+        f"{_BLOCK}.self_attn.k_proj.weight": "decoder.blocks.{}.attention.k.weight",
+        f"{_BLOCK}.self_attn.v_proj.weight": "decoder.blocks.{}.attention.v.weight",
+        f"{_BLOCK}.self_attn.o_proj.weight": "decoder.blocks.{}.attention.proj.weight",
+        f"{_BLOCK}.post_attention_layernorm.weight": "decoder.blocks.{}.norm2.weight",
+        f"{_BLOCK}.mlp.*": "decoder.blocks.{}.mlp.*",
+        "acoustic_decoder.post_net.*": "decoder.after.*",
+        "acoustic_decoder.norm.*": "decoder.norm_out.*",
+        "acoustic_decoder.head.linear.*": "decoder.head.out.*",
+    },
+    finish=from_transformers,
+)

@@ -1,0 +1,213 @@
+"""diffusers' VQModel becomes a model of the zoo and back: same tokens, same images; what does not fit is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import zoo
+from zoo.interop import from_diffusers, to_diffusers
+from zoo.interop.diffusers import VQArchitecture, diffusers_names
+from zoo.registry import registry
+from zoo.tokenizer import Tokenizer
+
+SMALL: dict[str, Any] = {
+    "widths": (4, 8), "blocks": 2, "attention": (False, True), "decoder_attention": (False, True),
+    "middle_attention": True, "latent_channels": 6, "codebook_size": 20, "dim": 5, "norm_groups": 2,
+}  # fmt: skip
+
+
+def architecture(**changes: Any) -> VQArchitecture:
+    return VQArchitecture(**{**SMALL, **changes})
+
+
+def peer(shape: VQArchitecture, seed: int = 0) -> VQModel:
+    torch.manual_seed(seed)
+    model = VQModel(**shape.kwargs()).eval()
+    nn.init.normal_(model.quantize.embedding.weight)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def images(side: int, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    low, high = value_range
+    x = torch.rand(2, 3, side, side + side // 2, generator=torch.Generator().manual_seed(0))
+    return x * (high - low) + low
+
+
+@torch.no_grad()
+def assert_equal(ours: Tokenizer, theirs: VQModel, x: Tensor) -> None:
+    latents = theirs.encode(x).latents
+    _, _, (_, _, indices) = theirs.quantize(latents)
+    tokens = ours.encode(x)
+    assert torch.equal(tokens.indices.flatten(), indices.flatten())
+    shape = (*tokens.indices.shape, theirs.config.vq_embed_dim or theirs.config.latent_channels)
+    expected = theirs.decode(indices, force_not_quantize=True, shape=shape).sample
+    torch.testing.assert_close(ours.decode(tokens), expected, rtol=0, atol=1e-5)
+
+
+# -- into the zoo --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> VQArchitecture:
+    """Those that some family holds."""
+    count, blocks, middle = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.booleans())
+    attention = tuple(draw(st.booleans()) and (middle or blocks > 1) for _ in range(count))
+    free = (middle and blocks > 1) or not any(attention)
+    widths = [4, *(draw(st.sampled_from([4, 6, 8] if free else [4, 8])) for _ in range(count - 1))]
+    return architecture(
+        widths=tuple(widths), blocks=blocks, attention=attention, decoder_attention=attention, middle_attention=middle
+    )
+
+
+@settings(max_examples=15)
+@given(shape=architectures(), seed=st.integers(0, 9))
+def test_a_vq_model_gives_the_same_tokens_and_images_in_the_zoo(shape: VQArchitecture, seed: int) -> None:
+    theirs = peer(shape, seed)
+    ours = from_diffusers(theirs)
+    assert not ours.training
+    assert_equal(ours, theirs, images(8 * ours.spec.multiple // 2))
+
+
+@settings(max_examples=10)
+@given(shape=architectures())
+def test_there_and_back_is_the_same_model(shape: VQArchitecture) -> None:
+    theirs = peer(shape)
+    ours = from_diffusers(theirs)
+    assert VQArchitecture.of(ours) == shape
+    again = to_diffusers(ours)
+    state = theirs.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "family"),
+    [
+        ({}, "llamagen_vq"),
+        ({"attention": (False, False), "decoder_attention": (False, False)}, "maskgit_vq"),
+        ({"attention": (True, False), "decoder_attention": (True, False), "blocks": 1}, "taming_vqgan"),
+        ({"widths": (4, 6), "attention": (True, True), "decoder_attention": (True, True)}, "maskgit_vq"),
+    ],
+)
+def test_the_architecture_chooses_the_family(changes: dict[str, Any], family: str) -> None:
+    assert registry.family_of(from_diffusers(peer(architecture(**changes)))).name == family
+
+
+@pytest.mark.parametrize("family", ["llamagen_vq", "maskgit_vq", "taming_vqgan"])
+def test_a_family_can_be_asked_for(family: str) -> None:
+    theirs = peer(architecture())
+    ours = from_diffusers(theirs, family=family)
+    assert registry.family_of(ours).name == family
+    assert_equal(ours, theirs, images(8))
+
+
+def test_precision_is_kept() -> None:
+    assert from_diffusers(peer(architecture()).to(torch.bfloat16)).dtype == torch.bfloat16
+    assert to_diffusers(from_diffusers(peer(architecture())).to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_converted_model_is_saved_and_loaded_like_any_other(tmp_path) -> None:
+    ours = from_diffusers(peer(architecture()))
+    zoo.save_model(ours, tmp_path)
+    again = zoo.create_model(f"local-dir:{tmp_path}")
+    assert again.encode(images(8)) == ours.encode(images(8))
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------------
+
+
+def test_unequal_attention_is_refused_with_the_reason_of_each_family() -> None:
+    theirs = peer(architecture(decoder_attention=(True, False)))
+    with pytest.raises(
+        ValueError, match=r"no family holds this VQModel: llamagen_vq: .*; maskgit_vq: .*; taming_vqgan: "
+    ):
+        from_diffusers(theirs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "why"),
+    [
+        ({"norm_type": "spatial"}, "norm_type='group'"),
+        ({"act_fn": "relu"}, "act_fn='silu'"),
+        ({"in_channels": 1}, "in_channels=3"),
+        ({"out_channels": 1}, "out_channels=3"),
+    ],
+)
+def test_settings_without_a_counterpart_are_refused_by_name(kwargs: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        from_diffusers(VQModel(**{**architecture(widths=(32, 32)).kwargs(), **kwargs}))
+
+
+def test_other_blocks_are_refused_by_name() -> None:
+    kwargs = {**architecture().kwargs(), "down_block_types": ("DownEncoderBlock2D", "DownBlock2D")}
+    with pytest.raises(ValueError, match="DownBlock2D"):
+        VQArchitecture.from_kwargs(kwargs)
+
+
+def test_other_classes_and_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a VQModel of diffusers, got AutoencoderKL"):
+        from_diffusers(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'compact'"):
+        from_diffusers(peer(architecture()), family="compact")
+
+
+PLAIN = {"channels": 32, "channel_multipliers": (1, 1), "blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "why"),
+    [
+        ("compact", {}, "VQGAN's encoder"),
+        ("maskgit_vq", {"channels": 32, "widths": (32,), "attention": (False,)}, "VQGAN's encoder"),
+        ("llamagen_vq", {**PLAIN, "decoder_channel_multipliers": (1, 1), "quantizer": "fsq"}, "plain codebook"),
+        ("llamagen_vq", {**PLAIN, "decoder_channel_multipliers": (1, 2)}, "one block more"),
+        ("taming_vqgan", {**PLAIN, "channel_multipliers": (2, 2)}, "as wide as the first level"),
+    ],
+)
+def test_models_that_are_no_vq_model_are_refused(name: str, changes: dict[str, Any], why: str) -> None:
+    registry.family(name)
+    with pytest.raises(ValueError, match=why):
+        to_diffusers(zoo.create_model(name, **changes))
+
+
+# -- out of the zoo ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_model_of_the_zoo_gives_the_same_tokens_and_images_in_diffusers(metric: str) -> None:
+    ours = zoo.create_model(
+        "llamagen_vq_f16", channels=32, channel_multipliers=(1, 2), decoder_channel_multipliers=(1, 2), blocks=1,
+        latent_channels=8, quantizer="vector", codebook_size=50, dim=4, metric=metric,
+    )  # fmt: skip
+    nn.init.normal_(ours.quantizer.codebook.weight)  # codes of a cosine search need not have length 1
+    assert_equal(ours, to_diffusers(ours), images(16))
+
+
+def test_names_are_those_of_the_parameters() -> None:
+    theirs = peer(architecture())
+    ours = from_diffusers(theirs)
+    names = diffusers_names(theirs)
+    assert names.keys() == ours.state_dict().keys()
+    assert sorted(names.values()) == sorted(theirs.state_dict())
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value.flatten(), theirs.state_dict()[names[name]].flatten())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llamagen_vq_f16", "amused_vq_256"])
+def test_published_sizes(name: str) -> None:
+    ours = zoo.create_model(name, dtype=torch.float64)  # through as many layers float32 rounds by more than 1e-5
+    theirs = to_diffusers(ours)
+    assert_equal(ours, theirs, images(64, ours.spec.value_range).double())
+    back = from_diffusers(theirs, family=registry.family_of(ours).name)
+    assert torch.equal(
+        back.encode(images(64).double().clamp(0, 1)).indices, ours.encode(images(64).double().clamp(0, 1)).indices
+    )
