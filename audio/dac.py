@@ -35,10 +35,17 @@ def projected_codebook(size: int, dim: int, width: int) -> ProjectedConfig:
     return ProjectedConfig(width, VectorConfig(size, dim, metric="cosine", unit_vectors=False))
 
 
-def residual_codebooks(size: int, dim: int, width: int, count: int, dropout: float = 0.0) -> ResidualConfig:
-    """DAC's quantizer; gradients pass through the levels and what they leave over."""
+def residual_codebooks(
+    size: int, dim: int | tuple[int, ...], width: int, count: int, dropout: float = 0.0
+) -> ResidualConfig:
+    """DAC's quantizer; gradients pass through the levels and what they leave over. `dim`: of all levels, or of each."""
     drop = LevelDropoutConfig(share=float(dropout), per_item=True) if dropout else None
-    return ResidualConfig(projected_codebook(size, dim, width), num_levels=count, gradient="through", dropout=drop)
+    level: ProjectedConfig | tuple[ProjectedConfig, ...] = (
+        projected_codebook(size, dim, width)
+        if isinstance(dim, int)
+        else tuple(projected_codebook(size, own, width) for own in dim)
+    )
+    return ResidualConfig(level, num_levels=count, gradient="through", dropout=drop)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def config_from_original(meta: dict[str, Any]) -> DACConfig:
         if transformers
         else (kwargs["encoder_dim"], kwargs["encoder_rates"])
     )
-    width = kwargs.get("latent_dim") or channels * 2 ** len(strides)
+    width, dim = kwargs.get("latent_dim") or channels * 2 ** len(strides), kwargs["codebook_dim"]
     return DACConfig(
         sample_rate=kwargs["sampling_rate" if transformers else "sample_rate"],
         channels=channels,
@@ -157,7 +164,7 @@ def config_from_original(meta: dict[str, Any]) -> DACConfig:
         decoder_channels=kwargs["decoder_hidden_size" if transformers else "decoder_dim"],
         decoder_strides=tuple(strides[::-1] if transformers else kwargs["decoder_rates"]),
         quantizer=residual_codebooks(
-            kwargs["codebook_size"], kwargs["codebook_dim"], width, kwargs["n_codebooks"],
+            kwargs["codebook_size"], dim if isinstance(dim, int) else tuple(dim), width, kwargs["n_codebooks"],
             kwargs.get("quantizer_dropout", 0.5),
         ),
     )  # fmt: skip

@@ -49,11 +49,12 @@ class MimiConfig(Config):
     network: SEANetConfig = SEANetConfig(
         filters=64, strides=(4, 5, 6, 8), shortcut=False, last_kernel_size=3, lstm_layers=0, pad_mode="constant"
     )
+    stride: int = 2  # from the network's rate, at which the transformers work, to that of the tokens
     width: int = 512  # of the transformers, which a quantizer of another width is projected from and to
     layers: int = 8  # of each transformer
     heads: int = 8
     hidden: int = 2048
-    window: int = 250  # positions, at twice the rate of the tokens
+    window: int = 250  # positions that the transformers attend to
     rotary_base: float = 10_000.0
     rotary_pairs: RotaryPairs = "neighbours"  # "halves" in transformers' layout of the weights
     layer_scale: float = 0.01
@@ -63,7 +64,8 @@ class MimiConfig(Config):
     def __post_init__(self) -> None:
         self.require(self.network.causal, "a causal network", self.network)
         self.require(self.width % (2 * self.heads) == 0, "an even width per head", (self.width, self.heads))
-        self.require(min(self.layers, self.window) >= 1, "layers and a window >= 1", (self.layers, self.window))
+        counts = (self.stride, self.layers, self.window)
+        self.require(min(counts) >= 1, "a stride, layers and a window >= 1", counts)
 
 
 @register("mimi")
@@ -77,15 +79,15 @@ class Mimi(Tokenizer):
 
     def __init__(self, config: MimiConfig) -> None:
         network, width, dim = config.network, config.width, config.quantizer.dim
-        hop = 2 * network.hop_length
+        hop, stride = config.stride * network.hop_length, config.stride
         spec = InputSpec("audio", network.channels, (-1.0, 1.0), None, hop, config.sample_rate, causal=True)
         super().__init__(config, spec, config.quantizer)
         self.encoder = SEANetEncoder(network, width)
         self.encoder_transformer = self._transformer(config)
-        self.downsample = Conv1d(width, width, 4, stride=2, bias=False, causal=True, pad_mode="replicate")
+        self.downsample = Conv1d(width, width, 2 * stride, stride=stride, bias=False, causal=True, pad_mode="replicate")
         self.to_latent = nn.Identity() if dim == width else Conv1d(width, dim, 1, causal=True)
         self.from_codes = nn.Identity() if dim == width else Conv1d(dim, width, 1, causal=True)
-        self.upsample = ConvTranspose1d(width, width, 4, stride=2, groups=width, bias=False, causal=True)
+        self.upsample = ConvTranspose1d(width, width, 2 * stride, stride=stride, groups=width, bias=False, causal=True)
         self.decoder_transformer = self._transformer(config)
         self.decoder = SEANetDecoder(network, width)
 
@@ -160,6 +162,7 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
     )
     return MimiConfig(
         network=network,
+        stride=round(kwargs["sample_rate"] / network.hop_length / kwargs["frame_rate"]),
         width=transformer["d_model"],
         layers=transformer["num_layers"],
         heads=transformer["num_heads"],

@@ -2,7 +2,8 @@
 
 After Being-VL's image BPE (arXiv 2410.02155, 2506.23639), whose merges take the right or the lower neighbour. There the
 direction of a merge and the places of tokens are lost; here a merge states its direction, so that every token is a
-rectangle of known shape, and a sequence in raster order has exactly one grid.
+rectangle of known shape, and a sequence in raster order has exactly one grid. `train_flat` and `apply_flat` are what
+Being-VL released (BeingBeyond/Being-VL-0.5, MIT), for its merges; they have no way back.
 """
 
 from __future__ import annotations
@@ -188,6 +189,95 @@ def load(path: str | Path) -> Merges:
         return Merges(int(content["vocab_size"]), rows)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a file of zoo.bpe.save: {error}") from error
+
+
+# -- as Being-VL released it ---------------------------------------------------------------------------------------
+
+
+def train_flat(grids: Tensor, vocab_size: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Learn Being-VL's merges: pair k becomes the token `vocab_size + k`.
+
+    The first merge is of the grids, where right, lower and diagonal neighbours count; it leaves sequences in raster
+    order, and the others are of those. Only pairs whose first token is the smaller are counted. Ties go to the smaller
+    first, then second token.
+
+    Args:
+        grids: int64 codes (B, H, W).
+        vocab_size: number of codes.
+        count: merges at most; training ends earlier where no pair is left.
+
+    Raises:
+        ValueError: grids of another type or shape, or codes outside the vocabulary.
+    """
+    _checked(grids, vocab_size)
+    pairs: list[tuple[int, int]] = []
+    sequence = torch.empty(0, dtype=torch.int64)
+    for token in range(vocab_size, vocab_size + count):
+        neighbours = [(sequence[:-1], sequence[1:])]
+        if not pairs:
+            corners = (grids[:, :, :-1], grids[:, :, 1:]), (grids[:, :-1], grids[:, 1:])
+            neighbours = [*corners, (grids[:, :-1, :-1], grids[:, 1:, 1:])]
+        keys = torch.cat([(first * token + second)[(first >= 0) & (first < second)] for first, second in neighbours])
+        values, counts = keys.unique(return_counts=True)
+        if len(values) == 0:
+            break
+        best = int(values[counts.argmax()])  # the first of equals, and values are sorted
+        pairs.append((best // token, best % token))
+        sequence = _flattened(grids, pairs[0], token) if len(pairs) == 1 else _shortened(sequence, pairs[-1], token)
+    return tuple(pairs)
+
+
+def apply_flat(pairs: Sequence[tuple[int, int]], vocab_size: int, grids: Tensor) -> list[Tensor]:
+    """Encode grids by the merges of `train_flat`.
+
+    Args:
+        pairs: first and second token of each merge.
+        vocab_size: number of codes.
+        grids: int64 codes (B, H, W).
+
+    Returns:
+        For each grid its tokens (N,).
+
+    Raises:
+        ValueError: grids of another type or shape, or codes outside the vocabulary.
+    """
+    _checked(grids, vocab_size)
+    if len(pairs) == 0 or len(grids) == 0:
+        return list(grids.flatten(1))
+    sequence = _flattened(grids, pairs[0], vocab_size)
+    for token, pair in enumerate(pairs[1:], start=vocab_size + 1):
+        sequence = _shortened(sequence, pair, token)
+    ends = (sequence == _END).nonzero().flatten().tolist()
+    return [sequence[start:end] for start, end in zip([0, *(end + 1 for end in ends[:-1])], ends)]
+
+
+_END = -2  # after each item of several in one sequence
+
+
+def _flattened(grids: Tensor, pair: tuple[int, int], token: int) -> Tensor:
+    """The first merge: a cell takes its right neighbour or, where that is no match, the one below; all in raster order
+    in one sequence, with an `_END` after each grid."""
+    state = grids.clone()
+    for row in range(state.shape[1]):
+        line = state[:, row]
+        right = (line[:, :-1] == pair[0]) & (line[:, 1:] == pair[1])
+        line[:, :-1][right] = token
+        line[:, 1:][right] = _COVERED
+        if row + 1 < state.shape[1]:
+            below = (line == pair[0]) & (state[:, row + 1] == pair[1])
+            line[below] = token
+            state[:, row + 1][below] = _COVERED
+    sequence = torch.nn.functional.pad(state.flatten(1), (0, 1), value=_END).flatten()
+    return sequence[sequence != _COVERED]
+
+
+def _shortened(sequence: Tensor, pair: tuple[int, int], token: int) -> Tensor:
+    """A merge of two different tokens in a sequence."""
+    sequence = sequence.clone()
+    found = (sequence[:-1] == pair[0]) & (sequence[1:] == pair[1])
+    sequence[:-1][found] = token
+    sequence[1:][found] = _COVERED
+    return sequence[sequence != _COVERED]
 
 
 # -- one merge -----------------------------------------------------------------------------------------------------

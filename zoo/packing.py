@@ -2,8 +2,9 @@
 
 Packed form, version 1: b"ZTK" and a version byte; then, all numbers as LEB128 varints: layout, prefix axis, batch,
 levels, for each level its vocabulary size and position axes; lengths flag and lengths; source flag, name, fingerprint;
-extent flag, sample rate, axes, sizes; where the flag is 2, of each item the number of gains and these as big-endian
-float32; then the valid indices, level by level and item by item, each at ceil(log2 K)
+extent flag, sample rate, axes, sizes; where the flag is 2 or 4, of each item the number of gains and these as
+big-endian float32; where it is 3 or 4, of each item one more than its last place and a bit for each place up to it, set
+where a token is kept, most significant bit first, padded to a whole byte; then the valid indices, level by level and item by item, each at ceil(log2 K)
 bits, most significant bit first, padded with zeros to a whole byte.
 """
 
@@ -67,12 +68,13 @@ def unpack(data: bytes) -> Tokens:
         lengths = torch.tensor([reader.number() for _ in range(reader.bounded(math.prod(shape)))]).long().view(shape)
     source = Source(reader.text(), reader.text()) if reader.number() else None
     extent = None
-    if flag := reader.choice((0, 1, 2)):
+    if flag := reader.choice((0, 1, 2, 3, 4)):
         rate, axes = reader.number(), reader.bounded(reader.number())
         reader.bounded(batch * max(1, axes))
         sizes = tuple(tuple(reader.number() for _ in range(axes)) for _ in range(batch))
-        gains = tuple(reader.floats(reader.number()) for _ in range(batch)) if flag == 2 else None
-        extent = Extent(sizes, rate or None, gains)
+        gains = tuple(reader.floats(reader.number()) for _ in range(batch)) if flag in (2, 4) else None
+        places = tuple(reader.places(reader.number()) for _ in range(batch)) if flag in (3, 4) else None
+        extent = Extent(sizes, rate or None, gains, places)
     levels = _read_levels(data[reader.at :], batch, shapes, vocab_sizes, lengths)
     return Tokens(levels, tuple(vocab_sizes), layout, lengths, source, extent, prefix)
 
@@ -87,7 +89,8 @@ def to_safetensors(tokens: Tokens) -> bytes:
         "layout": tokens.layout,
         "prefix": tokens.prefix,
         "source": tokens.source and [tokens.source.name, tokens.source.fingerprint],
-        "extent": tokens.extent and [tokens.extent.sizes, tokens.extent.sample_rate, tokens.extent.gains],
+        "extent": tokens.extent
+        and [tokens.extent.sizes, tokens.extent.sample_rate, tokens.extent.gains, tokens.extent.places],
     }
     return safetensors.torch.save(tensors, {"tokens": json.dumps(about)})
 
@@ -113,8 +116,14 @@ def from_safetensors(data: bytes) -> Tokens:
         raise ValueError(f"expected a file of tokens, got something else ({error!r})") from error
 
 
-def _read_extent(sizes: list[list[int]], rate: int | None, gains: list[list[float]] | None = None) -> Extent:
-    return Extent(tuple(map(tuple, sizes)), rate, None if gains is None else tuple(map(tuple, gains)))
+def _read_extent(
+    sizes: list[list[int]],
+    rate: int | None,
+    gains: list[list[float]] | None = None,
+    places: list[list[int]] | None = None,
+) -> Extent:
+    kept = None if places is None else tuple(map(tuple, places))
+    return Extent(tuple(map(tuple, sizes)), rate, None if gains is None else tuple(map(tuple, gains)), kept)
 
 
 def _valid(tokens: Tokens, q: int) -> np.ndarray:
@@ -183,10 +192,16 @@ def _text(text: str) -> bytes:
 
 def _extent(extent: Extent) -> bytes:
     axes = len(extent.sizes[0]) if extent.sizes else 0
-    flag = 1 if extent.gains is None else 2
+    flag = 1 + (extent.gains is not None) + 2 * (extent.places is not None)
     numbers = [flag, extent.sample_rate or 0, axes, *(number for size in extent.sizes for number in size)]
     gains = (_varint(len(item)) + struct.pack(f">{len(item)}f", *item) for item in extent.gains or ())
-    return b"".join(map(_varint, numbers)) + b"".join(gains)
+    return b"".join(map(_varint, numbers)) + b"".join(gains) + b"".join(map(_kept, extent.places or ()))
+
+
+def _kept(places: tuple[int, ...]) -> bytes:
+    kept = np.zeros(places[-1] + 1 if places else 0, np.uint8)
+    kept[list(places)] = 1
+    return _varint(len(kept)) + np.packbits(kept).tobytes()
 
 
 class _Reader:
@@ -223,6 +238,11 @@ class _Reader:
             raise ValueError(f"packed tokens end in their header, after {len(self.data)} bytes")
         values, self.at = struct.unpack(f">{count}f", self.data[self.at : end]), end
         return values
+
+    def places(self, count: int) -> tuple[int, ...]:
+        end = self.at + self.bounded((count + 7) // 8)
+        kept, self.at = np.unpackbits(np.frombuffer(self.data[self.at : end], np.uint8), count=count), end
+        return tuple(kept.nonzero()[0].tolist())
 
     def choice(self, options: tuple[T, ...]) -> T:
         number = self.number()

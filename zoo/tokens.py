@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -36,14 +37,18 @@ class Extent:
         sample_rate: in Hz, of audio.
         gains: of models that code loudness apart from the tokens, for each item the factor of each of its segments,
             as float32 holds it.
+        places: of models that keep some tokens of a row, for each item the places that its tokens had in it, ascending;
+            None where every item's tokens are the first of the row.
 
     Raises:
-        ValueError: sizes that are no positive integers, or not all of as many axes; gains of another number of items.
+        ValueError: sizes that are no positive integers, or not all of as many axes; gains or places of another number
+            of items; places that do not ascend.
     """
 
     sizes: tuple[tuple[int, ...], ...]
     sample_rate: int | None = None
     gains: tuple[tuple[float, ...], ...] | None = None
+    places: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         sides = [side for size in self.sizes for side in size]
@@ -55,11 +60,17 @@ class Extent:
             raise ValueError(f"extent: expected gains of {len(self.sizes)} items, got {len(self.gains)}")
         if not all(math.isfinite(gain) for item in self.gains or () for gain in item):
             raise ValueError(f"extent: expected finite gains, got {self.gains}")
+        if self.places is not None and len(self.places) != len(self.sizes):
+            raise ValueError(f"extent: expected places of {len(self.sizes)} items, got {len(self.places)}")
+        for item in self.places or ():
+            if any(before >= after for before, after in pairwise((-1, *item))):
+                raise ValueError(f"extent: expected places that ascend from 0, got {item}")
 
     def __getitem__(self, items: Sequence[int]) -> Extent:
         """The extent of some items."""
         gains = None if self.gains is None else tuple(self.gains[item] for item in items)
-        return replace(self, sizes=tuple(self.sizes[item] for item in items), gains=gains)
+        places = None if self.places is None else tuple(self.places[item] for item in items)
+        return replace(self, sizes=tuple(self.sizes[item] for item in items), gains=gains, places=places)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,10 @@ class Tokens:
         self._check_lengths()
         if self.extent is not None and len(self.extent.sizes) != len(self):
             raise ValueError(f"expected an extent of {len(self)} items, got {len(self.extent.sizes)}")
+        if self.extent is not None and self.extent.places is not None:
+            counts = [len(item) for item in self.extent.places]
+            if counts != self._lengths(0).tolist():
+                raise ValueError(f"expected a place for each of {self._lengths(0).tolist()} tokens, got {counts}")
 
     def _check_lengths(self) -> None:
         if self.lengths is None:
@@ -134,6 +149,12 @@ class Tokens:
             return torch.full((len(self),), math.prod(self.levels[q].shape[1:]), dtype=torch.int64)
         return self.lengths[:, q] if self.lengths.ndim == 2 else self.lengths
 
+    def _places(self) -> tuple[tuple[int, ...], ...]:
+        """Of each item the places that its tokens had in the row."""
+        if self.extent is not None and self.extent.places is not None:
+            return self.extent.places
+        return tuple(tuple(range(length)) for length in self._lengths(0).tolist())
+
     # -- views -----------------------------------------------------------------------------------------------------
 
     @property
@@ -154,11 +175,15 @@ class Tokens:
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """Exact size of each item in bits, each index packed at ceil(log2 K) bits, each gain at 32."""
+        """Exact size of each item in bits: each index packed at ceil(log2 K) bits, each gain at 32, and of a row of
+        which some tokens are kept one bit for each place up to the last.
+        """
         widths = [(size - 1).bit_length() for size in self.vocab_sizes]
         counts = [self._lengths(q).tolist() for q in range(len(self.levels))]
         gains = None if self.extent is None else self.extent.gains
         apart = [32 * len(item) for item in gains] if gains is not None else [0] * len(self)
+        if self.extent is not None and self.extent.places is not None:
+            apart = [bits + (item[-1] + 1 if item else 0) for bits, item in zip(apart, self.extent.places)]
         return tuple(sum(width * count[b] for width, count in zip(widths, counts)) + apart[b] for b in range(len(self)))
 
     def __len__(self) -> int:
@@ -234,7 +259,10 @@ class Tokens:
             if len({part is None for part in parts}) != 1:
                 raise ValueError("expected gains in all batches or in none")
             gains = None if parts[0] is None else tuple(gain for part in parts for gain in part or ())
-            extent = Extent(sizes, rates.pop(), gains)
+            places = None
+            if any(batch.extent.places is not None for batch in batches):  # type: ignore[union-attr]
+                places = tuple(item for batch in batches for item in batch._places())
+            extent = Extent(sizes, rates.pop(), gains, places)
         return replace(first, levels=tuple(levels), lengths=lengths, extent=extent)
 
     def truncate(self, k: int) -> Tokens:

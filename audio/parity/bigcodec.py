@@ -1,20 +1,84 @@
-"""Checks of bigcodec's fixtures that go beyond the tokenizer: the projected latent, training."""
+"""Checks of bigcodec's fixtures that go beyond the tokenizer: the projected latent, training, discriminators."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
+from audio.parity.discriminators import weight_normed_names
+from zoo.losses.audio_discriminators import discriminator_loss, generator_loss, summed_feature_loss
+from zoo.losses.magnitude_discriminators import MagnitudeDiscriminatorConfig, MagnitudeDiscriminators
 from zoo.losses.mel import LogMelLoss, LogMelLossConfig, MelConfig
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.quantizers.base import linear
 from zoo.registry import Family
 
 
-def case(fixture: Fixture, family: Family) -> Case:
-    """The case of every fixture of the family."""
+def case(fixture: Fixture, family: Family) -> Case | DiscriminatorCase:
+    """The case that fits the original's class."""
+    if "mpd" in fixture.meta["original"]["kwargs"]:
+        return DiscriminatorCase(fixture)
     return BigCodecCase(fixture, family)
+
+
+class DiscriminatorCase:
+    """The discriminators of training; their losses are sums over all of them."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        kwargs = fixture.meta["original"]["kwargs"]
+        self.network = MagnitudeDiscriminators(_config(kwargs["mpd"], kwargs["mstft"]))
+        self.periods = len(kwargs["mpd"]["periods"])
+        layers = len(kwargs["mstft"]["downsample_scales"]) + 2
+        changes = {"output_conv": "conv_post", f"layer_{layers}.": "conv_post."}
+        changes |= {f"layer_{layer}.": f"convs.{layer}." for layer in range(layers)}
+        state = {}
+        for key, own in weight_normed_names(fixture.weights, changes).items():
+            part, _, name = own.partition(".")
+            name = re.sub(r"(convs\.\d+)\.0\.", r"\1.", name)
+            if part == "spec_discriminator":
+                name = re.sub(r"model\.disc_(\d+)\.model", lambda m: f"discriminators.{self.periods + int(m[1])}", name)
+            state[name] = fixture.weights[key]
+        self.network.load_state_dict(state)
+
+    def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        outputs = {}
+        with torch.no_grad():
+            for i, judgement in enumerate(self.network(inputs["audio"])):
+                name = f"mpd.{i}" if i < self.periods else f"spec.{i - self.periods}"
+                outputs |= {f"{name}.feature.{j}": feature for j, feature in enumerate(judgement.features)}
+                outputs[f"{name}.logits"] = judgement.logits
+        return outputs
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        generated = inputs["generated"].requires_grad_()
+        real, fake = self.network(inputs["real"]), self.network(generated)
+        adversarial = len(fake) * generator_loss(fake, "least_squares")
+        matching = summed_feature_loss(real, fake)
+        (slope,) = torch.autograd.grad(adversarial + matching, generated)
+        return {
+            "loss.disc": len(fake) * discriminator_loss(real, fake, "least_squares"),
+            "loss.adv": adversarial,
+            "loss.feature_matching": matching,
+            "grad.generated": slope,
+        }
+
+
+def _config(periods: dict[str, Any], spectra: dict[str, Any]) -> MagnitudeDiscriminatorConfig:
+    grown = (periods["channels"] * periods["channel_increasing_factor"] ** i for i in range(5))
+    first, last = spectra["kernel_sizes"]
+    return MagnitudeDiscriminatorConfig(
+        periods=tuple(periods["periods"]),
+        period_channels=tuple(min(width, periods["max_downsample_channels"]) for width in grown),
+        n_ffts=tuple(spectra["stft_params"]["fft_sizes"]),
+        hop_lengths=tuple(spectra["stft_params"]["hop_sizes"]),
+        channels=spectra["channels"],
+        most_channels=spectra["max_downsample_channels"],
+        strides=tuple(spectra["downsample_scales"]),
+        kernel_size=first,
+        last_kernel_size=last,
+    )
 
 
 class BigCodecCase(Case):

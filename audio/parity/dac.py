@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,6 +11,16 @@ from torch import Tensor
 
 from audio import dac_file
 from audio.dac import DAC
+from audio.parity.discriminators import judgements, named_gradients, weight_normed_names
+from zoo import checkpoint
+from zoo.losses.audio_discriminators import (
+    WaveDiscriminatorConfig,
+    discriminator_loss,
+    generator_loss,
+    summed_feature_loss,
+)
+from zoo.losses.mel import LogMelLoss, LogMelLossConfig, MelConfig
+from zoo.losses.spectral import STFTDistance, si_sdr
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.quantizers import Residual
 from zoo.registry import Family
@@ -17,7 +28,8 @@ from zoo.registry import Family
 
 def case(fixture: Fixture, family: Family) -> Any:
     """The case that fits the original's class."""
-    return DACCase(fixture, family)
+    discriminators = fixture.meta["original"]["class"] == "Discriminator"
+    return DiscriminatorCase(fixture, family) if discriminators else DACCase(fixture, family)
 
 
 class DACCase(Case):
@@ -134,3 +146,72 @@ class DACCase(Case):
 def _same(one: dac_file.DACFile, other: dac_file.DACFile) -> bool:
     names = ("input_db", "original_length", "sample_rate", "chunk_length", "padding")
     return torch.equal(one.codes, other.codes) and all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+class DiscriminatorCase:
+    """The discriminators and the losses alone. The fixture states by what it divides their channels."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        kwargs = fixture.meta["original"]["kwargs"]
+        if kwargs.get("rates"):
+            raise ValueError("expected no discriminators of rates: the published recipe has none")
+        divisor, defaults = kwargs.get("channel_divisor", 1), WaveDiscriminatorConfig()
+        self.network = WaveDiscriminatorConfig(
+            periods=tuple(kwargs["periods"]),
+            period_channels=tuple(max(2, channels // divisor) for channels in defaults.period_channels),
+            windows=tuple(kwargs["fft_sizes"]),
+            bands=tuple(map(tuple, kwargs["bands"])),
+            band_channels=max(2, defaults.band_channels // divisor),
+        ).build()
+        sequences = {re.search(r"[0-9]\.0\.(weight|bias)", key) for key in fixture.weights}
+        self.names = weight_normed_names(
+            fixture.weights, {f".0.{found[1]}": f".{found[1]}" for found in sequences if found}
+        )  # each convolution stands in a sequence of its own
+        checkpoint.load_into(self.network, {own: fixture.weights[key] for key, own in self.names.items()})
+
+    def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        with torch.no_grad():
+            return judgements(self.network(inputs["audio"]))
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        kind, real, fake = settings["loss"], inputs["real"], inputs["fake"].requires_grad_()
+        if kind == "gan":
+            return self.adversarial(real, fake)
+        if kind == "mel":
+            loss = self.mel(real, fake, settings)
+        elif kind == "stft":
+            loss = STFTDistance(tuple(settings["window_lengths"]), settings.get("pow", 2.0))(fake, real)
+        elif kind == "waveform_l1":
+            kind, loss = "waveform", F.l1_loss(fake, real)
+        else:
+            loss = -si_sdr(fake, real).mean()
+        (slope,) = torch.autograd.grad(loss, fake)
+        return {f"loss.{kind}": loss, "grad.fake": slope}
+
+    def mel(self, real: Tensor, fake: Tensor, settings: dict[str, Any]) -> Tensor:
+        resolutions = tuple(
+            MelConfig(
+                settings["sample_rate"], window, window // 4, bands, low, high, scale="slaney", area_norm=True
+            )
+            for window, bands, low, high in zip(
+                settings["window_lengths"], settings["n_mels"], settings["mel_fmin"], settings["mel_fmax"]
+            )
+        )
+        logarithmic = LogMelLoss(LogMelLossConfig(resolutions, floor=settings["clamp_eps"], base="10"))
+        loss = settings["pow"] * logarithmic(fake, real)
+        for spectrogram in logarithmic.spectrograms:
+            loss = loss + settings["mag_weight"] * F.l1_loss(spectrogram(fake), spectrogram(real))
+        return loss
+
+    def adversarial(self, real: Tensor, fake: Tensor) -> Named:
+        """The original adds up its discriminators."""
+        judged_real, count = self.network(real), len(self.network.discriminators)
+        loss = count * discriminator_loss(judged_real, self.network(fake.detach()), "least_squares")
+        loss.backward()
+        outputs = {"loss.disc": loss, **named_gradients(self.network, self.names)}
+        judged = self.network(fake)
+        outputs["loss.adv"] = count * generator_loss(judged, "least_squares")
+        outputs["loss.feat"] = summed_feature_loss(judged_real, judged)
+        for name in ("adv", "feat"):
+            (outputs[f"grad.fake.{name}"],) = torch.autograd.grad(outputs[f"loss.{name}"], fake, retain_graph=True)
+        return outputs

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from audio import ecdc, encodec_entropy
-from audio.encodec import Encodec, EncodecConfig
+from audio import ecdc, encodec, encodec_entropy
+from audio.encodec import Encodec, EncodecConfig, residual_codebooks
 from audio.encodec_entropy import CodeModel
+from audio.parity.discriminators import judgements, named_gradients, weight_normed_names
 from zoo import checkpoint
+from zoo.losses.audio_discriminators import (
+    STFTDiscriminatorConfig,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+)
+from zoo.losses.balancer import Balancer, BalancerConfig
+from zoo.losses.mel import MelConfig, MelSpectrogram
+from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, framed_si_sdr
 from zoo.ops.arithmetic_coder import ArithmeticDecoder, ArithmeticEncoder, quantized_cdf
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
+from zoo.quantizers.composite import evaluating
 from zoo.registry import Family, registry
 
 
 def case(fixture: Fixture, family: Family) -> Any:
     """The case that fits the original's class."""
     original = fixture.meta["original"]["class"]
-    return FileCase(fixture, family) if original == "LMModel" else EncodecCase(fixture, family)
+    kinds: dict[str, Any] = {
+        "LMModel": FileCase,
+        "MultiScaleSTFTDiscriminator": DiscriminatorCase,
+        "Balancer, MultiScaleMelSpectrogramLoss, SISNR": LossCase,
+        "ResidualVectorQuantization": QuantizerCase,
+    }
+    return kinds.get(original, EncodecCase)(fixture, family)
 
 
 class EncodecCase(Case):
@@ -29,9 +49,11 @@ class EncodecCase(Case):
     model: Encodec
 
     def count(self, settings: dict[str, Any]) -> int:
-        """Codebooks of a bandwidth in kbit/s."""
-        within = [rate <= 1000 * settings["bandwidth"] for rate in self.model.bitrates]
-        return max(1, sum(within))
+        """Codebooks of a bandwidth in kbit/s, as the original rounds."""
+        config, size = self.model.config, self.model.vocab_sizes[0]
+        frame_rate = math.ceil(config.sample_rate / config.seanet.hop_length)
+        count = int(1000 * settings["bandwidth"] / (math.log2(size) * frame_rate))
+        return min(max(1, count), len(self.model.vocab_sizes))
 
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         audio = inputs["audio"]
@@ -43,7 +65,7 @@ class EncodecCase(Case):
         outputs = {"indices": tokens.indices, "latent": latent}
         if "transformers" in self.meta["original"]["class"]:
             longest = max(frames)
-            padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts]
+            padded = [F.pad(part, (0, longest - part.shape[-1])) for part in parts]
             outputs["indices"] = torch.stack(padded)
         for i, (part, of_part) in enumerate(zip(parts, latent.split(frames, dim=-1))):
             outputs |= {f"indices.{i}": part, f"latent.{i}": of_part}
@@ -143,3 +165,142 @@ class FileCase:
 
     def language_model(self, inputs: Named, settings: dict[str, Any]) -> Named:
         return {"probabilities": self.code_model(inputs["indices"])}
+
+
+class DiscriminatorCase:
+    """The discriminators on spectra, and the losses on them."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        kwargs = fixture.meta["original"]["kwargs"]
+        defaults = STFTDiscriminatorConfig()
+        self.network = STFTDiscriminatorConfig(
+            channels=kwargs.get("in_channels", 1),
+            filters=kwargs["filters"],
+            n_ffts=tuple(kwargs["n_ffts"]),
+            hop_lengths=tuple(kwargs["hop_lengths"]),
+            window_lengths=tuple(kwargs["win_lengths"]),
+            kernel_size=tuple(kwargs.get("kernel_size", defaults.kernel_size)),
+            dilations=tuple(kwargs.get("dilations", defaults.dilations)),
+            slope=kwargs.get("activation_params", {}).get("negative_slope", defaults.slope),
+        ).build()
+        self.names = weight_normed_names(fixture.weights, {".conv.": "."})
+        state = {own: fixture.weights[key] for key, own in self.names.items() if "spec_transform" not in key}
+        checkpoint.load_into(self.network, state)
+
+    def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        with torch.no_grad():
+            return judgements(self.network(inputs["audio"]))
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        real, fake = inputs["real"], inputs["fake"].requires_grad_()
+        loss = discriminator_loss(self.network(real), self.network(fake.detach()), settings["adversarial"])
+        loss.backward()
+        outputs = {"loss.disc": loss, **named_gradients(self.network, self.names)}
+        judged, judged_real = self.network(fake), self.network(real)
+        outputs["loss.adv"] = generator_loss(judged, settings["adversarial"])
+        outputs["loss.feat"] = feature_loss(judged_real, judged)
+        for name in ("adv", "feat"):
+            (outputs[f"grad.fake.{name}"],) = torch.autograd.grad(outputs[f"loss.{name}"], fake, retain_graph=True)
+        return outputs
+
+
+class LossCase:
+    """The losses alone, and the balancer over several steps."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        pass
+
+    def mel(self, settings: dict[str, Any]) -> MultiScaleMelLoss:
+        exponents = range(settings["range_start"], settings["range_end"])
+        return MultiScaleMelLoss(
+            MultiScaleMelLossConfig(
+                settings["sample_rate"], tuple(2**i for i in exponents), settings["n_mels"], settings["f_min"],
+                settings["f_max"], settings["alphas"], settings["normalized"], settings["floor_level"],
+            )
+        )  # fmt: skip
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        real, fake, rate = inputs["real"], inputs["fake"].requires_grad_(), settings["sample_rate"]
+        if settings["loss"] == "msspec":
+            loss = self.mel(settings)(fake, real)
+        elif settings["loss"] == "sisnr":
+            frame = int(settings["segment"] * rate)
+            loss = -framed_si_sdr(fake, real, frame, int(frame * (1 - settings["overlap"])))
+        else:
+            spectrogram = MelSpectrogram(
+                MelConfig(
+                    rate, settings["n_fft"], settings["hop_length"], settings["n_mels"], settings["f_min"],
+                    settings["f_max"], power=2, padding="filled", window_norm=settings["normalized"],
+                )
+            )  # fmt: skip
+            mels = [spectrogram(signal) for signal in (fake, real)]
+            if settings["log"]:
+                mels = [(settings["floor_level"] + mel).log10() for mel in mels]
+            loss = F.l1_loss(*mels)
+        (slope,) = torch.autograd.grad(loss, fake)
+        return {f"loss.{settings['loss']}": loss, "grad.fake": slope}
+
+    def balancer(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        weights = settings["weights"]
+        balancer = Balancer(
+            BalancerConfig(
+                tuple(weights), tuple(map(float, weights.values())), settings["total_norm"], settings["ema_decay"],
+                settings["per_batch_item"],
+            )
+        )  # fmt: skip
+        mel = self.mel({**settings["msspec"], "sample_rate": settings["sample_rate"]})
+        outputs = {}
+        for step in range(sum(name.startswith("fake") for name in inputs)):
+            fake, real = inputs[f"fake.{step}"].requires_grad_(), inputs["real"]
+            losses = {"l1": F.l1_loss(fake, real), "mse": F.mse_loss(fake, real), "msspec": mel(fake, real)}
+            balanced = balancer({name: losses[name] for name in weights}, fake)
+            outputs |= {f"grad.{step}": balanced.gradient, f"effective.{step}": balanced.effective}
+            outputs |= {f"loss.{name}.{step}": loss for name, loss in losses.items()}
+        return outputs
+
+
+class QuantizerCase:
+    """The residual quantizer alone, as audiocraft has repaired it: the losses of every level reach the latent."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        kwargs = fixture.meta["original"]["kwargs"]
+        config = residual_codebooks(
+            kwargs["codebook_size"], kwargs["dim"], kwargs["num_quantizers"], kwargs["decay"],
+            kwargs["threshold_ema_dead_code"],
+        )  # fmt: skip
+        self.quantizer = config.replace(gradient="straight_through").build()
+        self.key_map = encodec.KEY_MAP
+        self.weights = {f"quantizer.vq.{key}": value for key, value in fixture.weights.items()}
+        own = self.key_map(self.weights)
+        checkpoint.load_into(self.quantizer, {key.removeprefix("quantizer."): value for key, value in own.items()})
+
+    def quantize(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        latent = inputs["latent"].movedim(1, -1).requires_grad_()
+        self.quantizer.train(settings["train"])
+        losses = self.level_losses(latent)
+        quantized = self.quantizer(latent)
+        outputs = {"indices": torch.stack(quantized.levels), "quantized": channels_first(quantized.codes)}
+        if settings["train"]:
+            cotangent = inputs["cotangent"].movedim(1, -1)
+            (by_output,) = torch.autograd.grad((quantized.codes * cotangent).sum(), latent, retain_graph=True)
+            (by_loss,) = torch.autograd.grad(quantized.losses["commitment"], latent)
+            state = {f"quantizer.{key}": value for key, value in self.quantizer.state_dict().items()}
+            named = {key: self.key_map.name(key, self.weights) for key in self.weights}
+            outputs |= {
+                "loss.commit_per_level": losses,
+                "grad.latent.output": channels_first(by_output),
+                "grad.latent.commit": channels_first(by_loss),
+                **{f"state.{key.removeprefix('quantizer.vq.')}": state[own] for key, own in named.items() if own},
+            }
+        return outputs
+
+    def level_losses(self, latent: Tensor) -> Tensor:
+        """The commitment of each level, with the codebooks as they are before the pass."""
+        residual, losses = latent.detach(), []
+        with torch.no_grad():
+            for level in self.quantizer.levels:  # type: ignore[union-attr]
+                with evaluating(level):
+                    codes = level.quantize(residual).codes
+                losses.append((residual - codes).square().mean())
+                residual = residual - codes
+        return torch.stack(losses)

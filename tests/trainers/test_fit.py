@@ -92,6 +92,15 @@ def test_it_resumes(photos: Path, finished: Path, tmp_path: Path) -> None:
     assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 44
 
 
+def test_the_last_steps_before_the_end_are_not_lost(photos: Path, tmp_path: Path) -> None:
+    """Two steps make an epoch and two epochs a validation: the end comes between validations."""
+    for version, steps in enumerate((3, 5, 7)):
+        fit(photos, tmp_path, f"--trainer.max_steps={steps}", *(["--ckpt_path=last"] if version else []))
+        assert metrics(tmp_path / f"version_{version}", "step")[0] == max(0, steps - 2) * (version > 0)
+        last = torch.load(tmp_path / f"version_{version}" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == steps
+
+
 @pytest.mark.parametrize(
     ("argument", "named"),
     [

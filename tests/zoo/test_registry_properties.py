@@ -309,7 +309,9 @@ def test_integers_that_do_not_fit_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="expected indices in"):
         model.tokens(torch.full_like(tokens.indices, max(model.vocab_sizes)), extent=extent)
     more = torch.cat([tokens.indices, tokens.indices[..., :1]], -1)
-    for indices in (more, tokens.indices[..., : 0 if model.prefix == "positions" else -1]):
+    count = tokens.indices.shape[-1]
+    fewer = next(k for k in reversed(range(count)) if k not in model.shorter_rows(count))
+    for indices in (more, tokens.indices[..., :fewer]):
         with pytest.raises(ValueError, match="expected indices"):
             model.tokens(indices, extent=extent)
 

@@ -4,6 +4,7 @@ from trainers.callbacks.codebook import CodebookUsage
 from trainers.callbacks.discriminator import DiscriminatorHealth
 from trainers.callbacks.export import ExportModel
 from trainers.callbacks.grid import ReconstructionGrid
+from trainers.callbacks.last_checkpoint import LastCheckpoint
 from trainers.callbacks.non_finite import StopOnNonFinite
 from trainers.callbacks.throughput import Throughput
 
@@ -11,6 +12,7 @@ __all__ = [
     "CodebookUsage",
     "DiscriminatorHealth",
     "ExportModel",
+    "LastCheckpoint",
     "ReconstructionGrid",
     "StopOnNonFinite",
     "Throughput",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.metrics.distributions import CodebookUse
 from zoo.metrics.image import codebook_statistics
 
 logger = logging.getLogger("zoo")
@@ -31,28 +32,28 @@ class CodebookUsage(lightning.Callback):
     def __init__(self, maximum: int = 1 << 20, warn_below: float = 0.5) -> None:
         self.maximum = maximum
         self.warn_below = warn_below
-        self._counts: dict[int, Tensor] = {}
+        self._use: CodebookUse | None = None
         self._output: zoo.Output | None = None
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._counts, self._output = {}, None
+        self._use = CodebookUse(module.model.vocab_sizes, self.maximum).to(module.device)
+        self._output = None
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, *args: Any
     ) -> None:
         self._output = outputs
-        for level, size in enumerate(module.model.vocab_sizes):
-            if size <= self.maximum:
-                counts = self._counts.setdefault(level, torch.zeros(size, dtype=torch.int64, device=module.device))
-                counts += torch.bincount(outputs.quantized.levels[level].flatten(), minlength=size)
+        self._use.update(outputs.quantized.levels)  # type: ignore[union-attr]
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        for level, counts in self._counts.items():
-            total = trainer.strategy.reduce(counts.float(), reduce_op="sum")
-            suffix = f"_{level}" if len(self._counts) > 1 else ""
+        if self._output is None:
+            return
+        counts = self._use.joined_counts()  # type: ignore[union-attr]
+        for level, total in counts.items():
+            suffix = f"_{level}" if len(counts) > 1 else ""
             for name, value in codebook_statistics(total).items():
                 module.log(f"val/{name}{suffix}", float(value), prog_bar=name == "usage" and not suffix)
-            if not trainer.sanity_checking and trainer.is_global_zero and self._output is not None:
+            if not trainer.sanity_checking and trainer.is_global_zero:
                 self._warn(module, level, total)
 
     def _warn(self, module: lightning.LightningModule, level: int, counts: Tensor) -> None:
@@ -85,7 +86,8 @@ def likely_causes(module: Any, output: zoo.Output) -> list[str]:
             causes.append(f"quantizer_weights has no `{name}`: {meaning}")
     codebook = getattr(config, "codebook", None)
     if hasattr(quantizer, "codebook") and codebook is not None and spread > 0:
-        reach = float(quantizer.indices_to_codes(torch.arange(config.vocab_sizes[0], device=latent.device)[None]).std())
+        codes = quantizer.indices_to_codes(torch.arange(config.vocab_sizes[0], device=latent.device)[None])
+        reach = float(codes.detach().std())
         if getattr(config, "metric", "euclidean") == "euclidean" and not 0.2 < reach / spread < 5:
             start = "; a k-means start sets the scale" if getattr(codebook, "start", "") == "random" else ""
             causes.append(f"codes spread by {reach:.2g}, latents by {spread:.2g}: most codes are out of reach{start}")

@@ -47,7 +47,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     args = [verb, *_with_recipe_paths(arguments, find_recipe)]
     import lightning.pytorch as lightning
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import LearningRateMonitor
     from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
@@ -55,6 +55,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         CodebookUsage,
         DiscriminatorHealth,
         ExportModel,
+        LastCheckpoint,
         ReconstructionGrid,
         StopOnNonFinite,
         Throughput,
@@ -105,7 +106,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             trainer_defaults={
                 "callbacks": [
                     LearningRateMonitor("step"),
-                    ModelCheckpoint(save_last=True, save_top_k=1, monitor=None),
+                    LastCheckpoint(save_last=True, save_top_k=1, monitor=None),
                     ReconstructionGrid(),
                     CodebookUsage(),
                     DiscriminatorHealth(),

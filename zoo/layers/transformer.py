@@ -6,7 +6,7 @@ Rotary positions: RoFormer, arXiv 2104.09864. Layer scale: CaiT, arXiv 2103.1723
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -171,8 +171,8 @@ class TransformerBlock(nn.Module):
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, state: AttentionState | None = None, *, mask: Tensor | None = None) -> Tensor:
-        """`state`: of a stream, for an attention that takes one; `mask`: as that of `SelfAttention`."""
+    def forward(self, x: Tensor, state: Any = None, *, mask: Tensor | None = None) -> Tensor:
+        """`state`: of a stream or of positions, for an attention that takes one; `mask`: as that of `SelfAttention`."""
         arguments = () if state is None else (state,)
         options = {} if mask is None else {"mask": mask}
         x = x + self.scale1(self.attention(self.norm1(x), *arguments, **options))

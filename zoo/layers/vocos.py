@@ -50,7 +50,8 @@ class SpectralHead(nn.Module):
     Args:
         width: C.
         n_fft: length of a frame, and of its Hann window.
-        hop_length: samples from frame to frame; n_fft - hop_length is even, and the half of it is cut at both ends.
+        hop_length: samples from frame to frame; half of n_fft - hop_length is cut at both ends (of an odd difference
+            one sample more is left).
     """
 
     window: Tensor

@@ -169,6 +169,11 @@ class CodebookUse(Metric):
             counts = getattr(self, f"counts_{level}")
             counts += torch.bincount(levels[level].flatten().to(counts.device), minlength=len(counts))
 
+    def joined_counts(self) -> dict[int, Tensor]:
+        """Level -> (K,) how often each of its codes was used, in all processes."""
+        with self.sync_context():
+            return {level: getattr(self, f"counts_{level}").clone() for level in self.counted}
+
     def compute(self) -> dict[int, dict[str, float]]:
         """Level -> `codebook_statistics` of it."""
         return {level: codebook_statistics(getattr(self, f"counts_{level}")) for level in self.counted}

@@ -6,6 +6,7 @@ The binary auto-encoder (BAE) of arXiv 2410.16257, after the binary latents of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,12 @@ class BernoulliConfig(QuantizerConfig):
     stochastic: bool = True  # whether training draws the bits; else they are those of probability > 1/2
     subtokens: int = 1  # indices per position, each of as many consecutive bits
     most_significant_first: bool = True  # whether the first bit is the most significant of its index
+    temperature: float = 1.0  # that divides the logits where bits are drawn; the gradient is that of temperature 1
+    uncertainty_of: Literal["sigmoid", "probability"] = "sigmoid"  # of p as published by BAE, or p (Instella-T2I)
 
     def __post_init__(self) -> None:
         self.require(self.dim >= 1, "dim >= 1", self.dim)
+        self.require(self.temperature > 0, "a temperature > 0", self.temperature)
         require_bits(self, self.bits, self.subtokens)
 
     @property
@@ -38,8 +42,8 @@ class BernoulliConfig(QuantizerConfig):
 class Bernoulli(Quantizer):
     """BAE. Evaluation takes the bits of probability > 1/2; the originals draw there too (give `quantize` the noise).
 
-    The gradient passes from the bits to their probabilities unchanged. Loss: `uncertainty` = mean(s (1 - s)) with s =
-    sigmoid(p), the published form, in which p is a probability already.
+    The gradient passes from the bits to their probabilities p unchanged. Loss: `uncertainty` = mean(s (1 - s)) with
+    s = sigmoid(p), the form that BAE published although p is a probability already, or s = p.
     """
 
     config: BernoulliConfig
@@ -57,17 +61,23 @@ class Bernoulli(Quantizer):
             noise: (..., bits) uniform in [0, 1): bit d is 1 where it is below the probability. None draws it in
                 training, if stochastic, and is 1/2 otherwise.
         """
-        return self.quantize_probabilities(linear(self.projection, z).sigmoid(), noise)
+        return self.quantize_logits(linear(self.projection, z), noise)
 
-    def quantize_probabilities(self, probability: Tensor, noise: Tensor | None = None) -> Quantized:
-        """`quantize` from the probabilities (..., bits) of the bits on."""
+    def quantize_logits(self, logits: Tensor, noise: Tensor | None = None) -> Quantized:
+        """`quantize` from the logits (..., bits) of the bits on."""
+        return self.quantize_probabilities(logits.sigmoid(), noise, (logits / self.config.temperature).sigmoid())
+
+    def quantize_probabilities(
+        self, probability: Tensor, noise: Tensor | None = None, drawn_with: Tensor | None = None
+    ) -> Quantized:
+        """`quantize` from the probabilities (..., bits) of the bits on; `drawn_with`: those of drawing, if others."""
         if noise is None:
             drawn = self.training and self.config.stochastic
             noise = torch.rand_like(probability) if drawn else torch.full_like(probability, 0.5)
-        ones = noise < probability
+        ones = noise < (probability if drawn_with is None else drawn_with)
         codes = self._codes(straight_through(probability, ones.float()))
-        sigmoid = probability.sigmoid()
-        losses = {"uncertainty": (sigmoid * (1 - sigmoid)).sum() / max(1, sigmoid.numel())}
+        share = probability.sigmoid() if self.config.uncertainty_of == "sigmoid" else probability
+        losses = {"uncertainty": (share * (1 - share)).sum() / max(1, share.numel())}
         return Quantized(
             codes, bits_to_indices(ones, self.config.subtokens, self.config.most_significant_first), losses
         )

@@ -367,7 +367,7 @@ def test_configs_that_cannot_work_are_refused(settings: dict, message: str) -> N
         (GradientCodebookConfig, {"revive_below": -1.0}, "revive_below >= 0"),
         (GradientCodebookConfig, {"decay": 1.0}, "a decay in"),
         (EmaCodebookConfig, {"decay": 0.0}, "a decay in"),
-        (EmaCodebookConfig, {"smoothing": 0.0}, "smoothing > 0"),
+        (EmaCodebookConfig, {"smoothing": -1.0}, "smoothing >= 0"),
         (InPlaceCodebookConfig, {"learning_rate": 0.0}, "a learning_rate > 0"),
         (InPlaceCodebookConfig, {"momentum": 1.0}, "a momentum in"),
         (FrozenCodebookConfig, {"kmeans_iterations": 0}, "at least 1 iteration"),
