@@ -1,4 +1,4 @@
-"""Whole recordings through DAC: loudness brought to a norm, long ones in windows whose seams are exact, `.dac` files.
+"""Whole recordings through DAC: loudness brought to a norm, long ones window by window, `.dac` files.
 
 File format and procedure of descriptinc/descript-audio-codec 1.0.0 (MIT); arXiv 2306.06546.
 """
@@ -79,7 +79,9 @@ class DACFile:
         stream = io.BytesIO(data)
         try:
             version = np.lib.format.read_magic(stream)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
             read_header(stream)
             content = _Numbers(stream).load().item()  # an array of one object
             facts = content["metadata"]
@@ -122,15 +124,21 @@ def compress(
     Args:
         audio: (C, T) in [-1, 1].
         sample_rate: of `audio`, in Hz.
-        window: seconds that are coded at a time; the convolutions then do not pad, so that the seams are exact. None,
-            or as much as the recording lasts: all at once, with padding.
+        window: seconds that are coded at a time; the convolutions then do not pad, so that each window gives samples
+            that know both their sides. None, or as much as the recording lasts: all at once, with padding.
         num_codebooks: how many; None: all.
         target_db: loudness in LUFS that the recording is brought to before it is coded; None: as it is.
 
     Raises:
         ValueError: as `encode`; a window that the network's reach does not leave a sample of.
     """
-    model.spec.check(audio[:, None] if isinstance(audio, Tensor) and audio.ndim == 2 else audio)
+    if not isinstance(audio, Tensor) or audio.ndim != 2:
+        got = tuple(audio.shape) if isinstance(audio, Tensor) else type(audio).__name__
+        raise ValueError(f"expected a recording (channels, samples), got {got}")
+    model.spec.check(audio[:, None])
+    count = len(model.vocab_sizes) if num_codebooks is None else num_codebooks
+    if not 1 <= count <= len(model.vocab_sizes):
+        raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {count}")
     rate = model.config.sample_rate
     signal = _resampled(audio, sample_rate, rate)
     input_db = loudness(signal[None], rate)
@@ -140,7 +148,7 @@ def compress(
     signal = (signal / peak.clamp_min(1))[:, None]  # channels are items
 
     def encode(part: Tensor) -> Tensor:
-        return torch.stack(model.quantizer(model.latent(part)).levels[:num_codebooks], dim=1)
+        return torch.stack(model.quantizer.first_levels(model.latent(part), count), dim=1)
 
     with model._evaluating():
         if window is None or signal.shape[-1] <= window * rate:
@@ -206,7 +214,12 @@ def output_length(model: DAC, samples: int) -> int:
 
 def _convolutions(model: DAC) -> list[nn.Conv1d | nn.ConvTranspose1d]:
     """In the order in which a signal passes them."""
-    return [m for part in (model.encoder, model.decoder) for m in part.modules() if isinstance(m, nn.Conv1d | nn.ConvTranspose1d)]
+    return [
+        m
+        for part in (model.encoder, model.decoder)
+        for m in part.modules()
+        if isinstance(m, nn.Conv1d | nn.ConvTranspose1d)
+    ]
 
 
 def _windows(model: DAC, signal: Tensor, window: float) -> Iterator[Tensor]:

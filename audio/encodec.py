@@ -103,8 +103,10 @@ class Encodec(Tokenizer):
 
     def gains(self, x: Tensor) -> Tensor:
         """Loudness (B, segments) that each segment of signals (B, C, T) is divided by: its root mean square in mono."""
-        mono = x.mean(1)
-        power = [mono[:, start : start + length].square().mean(1) for start, length in self.config.segments(x.shape[-1])]
+        mono = x.float().mean(1)
+        power = [
+            mono[:, start : start + length].square().mean(1) for start, length in self.config.segments(x.shape[-1])
+        ]
         return torch.stack(power, dim=1).sqrt() + 1e-8
 
     def latent(self, x: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class Encodec(Tokenizer):
         parts = []
         for i, (start, length) in enumerate(self.config.segments(x.shape[-1])):
             part = x[..., start : start + length]
-            parts.append(self.encoder(part if gains is None else part / gains[:, i, None, None]))
+            parts.append(self.encoder(part if gains is None else (part / gains[:, i, None, None]).to(x.dtype)))
         return torch.cat(parts, dim=-1).movedim(1, -1)
 
     def reconstruct(self, codes: Tensor, samples: int | None = None, gains: Tensor | None = None) -> Tensor:
@@ -134,14 +136,14 @@ class Encodec(Tokenizer):
             frames = [min(most, codes.shape[1] - start) for start in range(0, codes.shape[1], most)]
         parts = [self.decoder(part.movedim(-1, 1)) for part in codes.split(frames, dim=1)]
         if gains is not None:
-            parts = [part * gain[:, None, None] for part, gain in zip(parts, gains.unbind(1))]
+            parts = [part * gain[:, None, None].to(part.dtype) for part, gain in zip(parts, gains.unbind(1))]
         return parts[0] if stride is None else overlap_add(parts, stride)
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         extent = tokens.extent
         if extent is None:
             return self.reconstruct(codes)
-        gains = None if extent.gains is None else codes.new_tensor(extent.gains)
+        gains = None if extent.gains is None else torch.tensor(extent.gains, device=codes.device)
         return self.reconstruct(codes, extent.sizes[0][0], gains)
 
     def extent_of(self, x: Tensor) -> Extent:

@@ -105,7 +105,9 @@ class CodeModelState:
         batch = len(self.past[0])
         words = torch.zeros(batch, num_codebooks, dtype=torch.int64) if previous is None else previous + 1
         words = words.to(self.past[0].device)
-        x = sum((embed(word) for embed, word in zip(model.embeddings, words.unbind(1))), torch.zeros(()).to(self.past[0]))
+        x = sum(
+            (embed(word) for embed, word in zip(model.embeddings, words.unbind(1))), torch.zeros(()).to(self.past[0])
+        )
         x = (model.norm(x) + self._position())[:, None]
         for i, layer in enumerate(model.layers):
             kept = torch.cat([self.past[i], x], dim=1)[:, -config.window :]

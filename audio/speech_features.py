@@ -98,7 +98,13 @@ class Wav2Vec2BertFeatures(SpeechFeatures):
 
             logger.info("reading %s for the semantic features", self.config.repo)
             self._extractor = SeamlessM4TFeatureExtractor()
-            model = Wav2Vec2BertModel.from_pretrained(self.config.repo, dtype=torch.float32).eval()
+            try:
+                model = Wav2Vec2BertModel.from_pretrained(self.config.repo, dtype=torch.float32).eval()
+            except OSError as error:
+                raise OSError(
+                    f"{self.config.repo}: this speech model, whose features the codec encodes, cannot be read; "
+                    f"decoding works without it ({error})"
+                ) from error
             model.encoder.layers = model.encoder.layers[: max(1, self.config.layer)]  # the later ones are not needed
             self._model = model.requires_grad_(False)
         return self._model.to(device)

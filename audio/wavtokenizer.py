@@ -45,7 +45,7 @@ class WavTokenizerConfig(Config):
         self.require(self.width % 32 == 0, "a width in multiples of 32", self.width)
         self.require(min(self.layers, self.conditions) >= 1, "layers and conditions >= 1", self.conditions)
         hop = self.network.hop_length
-        self.require(self.n_fft >= hop and self.n_fft % 2 == 0, f"an even n_fft >= {hop}", self.n_fft)
+        self.require(self.n_fft > hop and self.n_fft % 2 == 0, f"an even n_fft > {hop}", self.n_fft)
 
 
 @register("wavtokenizer")

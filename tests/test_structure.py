@@ -30,10 +30,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.layers": {"zoo.config", "zoo.ops"},
     "zoo.tiling": set(),
     "zoo.bpe": set(),
-    "zoo.tokenizer": {"zoo.cards", "zoo.config", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
+    "zoo.model": {"zoo.cards", "zoo.config", "zoo.tokens"},
+    "zoo.tokenizer": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
     "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.registry": {
-        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.quantizers", "zoo.tokenizer",
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.model", "zoo.quantizers",
     },
     "zoo.interop": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.layers", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
@@ -47,12 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
             "zoo.tokens"},  # for type checkers alone
     "zoo.bench": {"zoo", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
     "tokenizers_visual": {
-        "zoo", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity",
-        "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.model", "zoo.ops",
+        "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens",
     },
     "audio": {
-        "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.ops", "zoo.parity", "zoo.quantizers",
-        "zoo.registry", "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.metrics", "zoo.ops", "zoo.parity",
+        "zoo.quantizers", "zoo.registry", "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
     },
     "trainers": {
         "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media", "zoo.metrics", "zoo.ops",

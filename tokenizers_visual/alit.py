@@ -17,7 +17,7 @@ from zoo.adaptive import token_counts
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.base_autoencoder import BaseConfig, CodebookBase, CodebookBaseConfig, VariationalBaseConfig
-from zoo.layers.query_transformer import QueryDecoder, TransformerSizes
+from zoo.layers.query_transformer import QueryDecoder, TransformerSizes, learned
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.quantizers import DimensionWiseConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
@@ -187,7 +187,7 @@ class ALIT(Tokenizer):
         rows: list[Tensor] = []
         for level in range(len(self.vocab_sizes[:count])):
             row = x.new_zeros(len(x), max(counts), dtype=torch.int64)
-            for rollout in rolled:
+            for rollout in rolled[: max(counts) // step]:
                 found = rollout.quantized.levels[level]
                 chosen = torch.tensor([n == found.shape[1] for n in counts], device=x.device)
                 row[chosen, : found.shape[1]] = found[chosen]
@@ -223,12 +223,12 @@ class _RecurrentEncoder(nn.Module):
         width, stride, count = config.encoder.width, config.base.stride, config.rollout_tokens
         self.cells = (config.image_size // stride) ** 2
         self.patches = nn.Conv2d(3, width - config.base.dim, stride, stride=stride)
-        self.class_token = _learned(width)
-        self.mask_token = _learned(width)
-        self.positions = _learned(1 + self.cells, width)
-        self.queries = _learned(count, width)
-        self.query_positions = _learned(count, width)
-        self.rollout_embedding = _learned(config.rollouts, count, width)
+        self.class_token = learned(width)
+        self.mask_token = learned(width)
+        self.positions = learned(1 + self.cells, width)
+        self.queries = learned(count, width)
+        self.query_positions = learned(count, width)
+        self.rollout_embedding = learned(config.rollouts, count, width)
         self.norm_in = nn.LayerNorm(width)
         self.norm_again = nn.LayerNorm(width)
         self.norm_out = nn.LayerNorm(width)
@@ -259,10 +259,6 @@ class _RecurrentEncoder(nn.Module):
         head, image, latents = state.split([1, self.cells, state.shape[1] - 1 - self.cells], dim=1)
         masked = (self.mask_token + self.positions[1:]).to(state.dtype)
         return torch.cat([head, torch.where(halted.flatten(1)[..., None], masked, image), latents], 1)
-
-
-def _learned(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
 
 
 def base_from_original(stated: dict[str, Any]) -> BaseConfig:

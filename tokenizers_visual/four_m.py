@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.ddim import Prediction, Schedule, ddim, item_noise, signal_share, trailing_times
+from zoo.layers.positions import sine_grid
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.layers.unet import UNet
 from zoo.quantizers import DirectionCodebookConfig, EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
@@ -128,7 +129,7 @@ class _Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, grid: int) -> None:
         super().__init__()
         width = config.width
-        self.register_buffer("positions", _sine_positions(width, grid))
+        self.register_buffer("positions", sine_grid(width, grid))
         self.blocks = nn.Sequential(
             *(TransformerBlock(width, config.heads, MLP(width, 4 * width), eps=1e-6) for _ in range(config.layers))
         )
@@ -143,15 +144,6 @@ class _Transformer(nn.Module):
         if self.final_norm is not None and self.final_mlp is not None:
             hidden = hidden + self.final_mlp(self.final_norm(hidden))
         return hidden.transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-def _sine_positions(width: int, grid: int) -> Tensor:
-    """(1, width, grid, grid): sines and cosines of the row, then of the column; zero where the width allows none."""
-    frequencies = 10000 ** -(torch.arange(width // 4) * 4 / max(1, width))
-    angles = torch.arange(grid)[None] * frequencies[:, None]
-    waves = torch.cat([angles.sin(), angles.cos()])
-    rows, columns = waves[:, :, None].expand(-1, -1, grid), waves[:, None].expand(-1, grid, -1)
-    return F.pad(torch.cat([rows, columns]), (0, 0, 0, 0, 0, width % 4))[None]
 
 
 class _ConvNeXtBlock(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.query_transformer import TransformerSizes
-from zoo.layers.transformer import TransformerBlock
+from zoo.layers.transformer import GatedMLP, RMSNorm, TransformerBlock
 from zoo.quantizers import BernoulliConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Output, Tokenizer
@@ -72,7 +72,7 @@ class InstellaT2I(Tokenizer):
         dim = config.quantizer.dim
         self.encoder = _Encoder(config)
         self.to_latent = nn.Linear(config.encoder.width, dim)
-        self.from_codes = nn.Sequential(nn.RMSNorm(dim, eps=1e-6), nn.Linear(dim, config.decoder.width))
+        self.from_codes = nn.Sequential(RMSNorm(dim, eps=1e-6), nn.Linear(dim, config.decoder.width))
         self.decoder = _Decoder(config)
         self.to_pixels = nn.Linear(config.decoder.width, 3 * config.patch_size**2)
 
@@ -118,7 +118,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(width // heads, eps=1e-6) for _ in range(2))
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
@@ -143,18 +143,6 @@ def rotation(places: Tensor, widths: Sequence[int]) -> Rotation:
     ]
     angles = torch.cat([places[:, axis, None] * rate for axis, rate in enumerate(rates)], -1).repeat_interleave(2, -1)
     return angles.cos().float(), angles.sin().float()
-
-
-class _GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gate, self.up = (nn.Linear(width, 4 * width, bias=False) for _ in range(2))
-        self.down = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class _Downsample(nn.Module):
@@ -188,14 +176,14 @@ class _Mixed(nn.Module):
         super().__init__()
         width = sizes.width
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, _Attention(width, sizes.heads), _GatedMLP(width), eps=1e-6, norm=nn.RMSNorm)
+            TransformerBlock(width, _Attention(width, sizes.heads), GatedMLP(width, 4 * width), eps=1e-6, norm=RMSNorm)
             for _ in range(sizes.layers)
         )
         self.resamples = nn.ModuleList(resample(width) for _ in after)
         self.after, self.count, self.widths = tuple(sorted(after)), config.num_tokens, config.rotary_widths
         self.position_size = config.position_size
         self.patch_size = config.patch_size
-        self.norm_out = nn.RMSNorm(width, eps=1e-6)
+        self.norm_out = RMSNorm(width, eps=1e-6)
 
     def scale(self) -> int | None:
         """Cells a side of the grid that positions are laid over, at the resolution of patches."""
@@ -303,9 +291,9 @@ def _side(side: str) -> dict[str, str]:
         f"{key}.attn.norm_k.*": f"{own}.attention.norm_k.*",
         f"{key}.input_layernorm.*": f"{own}.norm1.*",
         f"{key}.post_attention_layernorm.*": f"{own}.norm2.*",
-        f"{key}.mlp.gate_proj.*": f"{own}.mlp.gate.*",
-        f"{key}.mlp.up_proj.*": f"{own}.mlp.up.*",
-        f"{key}.mlp.down_proj.*": f"{own}.mlp.down.*",
+        f"{key}.mlp.gate_proj.*": f"{own}.mlp.fc1.*",
+        f"{key}.mlp.up_proj.*": f"{own}.mlp.fc3.*",
+        f"{key}.mlp.down_proj.*": f"{own}.mlp.fc2.*",
         f"{side}.norm_out.*": f"{side}.norm_out.*",
     }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def token_counts(num_tokens: int | Sequence[int] | None, batch: int, allowed: Sequence[int]) -> list[int]:
+def token_counts(num_tokens: int | list[int] | None, batch: int, allowed: Sequence[int]) -> list[int]:
     """The number of tokens of each item.
 
     Args:
@@ -20,9 +20,11 @@ def token_counts(num_tokens: int | Sequence[int] | None, batch: int, allowed: Se
         ValueError: another number, one that is no integer, or not as many of them as items.
     """
     most = allowed[-1]
-    if num_tokens is None:
-        return [most] * batch
-    given = list(num_tokens) if isinstance(num_tokens, list | tuple) else [num_tokens] * batch
+    given: list[int] = [most] * batch
+    if isinstance(num_tokens, list | tuple):
+        given = list(num_tokens)
+    elif num_tokens is not None:
+        given = [num_tokens] * batch
     if len(given) != batch:
         raise ValueError(f"num_tokens: expected one number for each of {batch} items, got {len(given)}")
     for count in given:

@@ -3,9 +3,9 @@
 Packed form, version 1: b"ZTK" and a version byte; then, all numbers as LEB128 varints: layout, prefix axis, batch,
 levels, for each level its vocabulary size and position axes; lengths flag and lengths; source flag, name, fingerprint;
 extent flag, sample rate, axes, sizes; where the flag is 2 or 4, of each item the number of gains and these as
-big-endian float32; where it is 3 or 4, of each item one more than its last place and a bit for each place up to it, set
-where a token is kept, most significant bit first, padded to a whole byte; then the valid indices, level by level and item by item, each at ceil(log2 K)
-bits, most significant bit first, padded with zeros to a whole byte.
+big-endian float32; where it is 3 or 4, of each item one more than its last place and a bit for each place up to it,
+set where a token is kept, padded to a whole byte; then the valid indices, level by level and item by item, each at
+ceil(log2 K) bits. Bits come most significant first, padded with zeros to a whole byte.
 """
 
 from __future__ import annotations

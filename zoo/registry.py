@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from zoo import cards, checkpoint, hub
 from zoo.cards import ModelCard
 from zoo.config import Config, ConfigError
+from zoo.model import Model
 from zoo.quantizers import QUANTIZERS
-from zoo.tokenizer import Tokenizer
 
 logger = logging.getLogger("zoo")
-Model = TypeVar("Model", bound=type[nn.Module])
+Class = TypeVar("Class", bound=type[Model])
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,7 +39,7 @@ class Family:
     """A registered family: the model class, its config class, and the module that holds its key maps."""
 
     name: str
-    model: type[Tokenizer]
+    model: type[Any]  # a Tokenizer, or another subclass of zoo.model.Model
     config: type[Config]
 
     @property
@@ -53,10 +53,10 @@ class Registry:
     def __init__(self) -> None:
         self._families: dict[str, Family] = {}
 
-    def register(self, name: str) -> Callable[[Model], Model]:
+    def register(self, name: str) -> Callable[[Class], Class]:
         """Class decorator: make a model known under a family name. Its `__init__` states the config's type."""
 
-        def add(model: Model) -> Model:
+        def add(model: Class) -> Class:
             known = self._families.get(name)
             if known is not None and known.model.__module__ != model.__module__:
                 raise ValueError(f"family {name!r} is already registered by {known.model.__module__}")
@@ -81,7 +81,7 @@ class Registry:
         """Names of all families: those of the manifests, and those registered since."""
         return sorted({*self._families, *(manifest.family for manifest in cards.manifests())})
 
-    def family_of(self, model: Tokenizer) -> Family:
+    def family_of(self, model: Model) -> Family:
         """The family that a model belongs to.
 
         Raises:
@@ -106,7 +106,7 @@ class Registry:
             family = self._families[name]
             with torch.device("meta"):
                 model = family.model(family.config())  # type: ignore[call-arg, arg-type]
-            return ModelCard(name, "default", name, family.model.__module__, **_described(model))
+            return ModelCard(name, "default", name, family.model.__module__, **model.described())
         raise UnknownModelError(_unknown(name, [*(card.full_name for card in known), *self._families]))
 
 
@@ -153,8 +153,8 @@ def create_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     **changes: Any,
-) -> Tokenizer:
-    """Build a model of the zoo, in evaluation mode.
+) -> Any:
+    """Build a model of the zoo, in evaluation mode: a Tokenizer, or a Projector where the name is that of one.
 
     Args:
         name: `name[.tag]` (see `list_models`), `hf-hub:owner/repo[@revision]`, `local-dir:folder`, or a file that
@@ -181,7 +181,7 @@ def create_model(
     replaced = "quantizer" in changes
     model = family.model(config)  # type: ignore[call-arg, arg-type]
     model.name = card.full_name
-    model.card = dataclasses.replace(card, metrics=(), **_described(model)) if changes else card
+    model.card = dataclasses.replace(card, metrics=(), **model.described()) if changes else card
     if checkpoint is not None:
         load_checkpoint(model, family, card, Path(checkpoint), replaced=replaced)
     elif pretrained:
@@ -192,19 +192,9 @@ def create_model(
     return _finish(model, device, dtype)
 
 
-def _finish(model: Tokenizer, device: str | torch.device | None, dtype: torch.dtype | None) -> Tokenizer:
+def _finish(model: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Any:
     _ = model.source  # the fingerprint is of the weights as loaded, before any cast
     return model.to(device=device, dtype=dtype).eval()
-
-
-def _described(model: Tokenizer) -> dict[str, Any]:
-    """What a card tells of the model itself."""
-    return {
-        "modality": model.spec.modality,
-        "layout": model.layout,
-        "quantizer": model.quantizer.config.kind,
-        "config": model.config.to_dict(),
-    }
 
 
 def _own_file(name: str) -> Path | None:
@@ -255,7 +245,7 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(model: Tokenizer, family: Family, card: ModelCard, path: Path, *, replaced: bool = False) -> None:
+def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path, *, replaced: bool = False) -> None:
     """Load a weight file in our layout or in the published layout of `card`, strictly.
 
     Args:
@@ -316,7 +306,7 @@ def _nearest(published: Mapping[str, Tensor]) -> str:
     return f"; nearest architecture: {best} (knows {share:.0%} of the keys)" if best else ""
 
 
-def save_model(model: Tokenizer, folder: str | Path) -> Path:
+def save_model(model: Model, folder: str | Path) -> Path:
     """Write `model.safetensors` (weights, config and card in one), `config.json` and `README.md` into a folder.
 
     Returns:
@@ -349,7 +339,7 @@ def save_model(model: Tokenizer, folder: str | Path) -> Path:
     return path
 
 
-def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
     """The model of a file that `save_model` wrote."""
     about = checkpoint.metadata(path).get("zoo")
     if about is None:
@@ -363,7 +353,7 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenize
     model = family.model(config)  # type: ignore[call-arg, arg-type]
     name, _, tag = facts["name"].rpartition(".")
     card = ModelCard(
-        name or facts["name"], tag, facts["family"], facts["module"], **_described(model),
+        name or facts["name"], tag, facts["family"], facts["module"], **model.described(),
         source=hub.WeightSource(path=str(path)),
         metrics=() if changes else tuple(cards.Metric(**metric) for metric in facts.get("metrics", ())),
         **{key: facts[key] for key in ("licence", "non_commercial", "paper", "code", "notes") if key in facts},
@@ -374,7 +364,7 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Tokenize
 
 
 def _readme(about: Mapping[str, Any]) -> str:
-    lines = [f"# {about['name']}", "", f"A discrete tokenizer of the family `{about['family']}`.", "", "```python"]
+    lines = [f"# {about['name']}", "", f"A model of the family `{about['family']}`.", "", "```python"]
     lines += ["import zoo", 'model = zoo.create_model("local-dir:.")', "```", ""]
     lines += [
         f"- {key}: {about[key]}" for key in ("licence", "paper", "code", "notes", "fingerprint") if about.get(key)

@@ -58,7 +58,7 @@ class CodecStream:
             self.model.spec.check(x)
         with self.model._evaluating():
             latent = stream.step(x, last).movedim(1, -1)
-            levels = self.model.quantizer(latent).levels[: self.num_codebooks]
+            levels = self.model.quantizer.first_levels(latent, self.num_codebooks or len(self.model.vocab_sizes))
         return torch.stack(levels, dim=1)
 
     @torch.no_grad()

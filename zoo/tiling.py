@@ -126,17 +126,19 @@ class _Tracer(TorchDispatchMode):
             follow = _RULES.get(name)
             if follow is None or not isinstance(result, Tensor):
                 raise ValueError(f"the operation {name} may see the whole image")
-            if follow is _pointwise and any(self.get(value) is None for value in _tensors(args)):
+            if follow in (_pointwise, _channels_alone):
                 self._refuse_places(args, result.ndim, given[0].axes)
             self.add(result, follow(given, args, result))
         return result
 
     def _refuse_places(self, args: Any, ndim: int, axes: tuple[int, int]) -> None:
-        """Raise where a constant differs from place to place, as an embedding of positions does."""
+        """Raise where a constant may differ from place to place, as an embedding of positions does."""
         for value in _tensors(args):
             sides = (1,) * (ndim - value.ndim) + tuple(value.shape)
             if self.get(value) is None and any(sides[axis] > 1 for axis in axes):
-                raise ValueError("a constant differs from place to place of the image")
+                raise ValueError("a constant may differ from place to place of the image")
+            if self.get(value) is not None and value.ndim != ndim:
+                raise ValueError("an operation adds axes to the image")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoo.cards import ModelCard
 from zoo.config import Config
+from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from zoo.tiling import Reach, reach_of, tiles
 from zoo.tokens import Extent, Layout, Order, Source, Tokens, unflatten_ids
 
-_AXES = {"image": ("height", "width"), "audio": ("samples",)}
+_AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,22 @@ class InputSpec:
     """What a model takes.
 
     Attributes:
-        modality: "image": (B, C, H, W); "audio": (B, C, T).
+        modality: "image": (B, C, H, W); "video": (B, C, T, H, W); "audio": (B, C, T).
         channels: C.
         value_range: least and largest value of a sample or pixel.
-        size: (height, width) or (samples,) where the model takes no other; None for any size.
+        size: (height, width), (frames, height, width) or (samples,) where the model takes no other; None for any size.
         multiple: sides are padded to multiples of it (the stride, or hop length) and cropped again by decoding.
+        frame_multiple: of video, whose first frame stands alone: the number of frames after it is padded likewise.
         sample_rate: in Hz, of audio.
         causal: whether a token depends on no later sample.
     """
 
-    modality: Literal["image", "audio"]
+    modality: Literal["image", "video", "audio"]
     channels: int
     value_range: tuple[float, float]
     size: tuple[int, ...] | None = None
     multiple: int = 1
+    frame_multiple: int = 1
     sample_rate: int | None = None
     causal: bool = False
 
@@ -73,7 +72,24 @@ class InputSpec:
 
     def padding(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """How much each side grows at its end."""
+        if self.modality == "video":
+            frames, *sides = size
+            return (-(frames - 1) % self.frame_multiple, *(-side % self.multiple for side in sides))
         return tuple(-side % self.multiple for side in size)
+
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes of a plain grid of positions for a signal of `size` after padding."""
+        if self.modality == "video":
+            frames, *sides = size
+            return (1 + (frames - 1) // self.frame_multiple, *(side // self.multiple for side in sides))
+        return tuple(side // self.multiple for side in size)
+
+    def size_of(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        """The size, after padding, of a signal with a plain grid of `positions`."""
+        if self.modality == "video":
+            frames, *sides = positions
+            return (1 + (frames - 1) * self.frame_multiple, *(side * self.multiple for side in sides))
+        return tuple(side * self.multiple for side in positions)
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class Output:
     quantized: Quantized
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Model):
     """A signal to integers and back.
 
     A family sets `layout`, calls `super().__init__(config, spec, quantizer)`, and writes `latent` and `reconstruct`.
@@ -100,8 +116,7 @@ class Tokenizer(nn.Module):
     decode_options: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.spec = spec
         self.quantizer: Quantizer = quantizer.build()
         if quantizer.prefix:
@@ -111,9 +126,6 @@ class Tokenizer(nn.Module):
                 self.encode_options = self.encode_options | {"bitrate"}
         if quantizer.scales:
             self.layout = "scales"
-        self.name = type(self).__name__
-        self.card: ModelCard | None = None
-        self._fingerprint: tuple[int, str] | None = None
 
     # -- what a family writes --------------------------------------------------------------------------------------
 
@@ -127,7 +139,7 @@ class Tokenizer(nn.Module):
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Axes of the latent's positions for a signal of `size` after padding."""
-        return tuple(side // self.spec.multiple for side in size)
+        return self.spec.positions(size)
 
     def token_shapes(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Position axes of each level for a signal of `size` after padding."""
@@ -147,11 +159,22 @@ class Tokenizer(nn.Module):
         """Checked and padded signal -> index tensors of the levels, and lengths where items differ."""
         if num_codebooks is not None and not 1 <= num_codebooks <= len(self.vocab_sizes):
             raise ValueError(f"num_codebooks: expected 1 to {len(self.vocab_sizes)}, got {num_codebooks}")
-        return self.quantizer(self.latent(x)).levels[:num_codebooks], None
+        latent = self.latent(x)
+        if num_codebooks is not None:
+            return self.quantizer.first_levels(latent, num_codebooks), None
+        return self.quantizer(latent).levels, None
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         """Code vectors of `tokens` -> padded signal."""
         return self.reconstruct(codes)
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "modality": self.spec.modality,
+            "layout": self.layout,
+            "quantizer": self.quantizer.config.kind,
+            "config": self.config.to_dict(),
+        }
 
     # -- what users call -------------------------------------------------------------------------------------------
 
@@ -187,8 +210,8 @@ class Tokenizer(nn.Module):
         """Signals to tokens. Deterministic: an item alone, in any batch, and twice gives the same tokens.
 
         Args:
-            x: a batch as `spec` states: (B, C, H, W) or (B, C, T) in `spec.value_range`; or a list of audio signals
-                (C, T) of any lengths, whose tokens are those of each alone.
+            x: a batch as `spec` states: (B, C, H, W), (B, C, T, H, W) or (B, C, T) in `spec.value_range`; or a list of
+                audio signals (C, T) of any lengths, whose tokens are those of each alone.
             num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`). A bitrate,
                 in bits per second, chooses the most codebooks that stay within it (see `bitrates`).
 
@@ -289,7 +312,8 @@ class Tokenizer(nn.Module):
     def encode_tiled(self, x: Tensor, *, tile: int = 512) -> Tokens:
         """`encode` of images of any size in little memory: tile by tile, each with as much margin as its tokens see.
 
-        The tokens are those of `encode`. The numbers before quantisation differ by rounding alone.
+        The tokens are those of `encode`, up to rounding: a latent on the very border of two codes may take the other
+        where the device sums in another order for another size.
 
         Args:
             x: (B, C, H, W) as `spec` states, on any device; the tiles go to that of the weights one after the other.
@@ -415,7 +439,7 @@ class Tokenizer(nn.Module):
         Args:
             indices: in the form of `Tokens.indices`, of models of adaptive length also fewer; or ids (B, N) of
                 `Tokens.flatten` when `order` is given.
-            extent: size of the signals, (height, width) or (samples,), for all items; or an `Extent`. It may be left
+            extent: size of the signals, its axes those of `spec`, for all items; or an `Extent`. It may be left
                 out where the indices show their positions, which then are taken as without padding.
             order: "frame" or "level", the order in which `flatten` laid the ids.
 
@@ -442,7 +466,7 @@ class Tokenizer(nn.Module):
         else:
             levels = self._levels(indices, shapes)
         if extent is None and self.layout == "grid":
-            size = tuple(side * self.spec.multiple for side in levels[0].shape[1:])
+            size = self.spec.size_of(tuple(levels[0].shape[1:]))
             extent = Extent((size,) * len(indices), self.spec.sample_rate)
         return Tokens(levels, self.vocab_sizes, self.layout, None, self.source, extent, self.prefix)
 
@@ -457,7 +481,7 @@ class Tokenizer(nn.Module):
             parts = indices.split(sizes, dim=1)
             return tuple(part.reshape(len(indices), *shape) for part, shape in zip(parts, shapes))
         stacked = count > 1 or self.layout == "frames"
-        axes = 2 if self.layout == "grid" else 1
+        axes = len(_AXES[self.spec.modality]) if self.layout == "grid" else 1
         levels = indices.unbind(1) if stacked and indices.ndim == axes + 2 else (indices,)
         wanted = ["batch", *([count] if stacked else []), *(shapes[0] if shapes else ["positions"] * axes)]
         if any(level.ndim != axes + 1 for level in levels) or len(levels) != count:
@@ -468,36 +492,7 @@ class Tokenizer(nn.Module):
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
         return levels
 
-    # -- identity --------------------------------------------------------------------------------------------------
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
-
-    @property
-    def source(self) -> Source:
-        """Name and fingerprint that the tokens of this model carry; the fingerprint follows changes of the weights."""
-        state, version = self.state_dict(), self._weights_version()
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
-            for key in sorted(state):
-                digest.update(key.encode())
-                digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-            self._fingerprint = (version, digest.hexdigest()[:16])
-        return Source(self.name, self._fingerprint[1])
-
-    def _weights_version(self) -> int:
-        """Counts the in-place changes of all weights."""
-        return sum(tensor._version for tensor in self.state_dict().values())
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
-        known = self._fingerprint is not None and self._fingerprint[0] == self._weights_version()
-        super()._apply(fn, recurse)
-        if known:
-            self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
-        return self
+    # -- checks ---
 
     def pad(self, x: Tensor) -> Tensor:
         """Signals grown at their ends to the sides that the model takes, by repeating the last value."""
@@ -518,18 +513,6 @@ class Tokenizer(nn.Module):
     def _require(self, part: str) -> None:
         if self.card is not None and self.card.part not in (None, part):
             raise ValueError(f"{self.name} holds only the {self.card.part}; load the whole model to use the {part}")
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for the block, so that dropout and the like never touch tokens."""
-        training = [module for module in self.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
 
 def _chosen(verb: str, model: Tokenizer, takes: frozenset[str], **options: Any) -> dict[str, Any]:

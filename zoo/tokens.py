@@ -33,7 +33,7 @@ class Extent:
     """Size of each item before padding, which decoding restores.
 
     Attributes:
-        sizes: one tuple per item: (height, width) in pixels or (samples,).
+        sizes: one tuple per item: (height, width) in pixels, (frames, height, width) or (samples,).
         sample_rate: in Hz, of audio.
         gains: of models that code loudness apart from the tokens, for each item the factor of each of its segments,
             as float32 holds it.
@@ -80,7 +80,8 @@ class Tokens:
     Attributes:
         levels: int64 index tensors, one per codebook level, each (B, *positions).
         vocab_sizes: number of codes of each level.
-        layout: `grid` (B, H, W), `sequence` (B, N), `frames` (B, T) at each level, `scales` (levels of any length).
+        layout: `grid` (B, H, W), of video (B, T, H, W); `sequence` (B, N); `frames` (B, T) at each level; `scales`
+            (levels of any length).
         lengths: valid positions of each item where items differ: (B,), or (B, Q) for `scales`; entries beyond are 0.
         source: who made them; None stands for an unknown maker, whose tokens any model of fitting layout decodes.
         extent: what undoes the padding of the signals.
@@ -107,12 +108,13 @@ class Tokens:
             raise ValueError(f"expected integer vocabulary sizes >= 1, got {self.vocab_sizes}")
         if self.prefix not in (None, "positions", "levels"):
             raise ValueError(f"prefix: expected 'positions', 'levels' or None, got {self.prefix!r}")
-        positions = 1 if self.layout in ("sequence", "frames") else 2 if self.layout == "grid" else None
+        positions = {"sequence": (1,), "frames": (1,), "grid": (2, 3)}.get(self.layout)
         for level, vocab_size in zip(self.levels, self.vocab_sizes):
             if level.dtype != torch.int64:
                 raise ValueError(f"expected int64 indices, got {level.dtype}")
-            if level.ndim < 2 or positions not in (None, level.ndim - 1):
-                raise ValueError(f"layout {self.layout}: expected {positions} position axes, got {tuple(level.shape)}")
+            if level.ndim < 2 or (positions is not None and level.ndim - 1 not in positions):
+                wanted = " or ".join(map(str, positions or ("some",)))
+                raise ValueError(f"layout {self.layout}: expected {wanted} position axes, got {tuple(level.shape)}")
             if len(level) != len(self.levels[0]):
                 raise ValueError(f"expected equal batch sizes, got {[len(level) for level in self.levels]}")
             if self.layout != "scales" and level.shape != self.levels[0].shape:
@@ -159,7 +161,8 @@ class Tokens:
 
     @property
     def indices(self) -> Tensor:
-        """The array users expect: (B, H, W), (B, N), (B, Q, T); with Q > 1 levels of a grid or sequence (B, Q, ...).
+        """The array users expect: (B, H, W), of video (B, T, H, W), (B, N), (B, Q, T); with Q > 1 levels of a grid or
+        sequence (B, Q, ...).
 
         Levels of different length (`scales`) are joined one after the other: (B, N).
         """

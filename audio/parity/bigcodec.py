@@ -43,7 +43,7 @@ class DiscriminatorCase:
         self.network.load_state_dict(state)
 
     def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        outputs = {}
+        outputs: Named = {}
         with torch.no_grad():
             for i, judgement in enumerate(self.network(inputs["audio"])):
                 name = f"mpd.{i}" if i < self.periods else f"spec.{i - self.periods}"

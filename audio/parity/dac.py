@@ -190,9 +190,7 @@ class DiscriminatorCase:
 
     def mel(self, real: Tensor, fake: Tensor, settings: dict[str, Any]) -> Tensor:
         resolutions = tuple(
-            MelConfig(
-                settings["sample_rate"], window, window // 4, bands, low, high, scale="slaney", area_norm=True
-            )
+            MelConfig(settings["sample_rate"], window, window // 4, bands, low, high, scale="slaney", area_norm=True)
             for window, bands, low, high in zip(
                 settings["window_lengths"], settings["n_mels"], settings["mel_fmin"], settings["mel_fmax"]
             )

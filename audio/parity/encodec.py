@@ -49,7 +49,9 @@ class EncodecCase(Case):
     model: Encodec
 
     def count(self, settings: dict[str, Any]) -> int:
-        """Codebooks of a bandwidth in kbit/s, as the original rounds."""
+        """Codebooks of a bandwidth in kbit/s, as the original rounds; without one all."""
+        if not settings.get("bandwidth"):
+            return settings.get("num_codebooks", len(self.model.vocab_sizes))
         config, size = self.model.config, self.model.vocab_sizes[0]
         frame_rate = math.ceil(config.sample_rate / config.seanet.hop_length)
         count = int(1000 * settings["bandwidth"] / (math.log2(size) * frame_rate))
@@ -249,7 +251,7 @@ class LossCase:
             )
         )  # fmt: skip
         mel = self.mel({**settings["msspec"], "sample_rate": settings["sample_rate"]})
-        outputs = {}
+        outputs: Named = {}
         for step in range(sum(name.startswith("fake") for name in inputs)):
             fake, real = inputs[f"fake.{step}"].requires_grad_(), inputs["real"]
             losses = {"l1": F.l1_loss(fake, real), "mse": F.mse_loss(fake, real), "msspec": mel(fake, real)}

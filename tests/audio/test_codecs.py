@@ -1,5 +1,6 @@
 """What every codec of these families does: any length, items of unequal lengths, bitrates, silence, wrong input."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_the_bitrate_is_that_of_long_recordings(fixture: str) -> None:
     gains = tokens.extent.gains if tokens.extent is not None else None
     bits = tokens.bits[0] - (0 if gains is None else 32 * len(gains[0]))
     assert bits / seconds == pytest.approx(model.bitrates[-1], rel=0.05)
+
+
+@every
+def test_half_precision(fixture: str) -> None:
+    model = copy.deepcopy(MODELS[fixture]).to(torch.bfloat16)
+    x = signal(model, 700).to(torch.bfloat16)
+    decoded = model.decode(model.encode(x))
+    assert decoded.shape == x.shape
+    assert decoded.dtype == torch.bfloat16
+    assert decoded.isfinite().all()
 
 
 @every

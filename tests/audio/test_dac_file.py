@@ -26,29 +26,27 @@ def recording(samples: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.rand(channels, samples, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
 
 
-@pytest.mark.parametrize("fixture", ["dac", "dac__odd_strides"])
 @pytest.mark.parametrize("window", [0.75, 1.0, 1.3])
-def test_windows_leave_no_trace(fixture: str, window: float) -> None:
-    """The chunked signal is that of one pass without padding over the whole, whatever the window."""
-    model = dac(fixture)
+def test_a_window_gives_what_a_longer_one_gives(window: float) -> None:
+    """But for a few samples at its end, to which no further frame adds."""
+    model = dac()
     x = recording(9000)
     file = compress(model, x, model.config.sample_rate, window=window, target_db=None)
     assert not file.padding
-    margin, hop = delay(model), model.spec.multiple
-    padded = torch.nn.functional.pad(x[None], (margin, margin + 4 * hop))
+    hop = model.spec.multiple
+    padded = torch.nn.functional.pad(x[None], (delay(model), 0))
     with torch.no_grad(), unpadded(model):
-        frames = (padded.shape[-1] // hop) * hop
-        whole = model.decoder(model.quantizer(model.latent(padded[..., :frames])).codes.movedim(-1, 1))
+        codes = model.quantizer(model.latent(padded[..., : padded.shape[-1] // hop * hop])).codes
+        whole = model.decoder(codes.movedim(-1, 1))
         parts = [
             model.decoder(model.quantizer.indices_to_codes(*part.unbind(1)).movedim(-1, 1))
             for part in file.codes.split(file.chunk_length, dim=-1)
         ]
     step = output_length(model, -(-int(window * model.config.sample_rate) // hop) * hop)
     assert {part.shape[-1] for part in parts} == {step}
-    joined = torch.cat(parts, -1)
-    aligned = step % hop == 0  # else windows meet the strides at other places, as the original's do
-    shared = min(joined.shape[-1], whole.shape[-1]) if aligned else step
-    torch.testing.assert_close(joined[..., :shared], whole[..., :shared], rtol=1e-3, atol=1e-4)
+    assert len(parts) == -(-9000 // step)
+    differs = (parts[0] - whole[..., :step]).abs() > 1e-4
+    assert not differs[..., : step - max(model.config.strides)].any()
 
 
 def test_the_published_delay_and_step() -> None:
@@ -84,15 +82,15 @@ def test_any_recording_comes_back_at_its_length(
 def test_loudness_is_restored() -> None:
     model = dac()
     x = recording(8000) * 0.1
-    file = compress(model, x, 4000)
+    file = compress(model, x, 4000, window=None)
     assert file.input_db == pytest.approx(loudness(x[None], 4000).item(), abs=1e-4)
-    assert loudness(decompress(model, file)[None], 4000).item() == pytest.approx(file.input_db, abs=0.1)
+    assert loudness(decompress(model, file)[None], 4000).item() == pytest.approx(file.input_db, abs=1e-3)
 
 
 def test_windows_that_are_too_short_are_refused() -> None:
-    with pytest.raises(ValueError, match="window: expected about .* seconds or more, got 0.01"):
+    with pytest.raises(ValueError, match=r"window: expected about .* seconds or more, got 0\.01"):
         compress(dac(), recording(8000), 4000, window=0.01)
-    with pytest.raises(ValueError, match="expected a batch of shape"):
+    with pytest.raises(ValueError, match=r"expected a recording \(channels, samples\), got \(1, 1, 5\)"):
         compress(dac(), torch.zeros(1, 1, 5), 4000)
 
 
@@ -115,7 +113,10 @@ def test_files_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> 
         (good[:-40], "expected the bytes of a .dac file"),
         (pickle.dumps(metadata), "expected the bytes of a .dac file"),
         (file_of({"codes": Attack()}), "its pickle holds more than numbers"),
-        (file_of({**metadata, "metadata": {**metadata["metadata"], "dac_version": "0"}}), "expected version 1.0.0, got 0"),
+        (
+            file_of({**metadata, "metadata": {**metadata["metadata"], "dac_version": "0"}}),
+            "expected version 1.0.0, got 0",
+        ),
         (file_of({**metadata, "codes": metadata["codes"][0]}), "expected codes of 1 channels"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_codecs import MODELS, signal
 
-from audio.snac import SNACConfig, largest_stride, multi_scale_codebooks
+from audio.snac import SNAC, SNACConfig, largest_stride, multi_scale_codebooks
 from zoo.config import ConfigError
 from zoo.quantizers import VectorConfig
 
@@ -50,6 +50,26 @@ def test_levels_are_of_their_rates() -> None:
     ids = tokens.flatten(order="frame")
     assert ids.shape == (1, 140)
     assert torch.equal(model.decode(model.tokens(ids, extent=(320,), order="frame")), model.decode(tokens))
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (1, 1), (6, 3, 1)])
+def test_other_strides_and_no_noise(strides: tuple[int, ...]) -> None:
+    quantizer = multi_scale_codebooks(16, 4, 12, strides)
+    model = SNAC(
+        SNACConfig(
+            sample_rate=1000, channels=3, strides=(2, 3), decoder_channels=8, decoder_strides=(3, 2), noise=False,
+            quantizer=quantizer,
+        )
+    ).eval()  # fmt: skip
+    x = torch.rand(2, 1, 100) - 0.5
+    tokens = model.encode(x)
+    frames = -(-100 // (6 * strides[0])) * strides[0]
+    assert [level.shape[1] for level in tokens.levels] == [frames // stride for stride in strides]
+    assert tokens.layout == ("scales" if max(strides) > 1 else "frames")
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(tokens), model(x).reconstruction)
+    with pytest.raises(ValueError, match="does not take seed"):
+        model.decode(tokens, seed=1)
 
 
 def test_largest_stride() -> None:

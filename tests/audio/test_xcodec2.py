@@ -1,6 +1,5 @@
 """X-codec2 with a real, small speech model: transformers' Xcodec2Model gives the same tokens and audio."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[XCodec2, Any]:
             layers=2,
             heads=2,
             quantizer=scalars(80),
-        )  # fmt: skip
+        )
     ).eval()
     checkpoint.load_into(ours, KEY_MAP_TRANSFORMERS(checkpoint.read(folder)))
     return ours, theirs

@@ -16,9 +16,9 @@ from tiny_task import ADVERSARY, VECTOR, WEIGHTS, batches, fit, task
 import zoo
 from trainers.tasks import ReconstructionTask
 from trainers.tasks.anatomy import decoder_anatomy
-from trainers.tasks.perturbation import PerturbationConfig, perturb, perturbed_levels
 from zoo.losses import PatchGANConfig
-from zoo.quantizers import QUANTIZERS, VectorConfig
+from zoo.quantizers import QUANTIZERS
+from zoo.quantizers.latent_perturbation import perturbed_levels
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -308,37 +308,6 @@ def test_a_compiled_model_trains_the_same() -> None:
 
 
 # -- latent perturbation -------------------------------------------------------------------------------------------
-
-
-def test_perturbed_codes_are_among_the_nearest_and_gradients_are_the_clean_ones() -> None:
-    torch.manual_seed(0)
-    quantizer = VectorConfig(codebook_size=20, dim=4, metric="cosine").build().train()
-    z = torch.randn(4, 3, 5, 4, requires_grad=True)
-    clean = quantizer(z)
-    config = PerturbationConfig(probability=0.5, share=0.5, neighbours=3, decline_end=10)
-    found = perturb(quantizer, z, clean, config, step=0)
-    assert torch.equal(found.codes[2:], clean.codes[2:])
-    assert torch.equal(found.indices, clean.indices)
-    near = torch.cdist(F.normalize(z.detach(), dim=-1), quantizer.codes().detach()).topk(3, largest=False).indices
-    choices = quantizer.codes().detach()[near[:2]]
-    hits = (choices - found.codes[:2, :, :, None].detach()).abs().amax(-1) < 1e-6
-    assert hits.any(-1).all()
-    share = (found.codes[:2] != clean.codes[:2]).any(-1).float().mean()
-    assert 0.1 < share < 0.6  # two thirds of a half
-    target = torch.randn_like(found.codes)
-    (a,) = torch.autograd.grad((found.codes * target).sum(), z, retain_graph=True)
-    (b,) = torch.autograd.grad((clean.codes * target).sum(), z)
-    assert torch.equal(a, b)
-
-
-def test_rank_and_strength_as_in_the_paper() -> None:
-    config = PerturbationConfig(neighbours=100, decline_start=40, decline_end=120)
-    assert [config.strength(step) for step in (0, 40, 80, 120, 500)] == [1, 1, 0.75, 0.5, 0.5]
-    quantizer = VectorConfig(codebook_size=20, dim=4).build()
-    z = torch.randn(2, 3, 4)
-    levels = quantizer(z).levels
-    assert torch.equal(perturbed_levels(quantizer, z, levels, 1.0, 1)[0], levels[0])
-    assert torch.equal(perturbed_levels(quantizer, z, levels, 0.0, 20)[0], levels[0])
 
 
 @pytest.mark.parametrize(

@@ -298,3 +298,28 @@ def test_metadata_of_another_file_is_an_error(tmp_path: Path) -> None:
     for name in ("x", "absent"):
         with pytest.raises(CheckpointError, match=f"{name}: expected a safetensors file"):
             metadata(tmp_path / name)
+
+
+def test_parts_of_a_file_are_joined_under_their_prefixes(tmp_path: Path) -> None:
+    encoder, generator = {"weight": torch.ones(2)}, {"weight": torch.zeros(3), "bias": torch.ones(1)}
+    path = tmp_path / "parts.pt"
+    torch.save({"CodecEnc": encoder, "generator": generator, "step": 3}, path)
+    joined = read(path, container={"CodecEnc": "CodecEnc.", "generator": "g."})
+    assert same(joined, {"CodecEnc.weight": torch.ones(2), "g.weight": torch.zeros(3), "g.bias": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="under 'CodecEnc' or 'decoder'"):
+        read(path, container={"CodecEnc": "CodecEnc.", "decoder": "g."})
+
+
+def test_the_file_itself_may_be_one_of_several_containers(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "bare.pt")
+    torch.save({"generator": STATE, "lr": 0.1}, tmp_path / "nested.pt")
+    for name in ("bare", "nested"):
+        assert same(read(tmp_path / f"{name}.pt", container=("generator", None)), STATE)
+
+
+def test_a_folder_of_transformers_is_read(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="got a folder"):
+        read(tmp_path)
+    save_file(STATE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert same(read(tmp_path), STATE)

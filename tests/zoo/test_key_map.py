@@ -250,3 +250,14 @@ def test_thousands_of_keys_take_no_time() -> None:
     assert time.perf_counter() - start < 2
     assert len(result) == 6000
     assert "levels.0.blocks.99.conv2.weight" in result
+
+
+def test_finish_sees_own_names_and_may_join_tensors() -> None:
+    def joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"qkv": torch.cat([state[name] for name in ("q", "k", "v")])}
+
+    key_map = KeyMap({"{}_proj": None, "attn.q": "q", "attn.k": "k", "attn.v": "v"}, finish=joined)
+    state = {"0_proj": torch.zeros(1), **{f"attn.{name}": torch.full((2,), i) for i, name in enumerate("qkv")}}
+    assert key_map(state)["qkv"].tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(CheckpointError, match="covered by no pattern"):
+        key_map({**state, "unheard.of": torch.zeros(1)})

@@ -127,9 +127,27 @@ class Positions(nn.Module):
         return x + self.table
 
 
-def test_embeddings_of_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match="differs from place to place"):
-        reach(Positions())
+class Coordinates(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.linspace(0, 1, SIDE, device=x.device).expand(1, 1, SIDE, SIDE)], dim=1)
+
+
+class Unfolded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(3, 1, 1, 1, 1, device=x.device)
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (Positions(), "from place to place"),
+        (Coordinates(), "from place to place"),
+        (Unfolded(), "adds axes"),
+    ],
+)
+def test_what_depends_on_the_place_is_refused(network: nn.Module, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        reach(network)
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -226,7 +244,7 @@ def test_every_family_is_tiled_exactly_or_refuses(name: str) -> None:
 
 
 _PEAK = """
-import pathlib, re, sys, torch, zoo
+import dataclasses, pathlib, re, sys, torch, zoo
 def peak():  # in kilobytes; getrusage would count the parent of the process too
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 model = zoo.create_model("compact_f8.photos", pretrained=False)
@@ -240,6 +258,9 @@ image = model.decode_tiled(tokens)
 assert image.shape == photo.shape and tokens.indices.shape == (1, 375, 500)
 part = model.encode(photo[:, :, 1000:1600, 1200:1800]).indices[:, 20:-20, 20:-20]
 assert torch.equal(part, tokens.indices[:, 145:180, 170:205])
+window = dataclasses.replace(tokens, levels=(tokens.indices[:, 100:180, 200:280],), extent=None)
+part = model.decode(window)[:, :, 160:-160, 160:-160]
+torch.testing.assert_close(part, image[:, :, 960:1280, 1760:2080], rtol=0, atol=1e-6)
 print(peak())
 """
 

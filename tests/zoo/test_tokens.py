@@ -484,7 +484,7 @@ def test_device_moves_all_tensors() -> None:
         ({"vocab_sizes": (0,)}, r"vocabulary sizes >= 1, got \(0,\)"),
         ({"vocab_sizes": (10.5,)}, "vocabulary sizes >= 1"),
         ({"levels": (torch.zeros(2, 3, 3),)}, "expected int64 indices, got torch.float32"),
-        ({"levels": (torch.zeros(2, 3).long(),)}, "layout grid: expected 2 position axes, got"),
+        ({"levels": (torch.zeros(2, 3).long(),)}, "layout grid: expected 2 or 3 position axes, got"),
         ({"levels": (torch.zeros(2).long(),), "layout": "scales"}, "position axes"),
         ({"levels": (torch.full((1, 1, 1), 10),)}, r"expected indices in \[0, 10\), got 10 to 10"),
         ({"levels": (torch.full((1, 1, 1), -1),)}, r"expected indices in \[0, 10\), got -1"),

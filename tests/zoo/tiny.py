@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tokenizers_visual.selftok import FlowConfig
 from zoo import cards
 from zoo.checkpoint import read
 from zoo.config import Config
+from zoo.layers.unclip import UnCLIPConfig
 from zoo.quantizers import FiniteScalarConfig
 from zoo.registry import Family, import_module, registry
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -16,7 +18,7 @@ from zoo.tokenizer import InputSpec, Tokenizer
 PARITY = Path(__file__).parents[1] / "parity"
 for _manifest in cards.manifests():
     import_module(_manifest.module)
-FAMILIES = registry.families()
+FAMILIES = [name for name in registry.families() if issubclass(registry.family(name).model, Tokenizer)]
 
 # sizes of the families that no fixture narrows, and what random weights need for every parameter to be used
 _SMALL = {
@@ -25,7 +27,20 @@ _SMALL = {
         "quantizer": FiniteScalarConfig(levels=(4, 3)),
     },
     "alit": {"halting": 0.0},
+    "seed_tokenizer": {
+        "generator": UnCLIPConfig(
+            embedding_width=8, channels=(4, 4), blocks=1, heads=(1, 1), prompt_length=2, prompt_width=4, latent_size=4,
+            decoder_channels=(4, 4), decoder_blocks=1, norm_groups=2, steps=2,
+        ),
+    },
+    "selftok": {
+        "decoder": FlowConfig(
+            head_width=8, layers=2, positions=6, stage_ends=(500, 1000), stage_tokens=(40, 24), steps=2
+        )
+    },
+    "flextok": {"null_probability": 0.5, "steps": 2},
 }  # fmt: skip
+_OF_A_PART = {"selftok", "seed_tokenizer"}  # families whose fixtures hold the encoder, or all but the generator
 
 
 def fixture(name: str) -> Path | None:
@@ -61,9 +76,9 @@ def build(name: str, quantizer: object = None, seed: int = 0) -> Tokenizer:
 
 
 def fixture_weights(name: str) -> dict[str, Tensor] | None:
-    """The weights of the family's fixture under the names of our model."""
+    """The weights of the family's fixture under the names of our model; None where it does not hold all of them."""
     folder = fixture(name)
-    if folder is None:
+    if folder is None or name in _OF_A_PART:
         return None
     module, meta = registry.family(name).module, json.loads((folder / "meta.json").read_text())
     choose = getattr(module, "key_map_from_original", None)
@@ -75,8 +90,15 @@ def size(spec: InputSpec, odd: bool = False) -> tuple[int, ...]:
     """Sides of a small signal; `odd` ones need padding where the model pads."""
     if spec.size is not None:
         return spec.size
-    sides = (4 * spec.multiple,) if spec.modality == "audio" else (2 * spec.multiple, 3 * spec.multiple)
-    return tuple(side - min(3, spec.multiple - 1) for side in sides) if odd else sides
+    if spec.modality == "audio":
+        sides: tuple[int, ...] = (4 * spec.multiple,)
+    else:
+        sides = (2 * spec.multiple, 3 * spec.multiple)
+    if odd:
+        sides = tuple(side - min(3, spec.multiple - 1) for side in sides)
+    if spec.modality == "video":
+        sides = (1 + 2 * spec.frame_multiple - int(odd and spec.frame_multiple > 1), *sides)
+    return sides
 
 
 def signal(model: Tokenizer, count: int = 2, odd: bool = False, seed: int = 0) -> Tensor:

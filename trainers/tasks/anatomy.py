@@ -14,12 +14,13 @@ from zoo.quantizers import Quantized
 def decoder_anatomy(model: zoo.Tokenizer) -> tuple[list[nn.Parameter], nn.Parameter]:
     """The parameters between the codes and the reconstruction, and the weight of the last layer among them.
 
-    The model runs once, in evaluation mode, on a black image of the least size.
+    The model runs once, in evaluation mode, on a black signal of few tokens.
 
     Raises:
         ValueError: a model whose reconstruction depends on no parameter.
     """
-    sides = model.spec.size or (2 * model.spec.multiple,) * (2 if model.spec.modality == "image" else 1)
+    axes = {"image": (2, 2), "video": (1, 2, 2), "audio": (2,)}[model.spec.modality]
+    sides = model.spec.size or model.spec.size_of(axes)
     device = next(model.parameters()).device
     signal = torch.zeros(1, model.spec.channels, *sides, device=device, dtype=model.dtype)
     training = model.training

@@ -23,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel
 import zoo
 from trainers.random_state import random_state, set_random_state
 from trainers.tasks.anatomy import decoder_anatomy
-from trainers.tasks.perturbation import PerturbationConfig, check_perturbation, perturb
 from zoo import checkpoint
 from zoo.layers.recompute import RecomputeActivations
 from zoo.losses import AdversaryConfig, DiscriminatorConfig, PatchGANConfig, VQGANLoss, VQGANLossConfig
@@ -31,6 +30,7 @@ from zoo.losses.perceptual import perceptual_distance
 from zoo.metrics.image import psnr
 from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.quantizers import Quantized
+from zoo.quantizers.latent_perturbation import PerturbationConfig, check_perturbation, perturb
 
 ALONE = ("16-mixed", "16-true", "transformer-engine-float16")  # these need a loss scaler, which knows one optimizer
 

@@ -28,6 +28,10 @@ DEFAULT_MODEL = "compact_f8.photos"
 Images = Annotated[list[str], typer.Argument(metavar="FILES", help="Images: files, folders or glob patterns.")]
 Model = Annotated[str, typer.Option(help="Name in the zoo, hf-hub:owner/repo, or a saved model's file or folder.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the fastest there is.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=1, help="Work tile by tile of this many pixels a side; the same result in little memory."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 logger = logging.getLogger("zoo")
@@ -100,7 +104,21 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> Tokenizer:
-    """A model with its weights: a name of the zoo, `hf-hub:...`, or a file or folder that `save_model` wrote."""
+    """A tokenizer with its weights: a name of the zoo, `hf-hub:...`, or a file or folder that `save_model` wrote.
+
+    Raises:
+        ValueError: the model is no tokenizer.
+    """
+    from zoo.tokenizer import Tokenizer
+
+    model = load_any(name, device)
+    if not isinstance(model, Tokenizer):
+        raise ValueError(f"{name}: expected a tokenizer, got a {type(model).__name__}, which makes no tokens")
+    return model
+
+
+def load_any(name: str, device: torch.device | str = "cpu") -> Any:
+    """As `load_model`, of a model of any kind."""
     from zoo.registry import create_model
 
     if Path(name, "model.safetensors").is_file():

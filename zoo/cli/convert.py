@@ -28,10 +28,11 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, config.json and README.md.")],
     dtype: Annotated[StoredType, typer.Option(help="Type of the stored weights.")] = StoredType.FLOAT32,
 ) -> None:
-    """Convert a checkpoint to safetensors with its config and card, and compare the tokens of a photo."""
+    """Convert a checkpoint to safetensors with its config and card, and compare a tokenizer's tokens of a photo."""
     import torch
 
     from zoo.registry import create_model, registry, save_model
+    from zoo.tokenizer import Tokenizer
 
     card = registry.card(model)
     if card.part is not None:
@@ -39,19 +40,21 @@ def convert(
     source = _from_training(file) or _from_own_file(file) or create_model(model, checkpoint=file)
     if source.name != card.full_name:
         raise ValueError(f"{file}: expected a checkpoint of {card.full_name}, got one of {source.name}")
-    tokens = _sample_tokens(source)
+    tokens = _sample_tokens(source) if isinstance(source, Tokenizer) else ()
     stored = getattr(torch, dtype)
     _round(source, stored)
     maker = source.source  # before the cast, since loading the file gives float32 weights again
     path = save_model(source.to(stored), out)
     typer.echo(f"{path}: {megabytes(path.stat().st_size)}, {dtype}")
     reloaded = create_model(str(path.resolve()))
-    again = _sample_tokens(reloaded)
-    equal = sum(int((a == b).sum()) for a, b in zip(tokens, again))
-    total = sum(level.numel() for level in tokens)
     if reloaded.source != maker:
         raise ValueError(f"{path}: expected {maker} back from the file, got {reloaded.source}")
     typer.echo(f"  {reloaded.name}, weights {reloaded.source.fingerprint}")
+    if not tokens:
+        return
+    again = _sample_tokens(reloaded)
+    equal = sum(int((a == b).sum()) for a, b in zip(tokens, again))
+    total = sum(level.numel() for level in tokens)
     typer.echo(f"  {equal} of {total} tokens of a sample picture are those of {file} ({100 * equal / total:.2f}%)")
 
 

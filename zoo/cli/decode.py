@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import Device, choose_device, find_all, for_each, load_model, pair
+from zoo.cli.common import Device, Tile, choose_device, find_all, for_each, load_model, pair
 
 if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
@@ -31,6 +31,7 @@ def decode(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside each token file.")] = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the images.")] = ImageFormat.PNG,
+    tile: Tile = None,
     device: Device = None,
 ) -> None:
     """Turn token files back into images, `photo.ztok` into `photo_decoded.png`."""
@@ -57,7 +58,8 @@ def decode(
             raise UnknownModelError(
                 f"{source}: {error}; --model also takes the file or folder of a saved model"
             ) from error
-        for written in media.save(decoder.decode(tokens), target, decoder.spec):
+        signal = decoder.decode_tiled(tokens, tile=tile) if tile else decoder.decode(tokens)
+        for written in media.save(signal, target, decoder.spec):
             typer.echo(f"{source} -> {written}")
 
     for_each(targets, work, "decoding")

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from zoo.cli.common import DEFAULT_MODEL, Device, Images, Model, choose_device, find_all, for_each, load_model, pair
+from zoo.cli.common import (
+    DEFAULT_MODEL,
+    Device,
+    Images,
+    Model,
+    Tile,
+    choose_device,
+    find_all,
+    for_each,
+    load_model,
+    pair,
+)
 
 
 class TokenFormat(StrEnum):
@@ -23,6 +34,7 @@ def encode(
     token_format: Annotated[
         TokenFormat, typer.Option("--format", help="Packed bits, or safetensors.")
     ] = TokenFormat.ZTOK,
+    tile: Tile = None,
     device: Device = None,
 ) -> None:
     """Turn images into token files, `photo.jpg` into `photo.ztok`."""
@@ -36,7 +48,7 @@ def encode(
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair
         batch = media.load(source, tokenizer.spec)
-        tokens = tokenizer.encode(batch.to(where))
+        tokens = tokenizer.encode_tiled(batch, tile=tile) if tile else tokenizer.encode(batch.to(where))
         target.parent.mkdir(parents=True, exist_ok=True)
         tokens.save(target)
         size = target.stat().st_size

@@ -14,7 +14,7 @@ from zoo.cli.common import Json, megabytes, print_json, stdout
 
 if TYPE_CHECKING:
     from zoo.cards import ModelCard
-    from zoo.tokenizer import Tokenizer
+    from zoo.model import Model
 
 IMAGE_SIDE = 256  # pixels of the image whose tokens are counted
 
@@ -47,15 +47,15 @@ def info(
         console.print(metrics)
 
 
-def _model_and_card(name: str) -> tuple[Tokenizer, ModelCard]:
+def _model_and_card(name: str) -> tuple[Model, ModelCard]:
     """A model of the zoo without memory for its weights; a saved one as it is."""
     import torch
 
-    from zoo.cli.common import load_model
+    from zoo.cli.common import load_any
     from zoo.registry import registry
 
     if ":" in name or Path(name).exists():
-        model = load_model(name)
+        model = load_any(name)
         return model, model.card or registry.card(model.name)
     card = registry.card(name)
     family = registry.family(card.family, card.module)
@@ -63,13 +63,14 @@ def _model_and_card(name: str) -> tuple[Tokenizer, ModelCard]:
         return family.model(family.config.from_dict(card.config)), card  # type: ignore[call-arg, arg-type]
 
 
-def _of_model(model: Tokenizer) -> dict[str, Any]:
-    """What the built model tells: its size, what it takes, and how many tokens an image becomes."""
-    facts: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "input": dataclasses.asdict(model.spec),
-        "vocab_sizes": model.vocab_sizes,
-    }
+def _of_model(model: Model) -> dict[str, Any]:
+    """What the built model tells: its size; of a tokenizer, what it takes and how many tokens an image becomes."""
+    from zoo.tokenizer import Tokenizer
+
+    facts: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if not isinstance(model, Tokenizer):
+        return facts
+    facts |= {"input": dataclasses.asdict(model.spec), "vocab_sizes": model.vocab_sizes}
     if model.spec.modality == "image":
         size = model.spec.size or (IMAGE_SIDE, IMAGE_SIDE)
         padded = tuple(side + grow for side, grow in zip(size, model.spec.padding(size)))
@@ -84,10 +85,12 @@ def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
     source = "none published"
     if card.source is not None:
         source = str(card.source) + (f", sha256 {card.source.sha256}" if card.source.sha256 else "")
-    taken = facts["input"]
-    sides = " x ".join(map(str, taken["size"])) if taken["size"] else "any size"
-    low, high = taken["value_range"]
-    padding = f", padded to multiples of {taken['multiple']}" if taken["multiple"] > 1 else ""
+    given = ""
+    if taken := facts.get("input"):
+        sides = " x ".join(map(str, taken["size"])) if taken["size"] else "any size"
+        low, high = taken["value_range"]
+        padding = f", padded to multiples of {taken['multiple']}" if taken["multiple"] > 1 else ""
+        given = f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}{padding}"
     tokens = ""
     if example := facts.get("example"):
         tokens = (
@@ -99,9 +102,9 @@ def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
         "family": f"{card.family} ({card.module})",
         "kind": f"{card.modality}, {card.layout}, {card.quantizer}",
         "holds": f"only the {card.part}" if card.part else "",
-        "input": f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}{padding}",
+        "input": given,
         "parameters": f"{facts['parameters']:,} ({megabytes(4 * facts['parameters'])} in float32)",
-        "vocabulary": ", ".join(f"{size:,}" for size in facts["vocab_sizes"]),
+        "vocabulary": ", ".join(f"{size:,}" for size in facts.get("vocab_sizes", ())),
         "tokens": tokens,
         "weights": source,
         "licence": ", ".join([card.licence, *flags]),

@@ -12,9 +12,9 @@ from zoo.cli.common import Json, note, print_json, stdout
 
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Glob over names and families.")] = "*",
-    modality: Annotated[str | None, typer.Option(help="image or audio.")] = None,
+    modality: Annotated[str | None, typer.Option(help="image, video or audio.")] = None,
     quantizer: Annotated[str | None, typer.Option(help="vector, finite_scalar, binary, ...")] = None,
-    layout: Annotated[str | None, typer.Option(help="grid, sequence, frames or scales.")] = None,
+    layout: Annotated[str | None, typer.Option(help="grid, sequence, frames, scales or words.")] = None,
     licence: Annotated[str | None, typer.Option(help="A part of the licence's name.")] = None,
     pretrained: Annotated[
         bool | None, typer.Option("--pretrained/--no-pretrained", help="Only with, or only without, published weights.")

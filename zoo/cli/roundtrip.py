@@ -13,6 +13,7 @@ from zoo.cli.common import (
     Images,
     Json,
     Model,
+    Tile,
     choose_device,
     file_name_of,
     find_all,
@@ -33,6 +34,7 @@ def roundtrip(
     model: Model = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
     as_json: Json = False,
+    tile: Tile = None,
     device: Device = None,
 ) -> None:
     """Encode and decode images; write original and reconstruction side by side, and print tokens, size and quality."""
@@ -47,7 +49,7 @@ def roundtrip(
 
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair
-        result = reconstruct(tokenizer, source)
+        result = reconstruct(tokenizer, source, tile=tile)
         write_atomically(target, png(side_by_side(result, tokenizer.name)))
         if as_json:
             print_json(_record(result, source, target))

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
     from zoo.tokens import Tokens
 
-SHOWN = 8  # most frequent codes in the table
+SHOWN = 5  # most frequent codes in the table
+ENOUGH = 10  # tokens of each kind, below which entropies are visibly too small
 SIDE = 24  # pixels of a position in the picture of usage
 
 
@@ -78,6 +79,8 @@ def tokens(
         print_json(record)
     else:
         _print(record)
+    if any(one.tokens < ENOUGH * max([one.used, *one.different_pairs.values()]) for one in found):
+        note(f"fewer than {ENOUGH} tokens for each code or pair of neighbours that occurs: entropies are lower bounds")
 
 
 def _encoded(tokenizer: Tokenizer, data: str, limit: int | None) -> Iterator[Tokens]:
@@ -90,10 +93,10 @@ def _encoded(tokenizer: Tokenizer, data: str, limit: int | None) -> Iterator[Tok
     for item in open_source(data).records():
         try:
             if isinstance(item, Skipped):
-                raise media.MediaError(f"{item.name}: {item.reason}")
+                raise media.MediaError(item.reason)
             image = media.load(item.data, tokenizer.spec)
         except media.MediaError as error:
-            reasons.append(str(error))
+            reasons.append(f"{item.name}: {error}")
             note(f"skipped {item.name}: {error}")
             continue
         yield tokenizer.encode(image.to(where))
@@ -113,6 +116,7 @@ def _record(found: TokenStatistics) -> dict[str, Any]:
         "entropy": found.entropy,
         "entropy_of_equal_use": math.log2(found.vocab_size),
         "conditional_entropy": found.conditional_entropy,
+        "different_pairs": found.different_pairs,
         "zipf_exponent": found.zipf_exponent,
         "heaps_exponent": found.heaps_exponent,
         "innovation": [{"tokens": seen, "codes": codes} for seen, codes in found.innovation],

@@ -191,6 +191,7 @@ def to_diffusers(model: Tokenizer) -> VQModel:
 
     peer = VQModel(**VQArchitecture.of(model).kwargs())
     names, expected, own = diffusers_names(peer), peer.state_dict(), model.state_dict()
+    own = {name: value for name, value in own.items() if not name.startswith("quantizer.ema.")}  # of training alone
     if surplus := own.keys() - names.keys():
         raise ValueError(f"expected a network without {', '.join(sorted(surplus))}, which VQModel does not have")
     weights = {theirs: own[ours].reshape(expected[theirs].shape) for ours, theirs in names.items()}

@@ -31,7 +31,10 @@ def pad1d(x: Tensor, left: int, right: int, mode: PadMode = "reflect") -> Tensor
     """
     if mode != "reflect" or left == right == 0:
         return F.pad(x, (left, right), mode=mode)
-    missing = max(0, max(left, right) - x.shape[-1] + 1)
+    length = x.shape[-1]
+    missing = max(0, max(left, right) - length + 1)
+    if missing == 0:  # joining the pieces is several times as fast as the general padding
+        return torch.cat([x[..., 1 : left + 1].flip(-1), x, x[..., length - 1 - right : length - 1].flip(-1)], dim=-1)
     padded = F.pad(F.pad(x, (0, missing)), (left, right), mode="reflect")
     return padded[..., : padded.shape[-1] - missing]
 

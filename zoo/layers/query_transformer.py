@@ -61,10 +61,10 @@ class QueryEncoder(nn.Module):
         super().__init__()
         width, grid = sizes.width, image_size // patch_size
         self.patches = nn.Conv2d(3, width, patch_size, stride=patch_size)
-        self.class_token = _learned(width)
-        self.positions = _learned(1 + grid**2, width)
-        self.queries = _learned(queries, width)
-        self.query_positions = _learned(queries, width)
+        self.class_token = learned(width)
+        self.positions = learned(1 + grid**2, width)
+        self.queries = learned(queries, width)
+        self.query_positions = learned(queries, width)
         self.transformer = Transformer(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ class QueryDecoder(nn.Module):
         width = sizes.width
         self.grid = grid
         self.embed = nn.Linear(dim, width)
-        self.class_token = _learned(width)
-        self.mask_token = _learned(width)
-        self.positions = _learned(1 + grid**2, width)
-        self.query_positions = _learned(queries, width)
+        self.class_token = learned(width)
+        self.mask_token = learned(width)
+        self.positions = learned(1 + grid**2, width)
+        self.query_positions = learned(queries, width)
         self.transformer = Transformer(sizes)
 
     def forward(self, codes: Tensor, lengths: Tensor | None = None, context: Tensor | None = None) -> Tensor:
@@ -118,5 +118,6 @@ class QueryDecoder(nn.Module):
         return hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))
 
 
-def _learned(*shape: int) -> nn.Parameter:
+def learned(*shape: int) -> nn.Parameter:
+    """Tokens or positions (..., width), started as normal numbers over the root of the width."""
     return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)

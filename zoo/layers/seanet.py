@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
@@ -72,11 +74,23 @@ class SEANetConfig(Config):
 
     def act(self, channels: int) -> nn.Module:
         """An activation of signals with so many channels."""
-        return Snake(channels) if self.activation == "snake" else nn.ELU()
+        return Snake(channels) if self.activation == "snake" else ELU()
 
     def blocks(self, channels: int) -> list[nn.Module]:
         """The residual blocks of one stride."""
         return [SEANetBlock(self, channels, self.dilation_base**i) for i in range(self.residual_layers)]
+
+
+class ELU(nn.Module):
+    """max(x, 0) + exp(min(x, 0)) - 1, without gradients by vector instructions, which torch's own does not use."""
+
+    pointwise = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return F.elu(x)
+        below = x.clamp_max(0).exp_().sub_(1)
+        return torch.maximum(x, below, out=below)
 
 
 class SEANetBlock(nn.Module):

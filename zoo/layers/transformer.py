@@ -128,6 +128,19 @@ class MLP(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class GatedMLP(nn.Module):
+    """fc2(SiLU(fc1 x) * fc3 x), without biases (SwiGLU, arXiv 2002.05202): (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, width, bias=False)
+        self.fc3 = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+
+
 class LayerScale(nn.Module):
     """Each channel times a learned factor, small at the start: (..., C) -> the same."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.attention import SpatialAttention
+from zoo.layers.positions import waves
 from zoo.layers.resnet import Upsample
 
 
@@ -94,7 +94,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, times: Tensor) -> Tensor:
-        time = self.time(_waves(times, self.channels).to(x.dtype))
+        time = self.time(waves(times, self.channels).to(x.dtype))
         skips = []
         for step in self.down:
             x = step(x, time)
@@ -103,11 +103,3 @@ class UNet(nn.Module):
         for step in self.up:
             x = step(torch.cat([x, skips.pop()], dim=1), time)
         return self.out(x)
-
-
-def _waves(times: Tensor, width: int) -> Tensor:
-    """Times (B,) -> (B, width): cosines, then sines, of geometrically falling frequencies from 1 to 1/10,000."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=times.device, dtype=torch.float32))
-    angles = times.float()[:, None] * frequencies
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))

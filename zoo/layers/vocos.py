@@ -49,7 +49,7 @@ class SpectralHead(nn.Module):
 
     Args:
         width: C.
-        n_fft: length of a frame, and of its Hann window.
+        n_fft: length of a frame, and of its Hann window; longer than the hop.
         hop_length: samples from frame to frame; half of n_fft - hop_length is cut at both ends (of an odd difference
             one sample more is left).
     """

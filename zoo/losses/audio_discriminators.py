@@ -32,7 +32,7 @@ class Judgement:
 class AudioDiscriminatorConfig(Config):
     """Base of the discriminators' configs; a field of this type takes any."""
 
-    discriminator: ClassVar[type[AudioDiscriminator]]
+    discriminator: ClassVar[Callable[..., AudioDiscriminator]]
 
     def build(self) -> AudioDiscriminator:
         """The discriminators, freshly initialised."""
@@ -187,9 +187,12 @@ class PeriodDiscriminator(nn.Module):
 class BandDiscriminator(nn.Module):
     """Judges a complex spectrum by networks for each of its bands: (B, 1, T) -> logits (B, 1, frames, places)."""
 
+    window: Tensor
+
     def __init__(self, window: int, bands: Sequence[tuple[float, float]], channels: int) -> None:
         super().__init__()
-        self.window, bins = window, window // 2 + 1
+        bins = window // 2 + 1
+        self.register_buffer("window", torch.hann_window(window, dtype=torch.float64).float(), persistent=False)
         self.bands = [(int(low * bins), int(high * bins)) for low, high in bands]
         self.band_convs = nn.ModuleList(self._stack(channels) for _ in bands)
         self.conv_post = weight_norm(nn.Conv2d(channels, 1, (3, 3), padding=(1, 1)))
@@ -202,12 +205,12 @@ class BandDiscriminator(nn.Module):
         return nn.ModuleList(weight_norm(layer) for layer in layers)
 
     def forward(self, x: Tensor) -> Judgement:
-        hop = self.window // 4
-        side = (self.window - hop) // 2
+        length = len(self.window)
+        hop = length // 4
+        side = (length - hop) // 2
         x = F.pad(x, (side, side + -x.shape[-1] % hop), mode="reflect")
-        taper = torch.hann_window(self.window, device=x.device)
         spectrum = torch.stft(
-            x.float().flatten(0, 1), self.window, hop, window=taper, pad_mode="reflect", return_complex=True
+            x[:, 0].float(), length, hop, window=self.window.float(), pad_mode="reflect", return_complex=True
         )[..., 2:-2]  # the frames that padding alone fills
         image = torch.view_as_real(spectrum).permute(0, 3, 2, 1).to(x.dtype)  # (B, 2, frames, bins)
         features, ends = [], []

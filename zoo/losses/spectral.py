@@ -86,6 +86,9 @@ class STFTDistance(nn.Module):
     def __init__(self, windows: tuple[int, ...] = (2048, 512), power: float = 2.0, floor: float = 1e-5) -> None:
         super().__init__()
         self.windows, self.power, self.floor = windows, power, floor
+        for window in windows:
+            taper = torch.hann_window(window, dtype=torch.float64).float()
+            self.register_buffer(f"taper_{window}", taper, persistent=False)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         total = torch.zeros((), device=target.device)
@@ -96,7 +99,7 @@ class STFTDistance(nn.Module):
         return total
 
     def _magnitude(self, signal: Tensor, window: int) -> Tensor:
-        taper = torch.hann_window(window, device=signal.device)
+        taper = self.get_buffer(f"taper_{window}")
         return torch.stft(
             signal.float().flatten(0, 1), window, window // 4, window=taper, pad_mode="reflect", return_complex=True
         ).abs()
@@ -107,7 +110,9 @@ def si_sdr(reconstruction: Tensor, target: Tensor, epsilon: float = 1e-8) -> Ten
 
     `epsilon` is added to every energy.
     """
-    estimate, reference = (signal.float() - signal.float().mean(-1, keepdim=True) for signal in (reconstruction, target))
+    estimate, reference = (
+        signal.float() - signal.float().mean(-1, keepdim=True) for signal in (reconstruction, target)
+    )
     energy = reference.square().sum(-1, keepdim=True) + epsilon
     projection = (estimate * reference).sum(-1, keepdim=True) / energy * reference
     noise = (estimate - projection).square().sum(-1) + epsilon
@@ -118,5 +123,7 @@ def framed_si_sdr(reconstruction: Tensor, target: Tensor, frame: int, stride: in
     """The mean of `si_sdr` over frames that start every `stride` samples, zeros after the end: a scalar in dB."""
     count = -(-target.shape[-1] // stride)
     surplus = max(0, (count - 1) * stride + frame - target.shape[-1])
-    frames = [F.pad(signal, (0, surplus)).unfold(-1, frame, stride)[..., :count, :] for signal in (reconstruction, target)]
-    return si_sdr(*frames, epsilon=_FLOAT_STEP * frame).mean()
+    one, other = (
+        F.pad(signal, (0, surplus)).unfold(-1, frame, stride)[..., :count, :] for signal in (reconstruction, target)
+    )
+    return si_sdr(one, other, epsilon=_FLOAT_STEP * frame).mean()

@@ -21,8 +21,8 @@ _KEPT = 1 << 22  # keys that are held before they are counted
 class TokenStatistics:
     """What the tokens of one level are like. Entropies are those of the observed shares, in bits.
 
-    Entropies of few tokens are too small: below some ten tokens a code (or a pair, for `conditional_entropy`), read
-    them as lower bounds.
+    Entropies of few tokens are too small: below some ten tokens a code that occurs (or a pair, for
+    `conditional_entropy`), read them as lower bounds.
 
     Attributes:
         vocab_size: K.
@@ -32,6 +32,7 @@ class TokenStatistics:
         entropy: of the codes; log2 K where all are equally frequent.
         conditional_entropy: of a code given its neighbour in front of it, by the direction in which the code lies:
             "right" and "below" of a grid, "next" of a sequence. Directions without a single pair are left out.
+        different_pairs: by the same directions, how many different pairs occur.
         zipf_exponent: a of the law frequency ~ rank^-a over the codes that occur, by maximum likelihood; None where
             fewer than two occur.
         innovation: (tokens seen, different codes among them) after 1, 2, 4, ... and all items, in their order.
@@ -47,6 +48,7 @@ class TokenStatistics:
     counts: Tensor
     entropy: float
     conditional_entropy: dict[str, float]
+    different_pairs: dict[str, int]
     zipf_exponent: float | None
     innovation: tuple[tuple[int, int], ...]
     heaps_exponent: float | None
@@ -120,19 +122,19 @@ class TokenCounter:
         if tokens == 0:
             raise ValueError("expected at least one token, got none")
         innovation = tuple(dict.fromkeys([*self._innovation, self._seen()]))
-        conditional = {
-            direction: _entropy(counts) - _entropy(_summed(keys // self.vocab_size, counts))
-            for direction, pairs in self._pairs.items()
-            for keys, counts in [pairs.compute()]
-            if len(counts) > 0
-        }
+        pairs = {direction: counts.compute() for direction, counts in self._pairs.items()}
+        pairs = {direction: found for direction, found in pairs.items() if len(found[0]) > 0}
         return TokenStatistics(
             vocab_size=self.vocab_size,
             items=self._items,
             tokens=tokens,
             counts=self._codes.clone(),
             entropy=_entropy(self._codes),
-            conditional_entropy=conditional,
+            conditional_entropy={
+                direction: _entropy(counts) - _entropy(_summed(keys // self.vocab_size, counts))
+                for direction, (keys, counts) in pairs.items()
+            },
+            different_pairs={direction: len(keys) for direction, (keys, _) in pairs.items()},
             zipf_exponent=zipf_exponent(self._codes),
             innovation=innovation,
             heaps_exponent=_slope(innovation),

@@ -28,7 +28,9 @@ def quantized_cdf(probabilities: Tensor) -> Tensor:
         raise ValueError(f"expected at most {_TOTAL // _LEAST} symbols, got {symbols}")
     share = (probabilities.detach().float() / _ROUND_OFF).floor() * _ROUND_OFF
     ranges = (((1 - _LEAST * symbols / _TOTAL) * _TOTAL) * share).floor().long() + _LEAST
-    return ranges.cumsum(-1)
+    widest = ranges.argmax(-1, keepdim=True)  # where float32 rounds up to more than there is, it gives the surplus back
+    surplus = (ranges.sum(-1, keepdim=True) - _TOTAL).clamp_min(0)
+    return ranges.scatter_add(-1, widest, -surplus).cumsum(-1)
 
 
 class ArithmeticEncoder:

@@ -111,6 +111,10 @@ class Quantizer(nn.Module):
         """Code vectors of indices: one int64 tensor (B, *positions) per level -> (B, *positions, D) float32."""
         raise NotImplementedError
 
+    def first_levels(self, z: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The indices (B, *positions) of the first `count` codebooks, where `config.prefix`; in evaluation mode."""
+        return self(z).levels[:count]
+
     def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:
         """`indices_to_codes` for latents (B, *positions, D), which the first levels alone may not tell (scales)."""
         return self.indices_to_codes(*levels)

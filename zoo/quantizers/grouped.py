@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from zoo.quantizers.composite import drops_levels, each, mean_by_name
+from zoo.quantizers.multi_scale import MultiScaleConfig
 from zoo.quantizers.vector import VectorConfig
 
 
@@ -40,9 +41,11 @@ class GroupedConfig(QuantizerConfig):
             f"one group config, or one for each of the {self.num_groups} groups",
             len(self.groups),
         )
+        scaled = isinstance(self.group, MultiScaleConfig)
         self.require(
-            not any(map(drops_levels, self.groups)),
-            "groups without dropout (a residual quantizer of grouped levels drops those of all groups at once)",
+            scaled or not any(map(drops_levels, self.groups)),
+            "groups without dropout (a residual quantizer of grouped levels drops those of all groups at once), or one "
+            "config of several scales for all groups",
             self.group,
         )
         depths = {len(group.vocab_sizes) for group in self.groups}
@@ -82,7 +85,8 @@ class Grouped(Quantizer):
     """Consecutive channels form a group. Losses and statistics are means over the groups.
 
     Levels are ordered by level, then by group: the first level of every group, then the second of every group ... so
-    that, where the groups allow prefixes, the first levels are a coarser version of all channels.
+    that, where the groups allow prefixes, the first levels are a coarser version of all channels. Dropout of scales
+    leaves all groups of an item with the same number of them.
     """
 
     def __init__(self, config: GroupedConfig) -> None:
@@ -90,12 +94,14 @@ class Grouped(Quantizer):
         self.shared = config.shared
         self.num_groups = config.num_groups
         self.widths = [group.dim for group in config.groups]
+        self.drops = any(map(drops_levels, config.groups))
         self.groups = nn.ModuleList(group.build() for group in config.groups[: 1 if config.shared else None])
 
     def quantize(self, z: Tensor) -> Quantized:
         if self.shared:
             return self._quantize_shared(z)
-        parts = [group.quantize(chunk) for group, chunk in zip(self.groups, z.split(self.widths, dim=-1))]  # type: ignore[operator]
+        options = {"counts": self.groups[0].draw_items(len(z))} if self.training and self.drops else {}  # type: ignore[operator]
+        parts = [group.quantize(chunk, **options) for group, chunk in zip(self.groups, z.split(self.widths, dim=-1))]  # type: ignore[operator]
         codes = torch.cat([part.codes for part in parts], dim=-1)
         levels = tuple(level for same_depth in zip(*(part.levels for part in parts)) for level in same_depth)
         losses, statistics = (

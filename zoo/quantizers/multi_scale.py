@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
 from zoo.quantizers.composite import evaluating, needs_its_gradient
+from zoo.quantizers.level_dropout import LevelDropoutConfig
 from zoo.quantizers.vector import VectorConfig
 
 
@@ -27,6 +28,7 @@ class MultiScaleConfig(QuantizerConfig):
         num_convolutions: how many 3x3 convolutions smooth the upsampled codes; each scale takes the one nearest to its
             place in the ladder. 0 gives every scale its own, 1 is shared by all.
         residual_ratio: weight of the convolution's output against its input, from 0 (no convolution) to 1.
+        dropout: quantizer dropout per item, in training mode (ImageFolder, arXiv 2410.01756).
     """
 
     kind = "multi_scale"
@@ -36,11 +38,14 @@ class MultiScaleConfig(QuantizerConfig):
     ladder: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     num_convolutions: int = 4
     residual_ratio: float = 0.5
+    dropout: LevelDropoutConfig | None = None
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in zip(self.ladder, self.ladder[1:]))
+        rising = all(a <= b for a, b in zip(self.ladder, self.ladder[1:]))
         self.require(
-            len(self.ladder) > 0 and self.ladder[0] >= 1 and rising, "a ladder of rising sides >= 1", self.ladder
+            len(self.ladder) > 0 and self.ladder[0] >= 1 and rising,
+            "a ladder of sides >= 1, none smaller than the one before",
+            self.ladder,
         )
         self.require(
             len(self.level.vocab_sizes) == 1 and not self.level.scales, "a quantizer of one level", self.level.kind
@@ -52,6 +57,13 @@ class MultiScaleConfig(QuantizerConfig):
         )
         self.require(self.num_convolutions >= 0, "num_convolutions >= 0", self.num_convolutions)
         self.require(0 <= self.residual_ratio <= 1, "a residual_ratio in [0, 1]", self.residual_ratio)
+        if self.dropout is not None:
+            self.require(self.dropout.per_item, "dropout per item", self.dropout)
+            self.require(
+                self.dropout.minimum <= len(self.ladder),
+                f"a least number of 1 to {len(self.ladder)} scales",
+                self.dropout.minimum,
+            )
 
     @property
     def dim(self) -> int:
@@ -90,8 +102,11 @@ class MultiScale(Quantizer):
 
     Losses, means over scales of the sum f so far against the latent z: `commitment` = mean((z - sg(f))^2), `codebook` =
     mean((f - sg(z))^2), whose gradient reaches codebook and convolutions; and, in training mode, what else the level's
-    quantizer has (`entropy`), of all scales as one batch.
+    quantizer has (`entropy`), of all scales as one batch. With dropout the losses of a scale are of the items that use
+    it, and `Quantized.levels` holds all scales of all items, though `codes` leaves out those beyond an item's number.
     """
+
+    config: MultiScaleConfig
 
     def __init__(self, config: MultiScaleConfig) -> None:
         super().__init__(config)
@@ -101,7 +116,10 @@ class MultiScale(Quantizer):
         count = config.num_convolutions or len(config.ladder)
         self.convolutions = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 3, padding=1) for _ in range(count))
 
-    def quantize(self, z: Tensor) -> Quantized:
+    def quantize(self, z: Tensor, counts: Tensor | None = None) -> Quantized:
+        """`counts`: (B,) how many of the scales each item of a training batch uses; None draws by the dropout."""
+        if counts is None and self.training and self.config.dropout is not None:
+            counts = self.draw_items(len(z))
         shapes = self.config.level_shapes(tuple(z.shape[1:-1]))
         residual, total = z.detach(), torch.zeros_like(z)
         inputs, levels, commitments, fits = [], [], [], []
@@ -110,11 +128,15 @@ class MultiScale(Quantizer):
             with evaluating(self.level):  # a running codebook must not move between the scales
                 (indices,) = self.level.quantize(inputs[-1]).levels
             step = self._step(s, indices, shapes[-1])
-            total = total + step
             residual = residual - step.detach()
             levels.append(indices)
-            commitments.append(mean_squared_error(z, total.detach()))
-            fits.append(mean_squared_error(total, z.detach()))
+            items: slice | Tensor = slice(None)
+            if counts is not None:
+                step = step * (counts > s).to(step).view(-1, 1, 1, 1)
+                items = (counts > s).nonzero().flatten().to(z.device)
+            total = total + step
+            commitments.append(mean_squared_error(z[items], total[items].detach()))
+            fits.append(mean_squared_error(total[items], z[items].detach()))
         losses = {"commitment": torch.stack(commitments).mean(), "codebook": torch.stack(fits).mean()}
         statistics = {}
         if self.training:  # running codebooks move once, after all scales, by all that they coded
@@ -122,6 +144,13 @@ class MultiScale(Quantizer):
             losses = {**{name: loss for name, loss in joined.losses.items() if name not in losses}, **losses}
             statistics = joined.statistics
         return Quantized(straight_through(z, total), tuple(levels), losses, statistics)
+
+    def draw_items(self, items: int) -> Tensor:
+        """(B,) how many scales each item of a training batch uses, by the dropout."""
+        most = len(self.config.ladder)
+        return (
+            torch.full((items,), most) if self.config.dropout is None else self.config.dropout.draw_items(most, items)
+        )
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         """Code vectors of all scales; or of the first ones alone, where their grids are those of the config's ladder.

@@ -171,19 +171,23 @@ class Residual(Quantizer):
         self.levels = nn.ModuleList(level.build() for level in config.levels[: 1 if config.shared else None])
 
     def quantize(self, z: Tensor) -> Quantized:
+        dropout = self.config.dropout if self.training else None
+        counts, used = None, range(self.config.num_levels)
+        if dropout is not None and dropout.per_item:
+            counts = self.draw_items(len(z)).to(z.device)
+        elif dropout is not None:
+            used = range(dropout.draw_batch(self.config.num_levels, z.device))
+        return self._quantize_levels(z, used, counts)
+
+    def _quantize_levels(self, z: Tensor, used: range, counts: Tensor | None = None) -> Quantized:
+        """By the levels `used`; with `counts` (B,), the codes of each item are of its first levels."""
         config = self.config
         if config.soft_clamp is not None:
             bound = z.new_tensor(config.soft_clamp)
             z = (z / bound).tanh() * bound
-        dropout = config.dropout if self.training else None
-        counts, used = None, range(config.num_levels)
-        if dropout is not None and dropout.per_item:
-            counts = self.draw_items(len(z)).to(z.device)
-        elif dropout is not None:
-            used = range(dropout.draw_batch(config.num_levels, z.device))
         if self.training and config.shared:
             return self._quantize_shared(z, used)
-        found = None if self.training else self._search(z)
+        found = None if self.training else self._search(z, len(used))
         residual, total, parts = z, torch.zeros_like(z), []
         for q in used:
             level, inputs = self.level(q), self._refined(residual, q)
@@ -208,6 +212,14 @@ class Residual(Quantizer):
         """Code vectors of indices; of the first levels alone where `config.prefix`."""
         return self._codes(levels, lambda level, own: level.indices_to_codes(*own))
 
+    def first_levels(self, z: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The further levels are left out, where each has one codebook."""
+        config = self.config
+        if self.training or config.beam > 1 or any(len(level.vocab_sizes) != 1 for level in config.levels):
+            return super().first_levels(z, count)
+        with torch.autocast(z.device.type, enabled=False):
+            return self._quantize_levels(z.float(), range(count)).levels
+
     def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:
         return self._codes(levels, lambda level, own: level.prefix_to_codes(positions, *own))
 
@@ -226,11 +238,11 @@ class Residual(Quantizer):
         dropout = self.config.dropout or LevelDropoutConfig()
         return dropout.draw_items(self.config.num_levels, items)
 
-    def _search(self, z: Tensor) -> list[Tensor] | None:
-        """The indices of all levels in one pass, where they are plain codebooks and so can be searched at once."""
+    def _search(self, z: Tensor, count: int) -> list[Tensor] | None:
+        """The indices of the first levels in one pass, where they are plain codebooks that one kernel searches."""
         if not self.config.searches_vectors:
             return None
-        codebooks = [self.level(q).codes() for q in range(self.config.num_levels)]  # type: ignore[operator]
+        codebooks = [self.level(q).codes() for q in range(count)]  # type: ignore[operator]
         flat = z.flatten(0, -2)
         found = (
             residual_codes(flat, codebooks) if self.config.beam == 1 else beam_codes(flat, codebooks, self.config.beam)

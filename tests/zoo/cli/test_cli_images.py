@@ -188,3 +188,24 @@ def test_the_model_named_by_its_file_is_the_same(run: Callable, tiny: Path, phot
     assert len({line["fingerprint"] for line in lines}) == 1
     assert len({line["psnr"] for line in lines}) == 1
     assert torch.tensor(lines[0]["psnr"]).isfinite()
+
+
+def test_tiles_give_the_same_files(run: Callable, tiny: Path, photo: Path, tmp_path: Path) -> None:
+    run("encode", photo, "--model", tiny, "--out", tmp_path / "whole")
+    run("encode", photo, "--model", tiny, "--out", tmp_path / "tiled", "--tile", 64)
+    files = [tmp_path / folder / "photo.ztok" for folder in ("whole", "tiled")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    run("decode", files[0], "--model", tiny)
+    run("decode", files[1], "--model", tiny, "--tile", 64)
+    whole, tiled = (read(file.with_name("photo_decoded.png")) for file in files)
+    assert abs(whole - tiled).max() <= 1  # where rounding differs
+    results = [
+        json.loads(run("roundtrip", photo, "--model", tiny, "--out", tmp_path, "--json", *tile).stdout)
+        for tile in ((), ("--tile", 64))
+    ]
+    assert results[0]["bits"] == results[1]["bits"]
+    assert results[0]["psnr"] == pytest.approx(results[1]["psnr"], abs=1e-3)
+
+
+def test_tiles_of_a_wrong_size_are_refused(run: Callable, tiny: Path, photo: Path) -> None:
+    assert "multiple of 8 pixels" in run("encode", photo, "--model", tiny, "--tile", 60, expect=1).stderr

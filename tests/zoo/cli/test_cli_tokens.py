@@ -50,7 +50,9 @@ def test_the_numbers_are_those_of_the_tokens(run: Callable, tiny: Path, folder: 
 
 def test_the_table_tells_the_same(run: Callable, tiny: Path, folder: Path) -> None:
     level = json.loads(run("tokens", folder, "--model", tiny, "--json").stdout)["levels"][0]
-    text = run("tokens", folder, "--model", tiny).stdout
+    result = run("tokens", folder, "--model", tiny)
+    text = result.stdout
+    assert "lower bounds" in result.stderr
     for expected in (f"{level['used']} of 64,000", f"{level['entropy']:.3f}", f"{level['zipf_exponent']:.3f}"):
         assert expected in text
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.interop import from_diffusers, to_diffusers
 from zoo.interop.diffusers import VQArchitecture, diffusers_names
+from zoo.quantizers import EmaCodebookConfig, VectorConfig
 from zoo.registry import registry
 from zoo.tokenizer import Tokenizer
 
@@ -188,6 +189,15 @@ def test_a_model_of_the_zoo_gives_the_same_tokens_and_images_in_diffusers(metric
         latent_channels=8, quantizer="vector", codebook_size=50, dim=4, metric=metric,
     )  # fmt: skip
     nn.init.normal_(ours.quantizer.codebook.weight)  # codes of a cosine search need not have length 1
+    assert_equal(ours, to_diffusers(ours), images(16))
+
+
+def test_the_running_averages_of_a_codebook_stay_behind() -> None:
+    config = VectorConfig(codebook_size=20, dim=4, codebook=EmaCodebookConfig())
+    ours = zoo.create_model(
+        "taming_vqgan_f16_1024", channels=32, channel_multipliers=(1, 1), blocks=1, quantizer=config
+    )
+    assert any(name.startswith("quantizer.ema.") for name in ours.state_dict())
     assert_equal(ours, to_diffusers(ours), images(16))
 
 

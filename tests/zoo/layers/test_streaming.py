@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from zoo.layers.conv1d import LSTM, Conv1d, ConvTranspose1d, pad1d
-from zoo.layers.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
+from zoo.layers.seanet import ELU, SEANetConfig, SEANetDecoder, SEANetEncoder
 from zoo.layers.snake import Snake
 from zoo.layers.streaming import stream_of
 
@@ -133,3 +133,11 @@ def test_snake() -> None:
     x = torch.randn(2, 3, 5)
     alpha = layer.alpha
     torch.testing.assert_close(layer(x), x + torch.sin(alpha * x) ** 2 / alpha)
+
+
+def test_elu_is_torchs_with_and_without_gradients() -> None:
+    x = torch.linspace(-30, 10, 5001).requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(ELU()(x), nn.ELU()(x), rtol=0, atol=2e-7)
+    torch.testing.assert_close(ELU()(x), nn.ELU()(x), rtol=0, atol=0)
+    assert torch.autograd.grad(ELU()(x).sum(), x)[0].isfinite().all()

@@ -55,6 +55,7 @@ def test_every_number_is_its_definition(batches: list[Tensor]) -> None:
             first: Counter = Counter()
             for (code, _), n in pairs.items():
                 first[code] += n
+            assert found.different_pairs[name] == len(pairs)
             assert found.conditional_entropy[name] == pytest.approx(bits(pairs) - bits(first), abs=1e-9)
     seen: set[int] = set()
     tokens, curve = 0, {}

@@ -34,7 +34,10 @@ def test_level_shifts_loudness_and_normalization_meets_its_target(decibels: floa
     before = loudness(x, 16000)
     torch.testing.assert_close(loudness(x * 10 ** (decibels / 20), 16000), before + decibels, rtol=0, atol=1e-3)
     torch.testing.assert_close(
-        loudness(normalized(x, 16000, decibels), 16000), torch.full((2,), decibels, dtype=torch.float64), rtol=0, atol=1e-3
+        loudness(normalized(x, 16000, decibels), 16000),
+        torch.full((2,), decibels, dtype=torch.float64),
+        rtol=0,
+        atol=1e-3,
     )
 
 

@@ -57,13 +57,35 @@ def test_uncertainty_is_the_published_double_sigmoid() -> None:
     torch.testing.assert_close(quantizer(z).losses["uncertainty"], (s * (1 - s)).mean())
 
 
+def test_uncertainty_can_be_that_of_the_probabilities() -> None:
+    quantizer, z = built(uncertainty_of="probability"), torch.randn(20, 7)
+    p = probabilities(quantizer, z)
+    torch.testing.assert_close(quantizer(z).losses["uncertainty"], (p * (1 - p)).mean())
+
+
+def test_a_temperature_changes_the_draws_and_not_their_gradient() -> None:
+    z, noise = torch.randn(200, 7, requires_grad=True), torch.rand(200, 6)
+    plain, cold = built().train(), built(temperature=0.1).train()
+    logits = cold.projection(z)
+    drawn = cold.quantize(z, noise)
+    expected = built().eval().indices_to_codes(plain.quantize_probabilities((logits / 0.1).sigmoid(), noise).indices)
+    torch.testing.assert_close(drawn.codes, expected)
+    slopes = [torch.autograd.grad(q.quantize(z, noise).codes.sum(), z)[0] for q in (plain, cold)]
+    torch.testing.assert_close(*slopes)
+    assert not torch.equal(plain.quantize(z, noise).indices, drawn.indices)
+    assert torch.equal(plain.eval()(z).indices, cold.eval()(z).indices)
+
+
 def test_subtokens_are_levels_with_the_first_bit_most_significant() -> None:
     z = torch.randn(20, 7)
     joint, (first, second) = built().eval()(z).indices, built(subtokens=2).eval()(z).levels
     assert torch.equal(first * 8 + second, joint)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"dim": 0}, "dim >= 1"), ({"bits": 0}, "1 to 62 bits, got 0")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"dim": 0}, "dim >= 1"), ({"bits": 0}, "1 to 62 bits, got 0"), ({"temperature": 0.0}, "a temperature > 0")],
+)
 def test_configs_that_cannot_work_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BernoulliConfig(**settings)

@@ -201,3 +201,23 @@ def test_what_has_no_counterpart_is_named() -> None:
         from_vqp(FSQ([5, 5], orthogonal_rotation=True))
     with pytest.raises(ValueError, match="projection_has_bias"):
         from_vqp(FSQ([5, 5], dim=7, projection_has_bias=False))
+
+
+def test_bound_of_the_bound() -> None:
+    """X-codec2's formula: b(z) = tanh(z + s) h - o, the code round(b(b(z))) / 2, the gradient through both."""
+    quantizer = FiniteScalarConfig(levels=(4, 4), bound_twice=True).build()
+    z = torch.linspace(-4, 4, 101).view(-1, 1).expand(-1, 2).clone().requires_grad_()
+    half, offset = 3 * 1.001 / 2, 0.5
+
+    def bound(x: torch.Tensor) -> torch.Tensor:
+        return (x + math.atanh(offset / half)).tanh() * half - offset
+
+    quantized = quantizer(z)
+    expected = bound(bound(z)).round() / 2
+    torch.testing.assert_close(quantized.codes, expected)
+    digits = expected * 2 + 2
+    assert torch.equal(quantized.indices, (digits[:, 0] + 4 * digits[:, 1]).long())
+    torch.testing.assert_close(quantizer.indices_to_codes(quantized.indices), expected)
+    (slope,) = torch.autograd.grad(quantized.codes.sum(), z)
+    (wanted,) = torch.autograd.grad((bound(bound(z)) / 2).sum(), z)
+    torch.testing.assert_close(slope, wanted)

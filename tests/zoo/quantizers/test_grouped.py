@@ -172,3 +172,20 @@ def test_configs_survive_plain_values() -> None:
     config = GroupedConfig((VectorConfig(9, 4), BinaryConfig(bits=4)), 2)
     assert GroupedConfig.from_dict(config.to_dict()) == config
     assert GroupedConfig().replace(num_groups=2).vocab_sizes == (4096, 4096)
+
+
+def test_dropout_of_scales_is_shared_by_the_groups() -> None:
+    scales = MultiScaleConfig(
+        VectorConfig(9, 2), ladder=(1, 2, 4), num_convolutions=1, dropout=LevelDropoutConfig(per_item=True)
+    )
+    quantizer = built(GroupedConfig(scales, num_groups=2)).train()
+    z = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    quantized = quantizer(z)
+    counts = []
+    for i in range(8):
+        for count in (1, 2, 3):
+            levels = [level[i : i + 1] for level in quantized.levels[: 2 * count]]
+            if torch.allclose(quantizer.prefix_to_codes((4, 4), *levels), quantized.codes[i : i + 1], atol=1e-5):
+                counts.append(count)
+    assert len(counts) == 8  # each item is cut after the same scale in both groups
+    assert len(set(counts)) > 1

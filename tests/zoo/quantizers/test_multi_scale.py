@@ -17,6 +17,7 @@ from zoo.quantizers import (
     EmaCodebookConfig,
     FiniteScalarConfig,
     GroupedConfig,
+    LevelDropoutConfig,
     MultiScale,
     MultiScaleConfig,
     ProjectedConfig,
@@ -43,7 +44,7 @@ def latents(*shape: int, dim: int = 4, seed: int = 0) -> Tensor:
 # -- ladder ------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True).map(sorted).map(tuple))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8).map(sorted).map(tuple))
 def test_the_ladders_own_grid_has_the_ladders_scales(ladder: tuple[int, ...]) -> None:
     config = MultiScaleConfig(LEVEL, ladder)
     assert config.level_shapes((ladder[-1], ladder[-1])) == tuple((side, side) for side in ladder)
@@ -51,7 +52,7 @@ def test_the_ladders_own_grid_has_the_ladders_scales(ladder: tuple[int, ...]) ->
 
 
 @given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True).map(sorted).map(tuple),
+    st.lists(st.integers(1, 40), min_size=1, max_size=8).map(sorted).map(tuple),
     st.integers(1, 100),
     st.integers(1, 100),
 )
@@ -223,12 +224,53 @@ def test_finite_scalars_at_each_scale() -> None:
     assert all(bool(convolution.weight.grad.any()) for convolution in quantizer.convolutions)  # type: ignore[union-attr]
 
 
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_leaves_the_later_scales_of_the_first_items_out() -> None:
+    quantizer = built(dropout=LevelDropoutConfig(minimum=2, share=0.5, per_item=True)).train()
+    z = latents(6, 6, 6)
+    counts = quantizer.draw_items(6)
+    assert set(counts[3:].tolist()) == {4}
+    assert all(2 <= count <= 4 for count in counts[:3].tolist())
+    counts = torch.tensor([2, 3, 1, 4, 4, 4])
+    quantized, whole = quantizer.quantize(z, counts), quantizer.eval()(z)
+    assert all(torch.equal(a, b) for a, b in zip(quantized.levels, whole.levels))
+    for i, count in enumerate(counts.tolist()):
+        expected = quantizer.prefix_to_codes((6, 6), *(level[i : i + 1] for level in whole.levels[:count]))
+        torch.testing.assert_close(quantized.codes[i : i + 1], expected)
+    errors = []
+    for s in range(4):
+        items = [i for i in range(6) if counts[i] > s]
+        codes = quantizer.prefix_to_codes((6, 6), *(level[items] for level in whole.levels[: s + 1]))
+        errors.append(F.mse_loss(codes, z[items]))
+    torch.testing.assert_close(quantized.losses["commitment"], torch.stack(errors).mean())
+    torch.testing.assert_close(quantized.losses["codebook"], torch.stack(errors).mean())
+
+
+def test_scales_that_no_item_uses_add_nothing_to_the_losses() -> None:
+    quantizer = built().train()
+    z = latents(2, 6, 6)
+    losses = quantizer.quantize(z, torch.tensor([1, 1])).losses
+    (first,) = quantizer.eval()(z).levels[:1]
+    expected = F.mse_loss(quantizer.prefix_to_codes((6, 6), first), z) / 4
+    torch.testing.assert_close(losses["commitment"], expected)
+
+
+def test_evaluation_drops_nothing() -> None:
+    dropping = built(dropout=LevelDropoutConfig(per_item=True)).eval()
+    z = latents(4, 6, 6)
+    assert torch.equal(dropping(z).codes, built().eval()(z).codes)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ladder": ()}, "rising sides"),
-        ({"ladder": (0, 2)}, "rising sides"),
-        ({"ladder": (1, 3, 3)}, "rising sides"),
+        ({"ladder": ()}, "none smaller than the one before"),
+        ({"ladder": (0, 2)}, "none smaller than the one before"),
+        ({"ladder": (1, 3, 2)}, "none smaller than the one before"),
+        ({"dropout": LevelDropoutConfig()}, "dropout per item"),
+        ({"ladder": (1, 3), "dropout": LevelDropoutConfig(minimum=3, per_item=True)}, "least number of 1 to 2 scales"),
         ({"level": GroupedConfig(num_groups=2)}, "a quantizer of one level, got 'grouped'"),
         ({"level": ProjectedConfig()}, "plain straight-through gradient .*, got 'projected'"),
         ({"num_convolutions": -1}, "num_convolutions >= 0, got -1"),

@@ -416,3 +416,18 @@ def test_a_training_step_has_no_table_of_latents_by_codes(monkeypatch: pytest.Mo
         quantized = quantizer(z)
         (quantized.codes.sum() + sum(quantized.losses.values(), torch.zeros(()))).backward()
     assert 4096 <= largest.size <= 1 << 16
+
+
+def test_without_smoothing_a_code_is_its_sum_over_its_count() -> None:
+    """Mimi's rule: running sums over running counts, of which the least is 1e-5."""
+    torch.manual_seed(0)
+    quantizer = VectorConfig(5, 3, codebook=EmaCodebookConfig(smoothing=0.0)).build().train()
+    with torch.no_grad():
+        quantizer.ema.count.copy_(torch.tensor([3.0, 2.0, 1.0, 1e-9, 0.5]))
+        quantizer.ema.total.normal_()
+        quantizer.codebook.weight.copy_(quantizer.ema.total / quantizer.ema.count.clamp_min(1e-5)[:, None])
+    z = torch.randn(20, 3)
+    counts, total = quantizer.ema.count.clone(), quantizer.ema.total.clone()
+    chosen = F.one_hot(quantizer(z[None]).indices[0], 5).float()
+    counts, total = 0.99 * counts + 0.01 * chosen.sum(0), 0.99 * total + 0.01 * chosen.T @ z
+    torch.testing.assert_close(quantizer.codebook.weight.data, total / counts.clamp_min(1e-5)[:, None])

@@ -1,0 +1,1 @@
+"""Textual inversion: images as pseudo-words in the token space of a CLIP text encoder."""

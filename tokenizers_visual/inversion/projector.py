@@ -1,0 +1,138 @@
+"""Projector: the contract of models that turn an image into pseudo-words, vectors among a CLIP's token embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.model import Model
+
+if TYPE_CHECKING:
+    from tokenizers_visual.inversion.clip import ClipPair
+
+# The published projectors name their CLIP by its sizes alone: width of the joint space -> hub repository.
+BACKBONE_OF_WIDTH = {
+    512: "openai/clip-vit-base-patch32",
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    1280: "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+
+
+@dataclass(frozen=True)
+class PseudoWords:
+    """Words that no vocabulary holds, as a text encoder takes them: before positions are added.
+
+    Attributes:
+        embeddings: (B, n, D), n words for each of B items, D the width of the token embeddings.
+        backbone: the CLIP whose token space they lie in (see `ClipPair.backbone`).
+
+    Raises:
+        ValueError: embeddings of another shape, or not of a floating point type.
+    """
+
+    embeddings: Tensor
+    backbone: str
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.embeddings.shape)
+        if len(shape) != 3 or shape[1] == 0 or not self.embeddings.is_floating_point():
+            raise ValueError(f"expected floating point words (B, n, D), got {shape} of {self.embeddings.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, items: int | slice | Sequence[int]) -> PseudoWords:
+        """The words of some items; those of one item are a batch of one."""
+        chosen = [items] if isinstance(items, int) else items
+        return PseudoWords(self.embeddings[chosen], self.backbone)
+
+    def to(self, *args: Any, **kwargs: Any) -> PseudoWords:
+        """On another device or in another precision, as `Tensor.to`."""
+        return PseudoWords(self.embeddings.to(*args, **kwargs), self.backbone)
+
+
+@dataclass(frozen=True)
+class ProjectorConfig(Config):
+    """What every projector states: the CLIP it belongs to, and the widths that it joins."""
+
+    backbone: str = "openai/clip-vit-large-patch14"
+    image_dim: int = 768  # width of the image features
+    word_dim: int = 768  # width of the token embeddings
+
+    def __post_init__(self) -> None:
+        self.require(bool(self.backbone), "the name of a CLIP", self.backbone)
+        self.require(self.image_dim > 0, "a positive image_dim", self.image_dim)
+        self.require(self.word_dim > 0, "a positive word_dim", self.word_dim)
+
+
+class Projector(Model):
+    """Image features of a CLIP to pseudo-words of its text encoder.
+
+    A family writes `forward`, image features -> words (B, n, D), which training calls; `project` is for use. The
+    features are those of the joint space (B, E), or with `features = "tokens"` the hidden states (B, N, W).
+    """
+
+    config: ProjectorConfig  # type: ignore[assignment]
+    features: Literal["pooled", "tokens"] = "pooled"  # what of the image encoder it takes
+
+    def described(self) -> dict[str, Any]:
+        return {"modality": "image", "layout": "words", "quantizer": "none", "config": self.config.to_dict()}
+
+    @torch.no_grad()
+    def project(self, image_features: Tensor) -> PseudoWords:
+        """The words of image features, in evaluation mode and without gradients.
+
+        Args:
+            image_features: (B, E), or (B, N, W), as the CLIP's image encoder gives them, not normalised.
+
+        Raises:
+            ValueError: features of another shape or type, or not finite.
+        """
+        axes = 2 if self.features == "pooled" else 3
+        expected = f"(batch, {self.config.image_dim})" if axes == 2 else f"(batch, tokens, {self.config.image_dim})"
+        if not isinstance(image_features, Tensor) or not image_features.is_floating_point():
+            kind = image_features.dtype if isinstance(image_features, Tensor) else type(image_features).__name__
+            raise ValueError(f"expected floating point image features {expected}, got {kind}")
+        if (
+            image_features.ndim != axes
+            or image_features.shape[-1] != self.config.image_dim
+            or 0 in image_features.shape
+        ):
+            raise ValueError(f"expected image features {expected}, got {tuple(image_features.shape)}")
+        if not image_features.isfinite().all():
+            raise ValueError("expected finite image features, got NaN or infinity")
+        with self._evaluating():
+            return PseudoWords(self(image_features.to(self.dtype)), self.config.backbone)
+
+    def project_images(self, images: Tensor, pair: ClipPair) -> PseudoWords:
+        """The words of images (B, 3, H, W), normalised as the CLIP takes them.
+
+        Raises:
+            ValueError: another CLIP than that of the config.
+        """
+        self.check_backbone(pair)
+        return self.project(pair.image_features(images) if self.features == "pooled" else pair.image_tokens(images))
+
+    def check_backbone(self, pair: ClipPair) -> None:
+        """Raise a ValueError unless `pair` is the CLIP that this projector belongs to."""
+        if pair.backbone != self.config.backbone:
+            raise ValueError(f"{self.name}: expected the CLIP {self.config.backbone}, got {pair.backbone}")
+
+
+def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.Sequential:
+    """Three linear layers with GELU and dropout between them: (B, in_dim) -> (B, out_dim)."""
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden_dim, out_dim),
+    )

@@ -1,0 +1,296 @@
+"""RobustTok, and XQ-GAN and ImageFolder before it: vision transformers with learned queries around VQ, of one codebook
+or of two that code ever finer grids, trained with perturbed latents (`zoo.quantizers.latent_perturbation`).
+
+Papers: RobustTok, arXiv 2503.08354; RobusTok, arXiv 2509.12474; ImageFolder, arXiv 2410.01756; XQ-GAN, arXiv
+2412.01762; DINOv2, whose transformers these are, arXiv 2304.07193. Originals: qiuk2/RobusTok (no licence stated),
+lxa9867/ImageFolder (Adobe Research License).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.query_transformer import TransformerSizes
+from zoo.layers.transformer import MLP, TransformerBlock
+from zoo.quantizers import (
+    GroupedConfig,
+    LevelDropoutConfig,
+    MultiScaleConfig,
+    Quantized,
+    QuantizerConfig,
+    VectorConfig,
+)
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class RobustTokConfig(Config):
+    """Sizes of the network; the defaults are those of the published RobustTok."""
+
+    image_size: int = 256  # pixels a side
+    patch_size: int = 16
+    latent_side: int = 16  # the latents are a grid of as many rows and columns
+    branches: int = 1  # groups of queries, each of which gives its own part of the channels of the latents
+    encoder: TransformerSizes = TransformerSizes()
+    decoder: TransformerSizes = TransformerSizes()
+    quantizer: QuantizerConfig = VectorConfig(codebook_size=4096, dim=64, metric="cosine")
+
+    def __post_init__(self) -> None:
+        self.require(min(self.patch_size, self.latent_side, self.branches) >= 1, "sizes >= 1", self)
+        self.require(
+            self.image_size % self.patch_size == 0, f"a multiple of the patches of {self.patch_size}", self.image_size
+        )
+        self.require(
+            self.quantizer.dim % self.branches == 0, f"latents that {self.branches} branches divide", self.quantizer.dim
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+
+@register("robust_tok")
+class RobustTok(Tokenizer):
+    """Images (B, 3, S, S) in [-1, 1] of the configured size -> a grid of tokens (B, s, s), s = `latent_side`; or, with
+    a quantizer of several scales (ImageFolder), ever finer grids up to that one.
+    """
+
+    config: RobustTokConfig
+
+    def __init__(self, config: RobustTokConfig) -> None:
+        size, dim = config.image_size, config.quantizer.dim
+        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), size=(size, size), multiple=config.patch_size)
+        super().__init__(config, spec, config.quantizer)
+        self.encoder = _Encoder(config)
+        self.to_latent = nn.Linear(config.encoder.width, dim // config.branches)
+        self.from_codes = nn.Linear(dim, config.decoder.width)
+        self.decoder = _Decoder(config)
+
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.config.latent_side,) * 2
+
+    def latent(self, x: Tensor) -> Tensor:
+        branches = self.to_latent(self.encoder(x)).chunk(self.config.branches, dim=1)
+        return torch.cat(branches, dim=-1).unflatten(1, (self.config.latent_side,) * 2)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.from_codes(codes.flatten(1, 2)))
+
+
+class _Transformer(nn.Module):
+    """Pre-norm blocks with layer scale after a class token and a grid with learned positions, as DINOv2 has them."""
+
+    def __init__(self, grid: int, sizes: TransformerSizes) -> None:
+        super().__init__()
+        width = sizes.width
+        self.class_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.grid = grid
+        self.positions = nn.Parameter(torch.randn(1 + grid**2, width) * 0.02)  # of the class token, then of the grid
+        self.blocks = nn.Sequential(
+            *(
+                TransformerBlock(width, sizes.heads, MLP(width, 4 * width), eps=1e-6, layer_scale=1e-5)
+                for _ in range(sizes.layers)
+            )
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def with_class(self, cells: Tensor) -> Tensor:
+        """(B, N, width) of a square grid -> (B, 1 + N, width): after the class token, both with their positions."""
+        head = (self.class_token + self.positions[0]).expand(len(cells), 1, -1).to(cells.dtype)
+        return torch.cat([head, cells + self.positions_of(round(cells.shape[1] ** 0.5))], dim=1)
+
+    def positions_of(self, side: int) -> Tensor:
+        """(side^2, width): the positions of a grid of another size, which spans the same image."""
+        table = self.positions[1:]
+        if side == self.grid:
+            return table
+        table = table.unflatten(0, (self.grid, self.grid)).movedim(-1, 0)[None]
+        return F.interpolate(table, size=(side, side), mode="bicubic", antialias=True)[0].flatten(1).T
+
+    def run(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> the same."""
+        return self.norm(self.blocks(x))
+
+
+class _ImageTransformer(_Transformer):
+    """A transformer whose grid are the patches of an image (B, 3, S, S)."""
+
+    def __init__(self, grid: int, patch_size: int, sizes: TransformerSizes) -> None:
+        super().__init__(grid, sizes)
+        self.patches = nn.Conv2d(3, sizes.width, patch_size, stride=patch_size)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images -> (B, 1 + grid^2, width)."""
+        return self.with_class(self.patches(x).flatten(2).transpose(1, 2))
+
+
+class _Encoder(_ImageTransformer):
+    """Images (B, 3, S, S) -> (B, branches * side^2, width), the queries of one branch after those of the other."""
+
+    def __init__(self, config: RobustTokConfig) -> None:
+        super().__init__(config.grid, config.patch_size, config.encoder)
+        self.side, self.branches, width = config.latent_side, config.branches, config.encoder.width
+        self.queries = nn.Parameter(torch.randn(self.branches * self.side**2, width) * 1e-6)
+        self.kinds = nn.Embedding(1 + self.branches, width)  # of the image, and of the queries of each branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = self.embed(x) + self.kinds.weight[0]
+        queries = self.queries.unflatten(0, (self.branches, -1)) + self.positions_of(self.side)
+        queries = (queries + self.kinds.weight[1:, None]).flatten(0, 1).expand(len(x), -1, -1)
+        return self.run(torch.cat([image, queries.to(image.dtype)], dim=1))[:, image.shape[1] :]
+
+
+class _Decoder(_Transformer):
+    """Latents (B, side^2, width) -> images (B, 3, S, S): a grid of one mask token reads them."""
+
+    def __init__(self, config: RobustTokConfig) -> None:
+        super().__init__(config.grid, config.decoder)
+        self.patch_size = config.patch_size
+        self.mask_token = nn.Parameter(torch.randn(config.decoder.width) * 0.02)
+        self.kinds = nn.Embedding(2, config.decoder.width)  # of the image and of the latents
+        self.to_pixels = nn.Linear(config.decoder.width, 3 * config.patch_size**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        cells = self.grid**2
+        image = self.with_class(self.mask_token.expand(len(latents), cells, -1).to(latents.dtype))
+        sequence = torch.cat([image + self.kinds.weight[0], self.with_class(latents) + self.kinds.weight[1]], dim=1)
+        pixels = self.to_pixels(self.run(sequence)[:, 1 : 1 + cells])
+        pixels = pixels.unflatten(-1, (self.patch_size, self.patch_size, 3)).unflatten(1, (self.grid, self.grid))
+        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, 3, rows, r, columns, c)
+
+
+class SemanticTeacher(_ImageTransformer):
+    """DINOv2, which the latents learn from: images (B, 3, S, S) in [-1, 1] -> the class token's features (B, width)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, image_size: int, patch_size: int, sizes: TransformerSizes) -> None:
+        super().__init__(image_size // patch_size, patch_size, sizes)
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.embed(((x + 1) / 2 - self.mean) / self.deviation))[:, 0]
+
+
+def semantic_loss(model: RobustTok, features: Tensor, codes: Tensor) -> Tensor:
+    """Contrastive loss in both directions (as in CLIP, of logit scale 1) between images as teacher and codes show them.
+
+    Args:
+        features: (B, width) of the teacher, which pass through the model's own `to_latent`.
+        codes: (B, s, s, D), of which the mean over the positions and the last branch's channels are taken. Perturbed
+            where the decoder's are.
+    """
+    teacher = model.to_latent(features)
+    logits = teacher @ codes.mean((1, 2))[:, -teacher.shape[1] :].T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+_VIT_SIZES = {"small": TransformerSizes(384, 12, 6), "base": TransformerSizes(768, 12, 12)}
+
+
+def transformer_from_original(stated: dict[str, Any], side: str) -> TransformerSizes:
+    """The sizes behind a timm name; those of a fixture's own transformers stand beside it."""
+    if "vit" in stated:
+        vit = stated["vit"]
+        return TransformerSizes(vit["embed_dim"], vit["depth"], vit["num_heads"])
+    return _VIT_SIZES[stated["kwargs"][f"{side}_model"].split("_")[1]]
+
+
+def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
+    """The config of the original's constructor arguments.
+
+    Raises:
+        ValueError: networks other than transformers, or learned positions of the queries.
+    """
+    stated, kwargs = meta["original"], meta["original"]["kwargs"]
+    found = (kwargs["enc_type"], kwargs["dec_type"], kwargs["abs_pos_embed"])
+    if found != ("dinov2", "dinov2", True):
+        raise ValueError(f"expected dinov2 on both sides with absolute positions, got {found}")
+    vit, branches, dim = stated.get("vit", {}), kwargs["product_quant"], kwargs["codebook_embed_dim"]
+    ladder = tuple(kwargs["v_patch_nums"])
+    single = len(ladder) == 1
+    level = VectorConfig(kwargs["codebook_size"], dim, "cosine", unit_vectors=single)
+    scales = MultiScaleConfig(level, ladder, kwargs.get("share_quant_resi", 4), dropout=_dropout(kwargs))
+    quantizer: QuantizerConfig = level if single else scales
+    return RobustTokConfig(
+        image_size=vit.get("img_size", 256),
+        patch_size=vit.get("patch_size", 16),
+        latent_side=ladder[-1],
+        branches=branches,
+        encoder=transformer_from_original(stated, "encoder"),
+        decoder=transformer_from_original(stated, "decoder"),
+        quantizer=quantizer if branches == 1 else GroupedConfig(quantizer, branches),
+    )
+
+
+def _dropout(kwargs: dict[str, Any]) -> LevelDropoutConfig | None:
+    share = kwargs.get("codebook_drop", 0.0)
+    return LevelDropoutConfig(kwargs["start_drop"], share=share, per_item=True) if share > 0 else None
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The original weighs the commitment by beta, and sums it over scales, where it averages the codebook term."""
+    kwargs, losses = meta["original"]["kwargs"], quantized.losses
+    return {
+        "loss.vq": losses["codebook"],
+        "loss.commit": kwargs["commit_loss_beta"] * len(kwargs["v_patch_nums"]) * losses["commitment"],
+    }
+
+
+def _transformer(published: str, own: str) -> dict[str, str | None]:
+    return {
+        f"{published}.cls_token": f"{own}class_token",
+        f"{published}.pos_embed": f"{own}positions",
+        f"{published}.patch_embed.proj.*": f"{own}patches.*",
+        f"{published}.blocks.{{}}.*": f"{own}blocks.{{}}.*",
+        f"{published}.blocks.{{}}.attn.*": f"{own}blocks.{{}}.attention.*",
+        f"{published}.blocks.{{}}.ls{{}}.gamma": f"{own}blocks.{{}}.scale{{}}.scale",
+        f"{published}.norm.*": f"{own}norm.*",
+    }
+
+
+KEY_MAP = KeyMap(
+    {
+        "encoder.latent_tokens": "encoder.queries",
+        "encoder.lvl1LC": None,  # which kind each position is of
+        "encoder.lvl_embed.*": "encoder.kinds.*",
+        **_transformer("encoder.model", "encoder."),
+        "quant_conv.*": "to_latent.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "quantize.ema_vocab_hit_SV": None,  # how often the original's training used each code
+        "quantizes.{}.embedding.weight": "quantizer.groups.{}.level.codebook.weight",
+        "quantizes.{}.quant_resi.qresi_ls.{}.*": "quantizer.groups.{}.convolutions.{}.*",
+        "quantizes.{}.ema_vocab_hit_SV": None,
+        "post_quant_conv.*": "from_codes.*",
+        "decoder.mask_token": "decoder.mask_token",
+        "decoder.lvl1LC": None,
+        "decoder.lvl_embed.*": "decoder.kinds.*",
+        **_transformer("decoder.model", "decoder."),
+        "decoder.to_pixel.model.*": "decoder.to_pixels.*",
+        "semantic_model.*": None,  # the teacher of the original's training
+    },
+    transforms={
+        "encoder.queries": lambda queries: queries[0],
+        "*_token": torch.flatten,
+        "*positions": lambda positions: positions[0],
+        "to_latent.weight": lambda weight: weight.flatten(1),  # 1x1 convolutions
+        "from_codes.weight": lambda weight: weight.flatten(1),
+    },
+)
+
+TEACHER_KEY_MAP = KeyMap(
+    {**_transformer("semantic_model", ""), "*": None},
+    transforms={"class_token": torch.flatten, "positions": lambda positions: positions[0]},
+)

@@ -1,0 +1,400 @@
+"""Selftok: queries that read an image, and a diffusion transformer that reads the fewer of them the cleaner it is.
+
+Paper: arXiv 2505.07538. Original: selftok-team/SelftokTokenizer (MIT). Signals are latents of the autoencoder of Stable
+Diffusion 3, which diffusers holds; `autoencoder_latents` and `autoencoder_images` go there and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.ddim import item_noise
+from zoo.layers.diffusion_transformer import (
+    GridPatches,
+    Modulation,
+    PlainNorm,
+    WaveEmbedding,
+    euler,
+    interpolate,
+    modulate,
+)
+from zoo.layers.mmdit import MMDiT, attend, heads_of, tanh_mlp, token_places
+from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
+from zoo.quantizers.position_diversity import PositionDiversityConfig
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokens import Tokens
+
+_SHIFT, _SCALE = 0.0609, 1.5305  # of the autoencoder's latents
+_EPS = 1e-6
+
+
+def autoencoder_latents(autoencoder: Any, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] -> the signals of Selftok (B, 16, H / 8, W / 8).
+
+    `autoencoder`: diffusers' AutoencoderKL of Stable Diffusion 3 (folder `vae` of its published models).
+    """
+    return (autoencoder.encode(images).latent_dist.mode() - _SHIFT) * _SCALE
+
+
+def autoencoder_images(autoencoder: Any, latents: Tensor) -> Tensor:
+    """The inverse of `autoencoder_latents`; images are not clamped."""
+    return autoencoder.decode(latents / _SCALE + _SHIFT).sample
+
+
+@dataclass(frozen=True)
+class FlowConfig(Config):
+    """Sizes of the decoder; the defaults are those of the published models."""
+
+    head_width: int = 64
+    layers: int = 24  # and heads
+    positions: int = 192  # side of the stored grid, of which smaller ones take the middle
+    context_sees_image: bool = True
+    stage_ends: tuple[int, ...] = (200, 400, 600, 800, 1000)  # of the time, in thousandths
+    stage_tokens: tuple[int, ...] = (192, 184, 72, 48, 16)  # that each stage adds to what is seen
+    steps: int = 50  # of sampling, unless decode is told another number
+
+    def __post_init__(self) -> None:
+        ends = (0, *self.stage_ends)
+        self.require(all(a < b for a, b in pairwise(ends)), "rising stage_ends > 0", self.stage_ends)
+        self.require(
+            len(self.stage_ends) == len(self.stage_tokens) > 0, "as many stage_tokens as stage_ends", self.stage_tokens
+        )
+        self.require(min(self.layers, self.steps) >= 1, "layers and steps >= 1", (self.layers, self.steps))
+
+    @property
+    def width(self) -> int:
+        return self.head_width * self.layers
+
+    def last_seen(self, times: Tensor) -> Tensor:
+        """Times (B,), 0 to 1000 -> the last token (B,) that is seen then; all before it are seen too."""
+        starts, bases = (0, *self.stage_ends[:-1]), (0, *accumulate(self.stage_tokens[:-1]))
+        last = torch.zeros_like(times)
+        for start, end, base, count in zip(starts, self.stage_ends, bases, self.stage_tokens):
+            last = torch.where(times >= start, count / (end - start) * (times - start) + base, last)
+        return last.long().clamp(0, sum(self.stage_tokens) - 1)
+
+
+@dataclass(frozen=True)
+class SelftokConfig(Config):
+    """Sizes of the network; the defaults are those of the published model of 512 tokens. All patches are 2 x 2."""
+
+    channels: int = 16
+    latent_size: int = 32  # side of the signals
+    positions: int = 64  # side of the encoder's stored grid, of which smaller ones take the middle
+    num_tokens: int = 512
+    width: int = 64
+    heads: int = 4
+    query_width: int = 512
+    query_heads: int = 8
+    layers: int = 16
+    decoder: FlowConfig | None = FlowConfig()  # None: the model gives tokens, and does not decode them
+    quantizer: QuantizerConfig = PositionDiversityConfig()
+
+    def __post_init__(self) -> None:
+        fits = self.width % self.heads == 0 and self.query_width % self.query_heads == 0
+        self.require(fits, "widths that are multiples of the heads", (self.width, self.query_width))
+        self.require(self.latent_size % 2 == 0, "an even latent_size", self.latent_size)
+        counts = (self.num_tokens, self.layers)
+        self.require(min(counts) >= 1, "num_tokens and layers >= 1", counts)
+        grids = [self.positions] if self.decoder is None else [self.positions, self.decoder.positions]
+        least = self.latent_size // 2
+        self.require(min(grids) >= least, f"stored grids of at least {least}", grids)
+        staged = self.num_tokens if self.decoder is None else sum(self.decoder.stage_tokens)
+        self.require(staged == self.num_tokens, f"stages of {self.num_tokens} tokens in all", staged)
+
+
+@register("selftok")
+class Selftok(Tokenizer):
+    """Latents of an autoencoder (B, 16, S, S) of the configured size -> tokens (B, num_tokens).
+
+    Decoding is a flow from noise: `decode` takes `noise` (of the latents' shape) or a `seed` (0 if none is given; a
+    list has one for each item), and the number of `steps`. The flow is trained by `Flow.loss`; in training mode
+    `reconstruct` takes a single step.
+    """
+
+    layout = "sequence"
+    decode_options = frozenset({"steps", "seed", "noise"})
+    config: SelftokConfig
+
+    def __init__(self, config: SelftokConfig) -> None:
+        size = config.latent_size
+        spec = InputSpec("image", channels=config.channels, value_range=(-100.0, 100.0), size=(size, size))
+        super().__init__(config, spec, config.quantizer)
+        self.encoder = _Encoder(config)
+        self.to_latent = nn.Linear(config.query_width, config.quantizer.dim)
+        self.norm_codes = nn.LayerNorm(config.quantizer.dim, eps=_EPS)
+        self.decoder: Flow | None = None
+        if config.decoder is not None:
+            self.decoder = Flow(config.decoder, config.channels, config.quantizer.dim, config.num_tokens)
+
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.config.num_tokens,)
+
+    def latent(self, x: Tensor) -> Tensor:
+        return self.to_latent(self.encoder(x))
+
+    def condition(self, codes: Tensor) -> Tensor:
+        """Code vectors (B, num_tokens, D) -> what the decoder reads, of the same shape.
+
+        Raises:
+            ValueError: another number of codes.
+        """
+        if codes.shape[1] != self.config.num_tokens:
+            raise ValueError(f"expected {self.config.num_tokens} tokens, got {codes.shape[1]}")
+        return self.norm_codes(codes)
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        return self._draw(codes, steps=1 if self.training else None)
+
+    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
+        return self._draw(codes, **options)
+
+    def _draw(
+        self,
+        codes: Tensor,
+        steps: int | None = None,
+        seed: int | list[int] | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        size, context = self.config.latent_size, self.condition(codes)
+        if self.decoder is None:
+            raise ValueError(f"{self.name} gives tokens alone: expected a config with a decoder, got None")
+        shape = (len(codes), self.config.channels, size, size)
+        noise = item_noise(shape, seed) if noise is None else noise
+        if noise.shape != shape:
+            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        return self.decoder.sample(noise.to(codes), context, steps)
+
+
+class _DualBlock(nn.Module):
+    """The image attends to itself, the queries to image and queries; the queries' norms depend on their places."""
+
+    def __init__(self, config: SelftokConfig, *, last: bool) -> None:
+        super().__init__()
+        width, queries = config.width, config.query_width
+        self.heads, self.query_heads = config.heads, config.query_heads
+        self.norm, self.query_norm = PlainNorm(width, _EPS), PlainNorm(queries, _EPS)
+        self.to_query_kv = nn.Linear(width, 2 * queries)
+        self.query_qkv = nn.Linear(queries, 3 * queries)
+        self.query_proj = nn.Linear(queries, queries)
+        self.query_mlp = tanh_mlp(queries)
+        self.place = WaveEmbedding(queries)
+        self.modulation = Modulation(queries, 6)
+        self.last = last  # nothing reads its image
+        if not last:
+            self.qkv = nn.Linear(width, 3 * width)
+            self.proj = nn.Linear(width, width)
+            self.mlp = tanh_mlp(width)
+
+    def forward(self, x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        places = token_places(queries.shape[1], x.device)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(self.place(places)).unbind(1)
+        seen = self.norm(x)
+        q, k, v = heads_of(self.query_qkv(modulate(self.query_norm(queries), shift1, scale1)), 3, self.query_heads)
+        image_k, image_v = heads_of(self.to_query_kv(seen), 2, self.query_heads)
+        mixed = attend(q, torch.cat([image_k, k], 2), torch.cat([image_v, v], 2))
+        queries = queries + gate1 * self.query_proj(mixed)
+        queries = queries + gate2 * self.query_mlp(modulate(self.query_norm(queries), shift2, scale2))
+        if not self.last:
+            x = x + self.proj(attend(*heads_of(self.qkv(seen), 3, self.heads)))
+            x = x + self.mlp(self.norm(x))
+        return x, queries
+
+
+class _Encoder(nn.Module):
+    """Signals (B, C, S, S) -> (B, num_tokens, query_width)."""
+
+    def __init__(self, config: SelftokConfig) -> None:
+        super().__init__()
+        self.patches = GridPatches(config.channels, config.width, 2, config.positions)
+        self.queries = nn.Parameter(torch.randn(1, config.num_tokens, config.query_width) * 0.02)
+        self.blocks = nn.ModuleList(_DualBlock(config, last=i == config.layers - 1) for i in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        queries = self.queries.expand(len(x), -1, -1)
+        for block in self.blocks:
+            x, queries = block(x, queries)
+        return queries
+
+
+class Flow(MMDiT):
+    """The decoder, which knows what it sees at each time."""
+
+    def __init__(self, config: FlowConfig, channels: int, dim: int, tokens: int) -> None:
+        super().__init__(
+            config.width,
+            config.layers,
+            config.layers,
+            channels,
+            dim,
+            tokens,
+            config.positions,
+            context_sees_image=config.context_sees_image,
+        )
+        self.config = config
+
+    def seen(self, times: Tensor) -> Tensor:
+        """Times (B,) in [0, 1] -> which tokens (B, tokens) are seen then, bool."""
+        last = self.config.last_seen((1000 * times).floor())
+        return torch.arange(sum(self.config.stage_tokens), device=times.device) <= last[:, None]
+
+    def sample(self, noise: Tensor, context: Tensor, steps: int | None = None) -> Tensor:
+        """Noise (B, C, S, S) and a context (B, tokens, dim) -> signals.
+
+        Raises:
+            ValueError: steps below 1.
+        """
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            times = torch.full((len(x),), time, device=x.device)
+            return self(x, times, context, self.seen(times))
+
+        return euler(velocity, noise, self.config.steps if steps is None else steps)
+
+    def loss(self, signal: Tensor, noise: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        """The mean squared error of the velocity at times (B,) in (0, 1), which trains the flow."""
+        seen = self.seen(times)
+        velocity = self(interpolate(signal, noise, times), times, context * seen[..., None], seen)
+        return F.mse_loss(velocity, noise - signal)
+
+
+def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
+    """The config of the original's arguments, as a fixture of the encoder or a published listing states them."""
+    kwargs = meta["original"]["kwargs"]
+    if "model" in kwargs:  # a listing, whose names stand for sizes
+        names = (kwargs["enc"], kwargs["model"])
+        if names != ("Enc-Qformer-Uni-XL/2", "MMDiT_XL"):
+            raise ValueError(f"expected Enc-Qformer-Uni-XL/2 and MMDiT_XL, got {' and '.join(names)}")
+        ends, counts = (tuple(map(int, kwargs[name].split(","))) for name in ("stages", "k_per_stage"))
+        flow = FlowConfig(stage_ends=ends, stage_tokens=counts, context_sees_image=kwargs["context_see_xt"])
+        quantizer = _quantizer(kwargs["quantizer_config"], kwargs["k"])
+        size, count = kwargs["image_size"] // 8, kwargs["k"]
+        return SelftokConfig(kwargs["in_channels"], size, 2 * size, count, decoder=flow, quantizer=quantizer)
+    return SelftokConfig(
+        channels=kwargs["in_channels"],
+        latent_size=kwargs["input_size"],
+        positions=kwargs["pos_embed_max_size"],
+        num_tokens=kwargs["K"],
+        width=kwargs["hidden_size"],
+        heads=kwargs["num_heads"],
+        query_width=kwargs["query_dim"],
+        query_heads=kwargs["query_heads"],
+        layers=kwargs["depth"],
+        decoder=None,
+        quantizer=_quantizer(kwargs["quantizer_config"], kwargs["K"]),
+    )
+
+
+def flow_from_original(meta: dict[str, Any]) -> FlowConfig:
+    """The decoder's config, as a fixture of the decoder states it."""
+    kwargs = meta["original"]["kwargs"]
+    ends, counts = (tuple(map(int, kwargs[name].split(","))) for name in ("stages", "kps"))
+    return FlowConfig(kwargs["head"], kwargs["depth"], kwargs["pm"], True, ends, counts, kwargs["steps"])
+
+
+def _quantizer(stated: dict[str, Any], positions: int) -> PositionDiversityConfig:
+    codebook = EmaCodebookConfig(decay=stated["decay"])
+    return PositionDiversityConfig(
+        positions,
+        VectorConfig(stated["codebook_size"], stated["code_dim"], metric="cosine", codebook=codebook),
+        running_share=stated["ema_entropy_ratio"],
+        decay=stated["decay"],
+        full_below=stated["reg"][0],
+        none_above=stated["reg"][1],
+    )
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """The commitment, and the sum with the diversity, each with its weight."""
+    stated, losses = meta["original"]["kwargs"]["quantizer_config"], quantized.losses
+    found = {"loss.commit": losses["commitment"]}
+    if "diversity" in losses:
+        found["loss.total"] = stated["w_commit"] * losses["commitment"] + stated["w_diversity"] * losses["diversity"]
+    return found
+
+
+_ENCODER: dict[str, str | None] = {
+    "x_embedder.proj.*": "encoder.patches.proj.*",
+    "pos_embed": "encoder.patches.positions",
+    "query_tokens": "encoder.queries",
+    "blocks.{}.attn.qkv.*": "encoder.blocks.{}.qkv.*",
+    "blocks.{}.attn.proj.*": "encoder.blocks.{}.proj.*",
+    "blocks.{}.attn.to_query_kv.*": "encoder.blocks.{}.to_query_kv.*",
+    "blocks.{}.attn.query_linear.*": "encoder.blocks.{}.query_qkv.*",
+    "blocks.{}.attn.query_proj.*": "encoder.blocks.{}.query_proj.*",
+    "blocks.{}.mlp.*": "encoder.blocks.{}.mlp.*",
+    "blocks.{}.q_mlp.*": "encoder.blocks.{}.query_mlp.*",
+    "blocks.{}.adaLN_modulation.*": "encoder.blocks.{}.modulation.*",
+    "blocks.{}.t_embedder.mlp.*": "encoder.blocks.{}.place.*",
+    "final_layer_norm3.*": "norm_codes.*",
+    "final_layer_norm.*": None,  # never used
+    "final_layer_norm2.*": None,
+    "quantizer.project_in.*": "to_latent.*",
+    "quantizer._codebook.embed": "quantizer.inner.codebook.weight",
+    "quantizer._codebook.embed_avg": "quantizer.inner.ema.total",
+    "quantizer._codebook.cluster_size": "quantizer.inner.ema.count",
+    "quantizer._codebook.timestep_p_over_c": "quantizer.frequencies",
+    "quantizer._codebook.tpc_initted": "quantizer.started",
+    "quantizer._codebook.cluster_size_wo_react": None,  # counters
+    "quantizer._codebook.initted": None,
+    "quantizer.continuous": None,
+    "quantizer.steps": None,
+    "quantizer.count": None,
+}
+
+_STREAM = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp": "mlp", "adaLN_modulation": "modulation"}
+_SIDES = {"context_block": "context", "x_block": "image"}
+_DECODER: dict[str, str | None] = {
+    "x_embedder.proj.*": "decoder.patches.proj.*",
+    "pos_embed": "decoder.patches.positions",
+    "t_embedder.mlp.*": "decoder.time.*",
+    "y_embedder.*": None,  # never used
+    "context_embedder.*": "decoder.from_context.*",
+    "context_pos_embed": "decoder.context_positions",
+    "joint_blocks.{}.context_block.t_embedder.mlp.*": "decoder.blocks.{}.place.*",
+    **{
+        f"joint_blocks.{{}}.{published}.{theirs}.*": f"decoder.blocks.{{}}.{own}.{ours}.*"
+        for published, own in _SIDES.items()
+        for theirs, ours in _STREAM.items()
+    },
+    "final_layer.adaLN_modulation.*": "decoder.modulation_out.*",
+    "final_layer.linear.*": "decoder.to_patches.*",
+}
+
+
+def _without_unread(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what the last blocks hold and nothing reads: the encoder's image, the places of the decoder's context."""
+    unread = {"encoder": ("qkv.", "proj.", "mlp."), "decoder": ("place.",)}
+    for side, names in unread.items():
+        blocks = [int(key.split(".")[2]) for key in state if key.startswith(f"{side}.blocks.")]
+        starts = tuple(f"{side}.blocks.{max(blocks, default=0)}.{name}" for name in names)
+        state = {key: value for key, value in state.items() if not key.startswith(starts)}
+    return state
+
+
+_FLAT = {f"quantizer.{name}": lambda table: table[0] for name in ("inner.*", "frequencies")}
+
+KEY_MAP = KeyMap(
+    {
+        **{f"encoder.{published}": own for published, own in _ENCODER.items()},
+        **{f"model.{published}": own for published, own in _DECODER.items()},
+    },
+    transforms=_FLAT,
+    finish=_without_unread,
+)
+
+
+def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
+    """The key map of a fixture, which holds one part, under names without its prefix."""
+    patterns = _DECODER if meta["original"].get("class") == "MMDiT" else _ENCODER
+    return KeyMap(patterns, transforms=_FLAT, finish=_without_unread)

@@ -1,0 +1,140 @@
+"""MMDiT: a diffusion transformer in which an image and its context attend to both (arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, image_of, modulate
+from zoo.layers.transformer import MLP
+
+
+def heads_of(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(B, N, parts * width) -> (parts, B, heads, N, width of a head)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def token_places(count: int, device: torch.device) -> Tensor:
+    """(count,) float32: the numbers by which Selftok tells tokens apart, all of them beyond the times of a flow."""
+    return 1000 + 8 * torch.arange(count, device=device, dtype=torch.float32)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Queries, keys and values (B, heads, N, C) -> (B, N, heads * C). `mask`: True where a query sees a key."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def tanh_mlp(width: int) -> MLP:
+    """Four times as wide inside, with the approximation of GELU by tanh."""
+    return MLP(width, 4 * width, _TanhGELU)
+
+
+class _TanhGELU(nn.GELU):
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+class _Stream(nn.Module):
+    """One side of a joint block. `ends`: it is read, but not written."""
+
+    def __init__(self, width: int, heads: int, *, ends: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = PlainNorm(width, 1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.modulation = Modulation(width, 2 if ends else 6)
+        if not ends:
+            self.proj = nn.Linear(width, width)
+            self.mlp = tanh_mlp(width)
+
+    def read(self, x: Tensor, parts: Tensor) -> Tensor:
+        """(B, N, width) and what modulates it (B or 1, N or 1, 2 or 6, width) -> q, k and v (3, B, heads, N, C)."""
+        return heads_of(self.qkv(modulate(self.norm(x), parts[..., 0, :], parts[..., 1, :])), 3, self.heads)
+
+    def write(self, x: Tensor, mixed: Tensor, parts: Tensor) -> Tensor:
+        _, _, gate1, shift2, scale2, gate2 = parts.unbind(-2)
+        x = x + gate1 * self.proj(mixed)
+        return x + gate2 * self.mlp(modulate(self.norm(x), shift2, scale2))
+
+
+class _JointBlock(nn.Module):
+    """Context and image attend to both. The time modulates the image, its place each token; in the last block the
+    time modulates both, and the context ends."""
+
+    def __init__(self, width: int, heads: int, *, last: bool) -> None:
+        super().__init__()
+        self.context, self.image = _Stream(width, heads, ends=last), _Stream(width, heads)
+        self.place = None if last else WaveEmbedding(width)
+
+    def forward(self, context: Tensor, x: Tensor, time: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        count = context.shape[1]
+        place = time[:, None] if self.place is None else self.place(token_places(count, x.device))[None]
+        of_context, of_image = self.context.modulation(place), self.image.modulation(time)[:, None]
+        q, k, v = torch.cat([self.context.read(context, of_context), self.image.read(x, of_image)], 3)
+        mixed = attend(q, k, v, mask)
+        if self.place is not None:
+            context = self.context.write(context, mixed[:, :count], of_context)
+        return context, self.image.write(x, mixed[:, count:], of_image)
+
+
+class MMDiT(nn.Module):
+    """Predicts the velocity (noise - signal) of signals (B, C, H, W), reading a context (B, tokens, dim).
+
+    Args:
+        width, heads, layers: of the transformer.
+        channels: C.
+        dim: of the context.
+        tokens: of the context.
+        grid: side of the stored positions, in patches of 2 x 2.
+        context_sees_image: whether the context attends to the image, beside itself.
+    """
+
+    context_positions: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        channels: int,
+        dim: int,
+        tokens: int,
+        grid: int,
+        *,
+        context_sees_image: bool = True,
+    ) -> None:
+        super().__init__()
+        self.context_sees_image = context_sees_image
+        self.patches = GridPatches(channels, width, 2, grid)
+        self.from_context = nn.Linear(dim, width)
+        rates = 10_000 ** -(torch.arange(width // 2) / (width // 2))
+        angles = token_places(tokens, rates.device)[:, None] * rates
+        self.register_buffer("context_positions", torch.cat([angles.sin(), angles.cos()], 1)[None])
+        self.time = WaveEmbedding(width)
+        self.blocks = nn.ModuleList(_JointBlock(width, heads, last=i == layers - 1) for i in range(layers))
+        self.norm_out = PlainNorm(width, 1e-6)
+        self.modulation_out = Modulation(width, 2)
+        self.to_patches = nn.Linear(width, 4 * channels)
+
+    def forward(self, x: Tensor, times: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """Args:
+            x: noisy signals (B, C, H, W).
+            times: (B,), 1 being noise and 0 the signal.
+            context: (B, tokens, dim).
+            seen: (B, tokens) bool, what is attended to of the context; at least one token.
+
+        Returns:
+            The velocity (B, C, H, W).
+        """
+        patches, time = self.patches(x), self.time(1000 * times)
+        context = self.from_context(context) + self.context_positions
+        count, cells = context.shape[1], patches.shape[1]
+        mask = torch.cat([seen, seen.new_ones(len(x), cells)], 1)[:, None].repeat(1, count + cells, 1)
+        if not self.context_sees_image:
+            mask[:, :count, count:] = False
+        for block in self.blocks:
+            context, patches = block(context, patches, time, mask[:, None])
+        shift, scale = self.modulation_out(time)[:, None].unbind(2)
+        patches = self.to_patches(modulate(self.norm_out(patches), shift, scale))
+        return image_of(patches, 2, (x.shape[2] // 2, x.shape[3] // 2))

@@ -1,0 +1,72 @@
+"""Model: what all models of the zoo are, makers of tokens and of words: modules with a config, a name and a card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from zoo.cards import ModelCard
+from zoo.config import Config
+from zoo.tokens import Source
+
+
+class Model(nn.Module):
+    """A module that its config rebuilds, and that knows its name, its card and the fingerprint of its weights."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.name = type(self).__name__
+        self.card: ModelCard | None = None
+        self._fingerprint: tuple[int, str] | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What a card tells of the model itself: modality, layout, quantizer and config."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the weights."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def source(self) -> Source:
+        """Name and fingerprint that what this model makes carries; the fingerprint follows changes of the weights."""
+        state, version = self.state_dict(), self._weights_version()
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
+            for key in sorted(state):
+                digest.update(key.encode())
+                digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            self._fingerprint = (version, digest.hexdigest()[:16])
+        return Source(self.name, self._fingerprint[1])
+
+    def _weights_version(self) -> int:
+        """Counts the in-place changes of all weights."""
+        return sum(tensor._version for tensor in self.state_dict().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
+        known = self._fingerprint is not None and self._fingerprint[0] == self._weights_version()
+        super()._apply(fn, recurse)
+        if known:
+            self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
+        return self
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the block, so that dropout and the like never touch a result."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
