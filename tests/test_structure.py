@@ -48,8 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
             "zoo.tokens"},  # for type checkers alone
     "zoo.bench": {"zoo", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
     "tokenizers_visual": {
-        "zoo", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.model", "zoo.ops",
-        "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens",
+        "zoo", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.model",
+        "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer", "zoo.tokens",
     },
     "audio": {
         "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.metrics", "zoo.ops", "zoo.parity",

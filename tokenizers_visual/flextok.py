@@ -19,6 +19,8 @@ from zoo.config import Config
 from zoo.interop.diffusers import KEY_MAP as DIFFUSERS_KEY_MAP
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
+from zoo.layers.diffusion_transformer import WaveEmbedding, flow_times, image_of, interpolate
+from zoo.layers.positions import sine_grid
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import GatedMLP
 from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
@@ -121,8 +123,6 @@ class FlexTok(Tokenizer):
         config = self.config
         steps = config.steps if steps is None else steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps: expected an integer of at least 1, got {steps!r}")
         side = config.image_size // config.base.stride
         shape = (len(codes), config.base.dim, side, side)
         noise = item_noise(shape, seed) if noise is None else noise
@@ -132,8 +132,8 @@ class FlexTok(Tokenizer):
         tokens = self.decoder.embed(codes, lengths)
         without = self.decoder.null(len(codes)).to(tokens) if scale != 1 else None
         running: Tensor | None = None
-        for step in range(steps, 0, -1):
-            time = torch.full((len(x),), step / steps, device=x.device)
+        for place in flow_times(steps):
+            time = torch.full((len(x),), place, device=x.device)
             velocity = self.decoder(x, time, tokens)
             if without is not None:
                 difference = velocity - self.decoder(x, time, without)
@@ -170,20 +170,16 @@ class FlexTok(Tokenizer):
             kept: (B,) how many of the first tokens are seen.
             null: (B,) bool, whether none is.
         """
-        mixed = share.to(base_latent)[:, None, None, None]
-        noised = mixed * noise + (1 - mixed) * base_latent
+        noised = interpolate(base_latent, noise, share)
         tokens = self.decoder.embed(codes, kept)
         tokens = torch.where(null[:, None, None], self.decoder.null(len(codes)).to(tokens), tokens)
         return noised, self.decoder(noised, share, tokens)
 
 
 def _norm_guided(velocity: Tensor, difference: Tensor, running: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of the guidance's difference, with momentum and a bounded norm, what is orthogonal to the velocity; and the
-    momentum.
-    """
+    """What is orthogonal to the velocity of a difference with momentum and a bounded norm; and the momentum."""
     running = difference if running is None else difference - 0.5 * running
-    norm = running.flatten(1).norm(dim=1)
-    bounded = running * (2.5 / norm).clamp(max=1.0)[:, None, None, None]
+    bounded = running * (2.5 / running.flatten(1).norm(dim=1)).clamp(max=1.0)[:, None, None, None]
     wide = torch.float32 if velocity.device.type == "mps" else torch.float64
     direction = F.normalize(velocity.flatten(1).to(wide), dim=1)
     flat = bounded.flatten(1).to(wide)
@@ -245,21 +241,12 @@ class _Patches(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.proj = nn.Linear(config.patch_size**2 * config.base.dim, width)
-        self.register_buffer("positions", _waves(width, grid))
+        self.register_buffer("positions", sine_grid(width, grid)[0].flatten(1).T.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch_size
         cells = x.unflatten(1, (-1, p)).unflatten(3, (-1, p)).transpose(2, 3)  # (B, h / p, w / p, p, p, dim)
         return self.proj(cells.flatten(3).flatten(1, 2)) + self.positions.to(x.dtype)
-
-
-def _waves(width: int, grid: int) -> Tensor:
-    """(grid^2, width): sines and cosines of the row in the first half of the channels, of the column in the second."""
-    rates = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * rates
-    waves = torch.cat([angles.sin(), angles.cos()], -1).float()
-    rows, columns = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
 class _Encoder(nn.Module):
@@ -294,7 +281,7 @@ class _Decoder(nn.Module):
         self.dropped_token = nn.Parameter(torch.randn(width) * 0.02)
         self.null_token = nn.Parameter(torch.randn(width) * 0.02)
         self.patches = _Patches(config, width, grid)
-        self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = WaveEmbedding(width, base=256.0)
         modulations = 2 if config.separate_modulation else 1
         self.blocks = nn.ModuleList(
             _Block(width, config.decoder.heads, modulations) for _ in range(config.decoder.layers)
@@ -318,9 +305,7 @@ class _Decoder(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         """(B, h, w, dim), times (B,) from 0 (data) to 1 (noise), tokens (B, num_tokens, width) -> (B, h, w, dim)."""
-        rates = 1000 * 256.0 ** (-torch.arange(128, device=x.device, dtype=torch.float32) / 128)
-        angles = time.float()[:, None] * rates
-        condition = self.time(torch.cat([angles.cos(), angles.sin()], -1).to(x.dtype))
+        condition = self.time(1000 * time)
         patches = self.patches(x)
         sequence = torch.cat([patches, tokens.to(patches.dtype)], 1)
         parts = (patches.shape[1], tokens.shape[1])
@@ -328,9 +313,7 @@ class _Decoder(nn.Module):
             sequence = block(sequence, None, condition, parts)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, -1)
         patches = self.to_velocity(_plain_norm(sequence[:, : parts[0]]) * (1 + scale) + shift)
-        p = self.patch_size
-        cells = patches.unflatten(1, (self.grid, self.grid)).unflatten(3, (p, p, -1))
-        return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return image_of(patches, self.patch_size, (self.grid, self.grid)).movedim(1, -1)
 
 
 def config_from_original(meta: dict[str, Any]) -> FlexTokConfig:
@@ -376,9 +359,8 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
 
 def _blocks(published: str, own: str) -> dict[str, str]:
     key, block = f"{published}.blocks.{{}}", f"{own}.blocks.{{}}"
-    parts = {f"{key}.attn.w{part}.*": f"{block}.attention.{part}.*" for part in "qkv"}
     return {
-        **parts,
+        **{f"{key}.attn.w{part}.*": f"{block}.attention.{part}.*" for part in "qkv"},
         f"{key}.attn.proj.*": f"{block}.attention.proj.*",
         f"{key}.mlp.*": f"{block}.mlp.*",
         f"{key}.adaLN_modulation.1.*": f"{block}.modulation.*",

@@ -175,7 +175,8 @@ class SeedTokenizer(Tokenizer):
             )
         images = self.generator(embedding, **options)
         size = (self.config.image_size, self.config.image_size)
-        return F.interpolate(images, size, mode="bicubic", antialias=True)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.interpolate(images.float(), size, mode="bicubic", antialias=True).to(images.dtype)
 
 
 class _Vision(nn.Module):

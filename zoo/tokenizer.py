@@ -492,7 +492,7 @@ class Tokenizer(Model):
             raise ValueError(f"expected indices of shape {wanted}, got {tuple(indices.shape)}")
         return levels
 
-    # -- checks ---
+    # -- checks ----------------------------------------------------------------------------------------------------
 
     def pad(self, x: Tensor) -> Tensor:
         """Signals grown at their ends to the sides that the model takes, by repeating the last value."""

@@ -225,6 +225,9 @@ def test_maskbit_file_loads(tmp_path: Path) -> None:
         pytest.param("bae/keys_bae_16", "bae_16bit", None, marks=pytest.mark.slow),
         pytest.param("bsq_vit/keys_bsqvit_b36g36", "bsq_vit_36bit", "state_dict", marks=pytest.mark.slow),
         pytest.param("unitok/keys_unitok_tokenizer", "unitok_large", "trainer.unitok", marks=pytest.mark.slow),
+        pytest.param("tokenbridge/keys_mar_kl16", "tokenbridge_kl16_6bit", "model", marks=pytest.mark.slow),
+        pytest.param("robust_tok/keys_robustok_main_train", "robust_tok", "ema", marks=pytest.mark.slow),
+        pytest.param("robust_tok/keys_robustok_main_train", "robust_tok", "model", marks=pytest.mark.slow),
     ],
 )
 def test_file_of_the_published_layout_loads(tmp_path: Path, key_list: str, name: str, container: str | None) -> None:
@@ -294,6 +297,19 @@ def test_cosmos_torchscript_file_loads(tmp_path: Path, part: str) -> None:
     if part == "encoder":
         with pytest.raises(ValueError, match="holds only the encoder"):
             model.decode(model.encode(torch.zeros(1, 3, 32, 32)))
+
+
+@pytest.mark.slow
+def test_cosmos_torchscript_file_of_a_video_model_loads(tmp_path: Path) -> None:
+    state = random_state("cosmos_dv/keys_dv4x8x8")
+    constants = {"encoder.patcher3d.wavelets": torch.ones(2), "decoder.unpatcher3d.wavelets": torch.ones(2)}
+    path = tmp_path / "autoencoder.jit"
+    torch.jit.save(torch.jit.trace(Tree(state | constants), torch.zeros(1)), path)
+    model = zoo.create_model("cosmos_dv4x8x8", checkpoint=path)
+    assert_holds(model, state)
+    tokens = model.encode(torch.zeros(1, 3, 5, 16, 8))
+    assert tokens.indices.shape == (1, 2, 2, 1)
+    assert model.decode(tokens).shape == (1, 3, 5, 16, 8)
 
 
 def test_names_of_another_family_are_refused(tmp_path: Path) -> None:

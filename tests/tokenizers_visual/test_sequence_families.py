@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from test_published import PARITY, SHORTENED, assert_holds, random_state
 
 import zoo
-from tokenizers_visual import flextok, instella_t2i, karl, tatitok, titok
+from tokenizers_visual import instella_t2i, karl, tatitok, titok
 from zoo import checkpoint
 from zoo.config import ConfigError
+from zoo.layers.positions import sine_grid
 from zoo.layers.posterior import Posterior
 from zoo.quantizers import DimensionWiseConfig, VectorConfig
 from zoo.registry import registry
@@ -429,7 +430,7 @@ def test_flextok_positions_are_those_of_the_published_files() -> None:
         weights = checkpoint.read(PARITY / name / "weights.safetensors")
         for key in ("encoder.module_dict.enc_posemb_module", "decoder.module_dict.dec_patches_posemb_module"):
             table = weights[f"{key}.posembs"]
-            torch.testing.assert_close(flextok._waves(table.shape[1], 4), table[0].flatten(1).T)
+            torch.testing.assert_close(sine_grid(table.shape[1], 4), table)
 
 
 def test_flextok_tokens_do_not_depend_on_later_ones() -> None:

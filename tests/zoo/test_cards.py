@@ -34,7 +34,7 @@ models:
 def test_every_card_says_what_a_user_needs(card: cards.ModelCard) -> None:
     assert re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", card.full_name)
     assert card.modality in ("image", "video", "audio")
-    assert card.layout in ("grid", "sequence", "frames", "scales")
+    assert card.layout in ("grid", "sequence", "frames", "scales", "words")
     assert card.paper
     assert card.licence
     if card.source is not None and card.source.path is None:

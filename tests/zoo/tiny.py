@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ for _manifest in cards.manifests():
 FAMILIES = [name for name in registry.families() if issubclass(registry.family(name).model, Tokenizer)]
 
 # sizes of the families that no fixture narrows, and what random weights need for every parameter to be used
-_SMALL = {
+_SMALL: dict[str, dict[str, Any]] = {
     "compact": {
         "patch_size": 2, "fine_channels": 8, "channels": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1),
         "quantizer": FiniteScalarConfig(levels=(4, 3)),

@@ -6,7 +6,7 @@ CLIP: arXiv 2103.00020. The library's own forward runs; only the looked-up token
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -57,6 +57,7 @@ class ClipPair(nn.Module):
         placeholder_id: id that stands for a pseudo-word in prompts; by default that of "$".
         encode: a text to ids, without start and end; None: prompts are given as ids.
         start_id: id of the start of text.
+        pad_id: id behind the end of text, which changes no features, but the hidden states behind the end.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ClipPair(nn.Module):
         start_id: int,
         placeholder_id: int | None = None,
         encode: Callable[[str], list[int]] | None = None,
+        pad_id: int = 0,
     ) -> None:
         super().__init__()
         if placeholder_id is None:
@@ -80,7 +82,8 @@ class ClipPair(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.backbone = backbone
         self.context_length = context_length
-        self.start_id, self.end_id, self.placeholder_id = start_id, end_id, placeholder_id
+        self.start_id, self.end_id, self.pad_id = start_id, end_id, pad_id
+        self.placeholder_id = placeholder_id
         self._encode = encode
         self._embedding = [embedding]  # in a list, since it is a part of the model already
 
@@ -118,7 +121,7 @@ class ClipPair(nn.Module):
         return self.embedding(ids)
 
     def tokenize(self, prompts: str | Sequence[str], words: Sequence[int] = (1,)) -> Tensor:
-        """Prompts to ids (B, context length), padded with 0 behind the end of text.
+        """Prompts to ids (B, context length), padded behind the end of text.
 
         Args:
             prompts: texts; "$" may stand anywhere, next to punctuation too.
@@ -143,7 +146,7 @@ class ClipPair(nn.Module):
                     f"expected at most {self.context_length} tokens with start, end and pseudo-words, got {len(ids)}: "
                     f"{prompt!r}"
                 )
-            rows.append(ids + [0] * (self.context_length - len(ids)))
+            rows.append(ids + [self.pad_id] * (self.context_length - len(ids)))
         if not rows:
             raise ValueError("expected at least one prompt, got none")
         return torch.tensor(rows, device=next(self.parameters()).device)
@@ -326,6 +329,7 @@ class TransformersPair(ClipPair):
             end_id=tokenizer.eos_token_id if tokenizer else end_id,
             placeholder_id=placeholder_id,
             encode=(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]) if tokenizer else None,
+            pad_id=tokenizer.pad_token_id if tokenizer else 0,
         )
         self._tower, self._projection = [tower], [getattr(model, "text_projection", nn.Identity())]
 
@@ -348,6 +352,17 @@ class TransformersPair(ClipPair):
         if not hasattr(self.model, "vision_model"):
             raise ValueError(f"expected a model with an image encoder, got {type(self.model).__name__}")
         return self.model.vision_model(pixel_values=images)  # type: ignore[operator]
+
+    def hidden_states(self, ids: Tensor, embeddings: Tensor | None = None) -> tuple[tuple[Tensor, ...], TextOutput]:
+        """What each layer of the text encoder gives, (B, L, D), before the final norm; and the output as ever."""
+        with ExitStack() as stack:
+            kept = [stack.enter_context(_kept(layer)) for layer in self._tower[0].encoder.layers]
+            output = self.encode_text(ids, embeddings)
+        return tuple(part[0][0] if isinstance(part[0], tuple) else part[0] for part in kept), output
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm behind the last layer."""
+        return self._tower[0].final_layer_norm(hidden)
 
     def _text(self, ids: Tensor) -> TextOutput:
         hidden = self._tower[0](input_ids=ids).last_hidden_state

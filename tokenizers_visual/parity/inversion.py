@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_visual.inversion import lincir, pic2word, searle
+from tokenizers_visual.inversion import diffusion, lincir, long_clip, pic2word, rtd, searle
 from tokenizers_visual.inversion.clip import ClipPair, OpenClipPair, TextOutput, TransformersPair
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from zoo import checkpoint
@@ -22,11 +23,12 @@ from zoo.registry import Family
 PLACEHOLDER_ID = 259  # of "$" in CLIP's vocabulary
 
 
-def case(fixture: Fixture, family: Family) -> ClipCase | Case:
+def case(fixture: Fixture, family: Family) -> Any:
     """The case of the fixture's family."""
     cases = {"pic2word": Pic2WordCase, "searle": SearleCase, "lincir": LinCIRCase, "ladi_vton": LadiVtonCase}
     name = fixture.meta["family"]
-    return ClipCase(fixture) if name == "clip" else cases[name](fixture, family)
+    alone = {"clip": ClipCase, "long_clip": LongClipCase, "rtd": RTDCase, "textual_inversion": PromptCase}
+    return alone[name](fixture) if name in alone else cases[name](fixture, family)
 
 
 def open_clip_pair(clip: Fixture, placeholder_id: int) -> OpenClipPair:
@@ -48,6 +50,19 @@ def transformers_pair(clip: Fixture, placeholder_id: int) -> TransformersPair:
     prefix = clip.meta["key_styles"]["transformers"]
     checkpoint.load_into(model, _split(clip.weights, prefix)[0])
     return TransformersPair(model, backbone=clip.name, placeholder_id=placeholder_id)
+
+
+def text_encoder(weights: Named, config: dict[str, Any], backbone: str) -> TransformersPair:
+    """A text encoder alone, under its published names; with a projection where the weights hold one."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    projected = "text_projection.weight" in weights
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    ignored = {"text_model.embeddings.position_ids": None, "embeddings.position_ids": None}
+    names = KeyMap({**ignored, "*": "*"}, prefix="" if projected else "text_model.")
+    model = kind(CLIPTextConfig(**config))
+    checkpoint.load_into(model, names(weights))
+    return TransformersPair(model, backbone=backbone, placeholder_id=PLACEHOLDER_ID)
 
 
 class ClipCase:
@@ -231,16 +246,11 @@ class LadiVtonCase(Case):
     """LaDI-VTON's adapter, whose text encoder lies in the fixture itself."""
 
     def __init__(self, fixture: Fixture, family: Family) -> None:
-        from transformers import CLIPTextConfig, CLIPTextModel
-
         stated = fixture.meta["companions"]["clip_text"]
         encoder, adapter = _split(fixture.weights, stated["prefix"])
         super().__init__(replace(fixture, weights=adapter), family)
-        model = CLIPTextModel(CLIPTextConfig(**stated["config"]))
-        names = KeyMap({"embeddings.position_ids": None, "*": "*"}, prefix="text_model.")
-        checkpoint.load_into(model, names(encoder))
         config: Any = self.model.config
-        self.pair = TransformersPair(model, backbone=config.backbone, placeholder_id=PLACEHOLDER_ID)
+        self.pair = text_encoder(encoder, stated["config"], config.backbone)
 
     def project(self, inputs: Named, settings: dict[str, Any]) -> Named:
         return {"pseudo_words": self.model.project(inputs["features"]).embeddings}
@@ -267,6 +277,111 @@ class LadiVtonCase(Case):
     def _encoded(self, ids: Tensor, embeddings: Tensor) -> TextOutput:
         words = PseudoWords(embeddings, self.pair.backbone)
         return self.pair.encode_text(*self.pair.embed(ids, words, fill="first", optional=True))
+
+
+class PromptCase:
+    """Prompt embeddings of pipelines; ids beyond the vocabulary are learned words, in order."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        sizes = fixture.meta["original"]["kwargs"]
+        self.encoders = [
+            text_encoder(_split(fixture.weights, f"{name}.")[0], config, name) for name, config in sizes.items()
+        ]
+
+    def compose(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        suffixes = [""] if settings["convention"] == "sd15" else ["", "_2"]
+        encoders, first = self.encoders[: len(suffixes)], settings["first_added_id"]
+        embedded = []
+        for pair, suffix in zip(encoders, suffixes):
+            ids, words = inputs[f"input_ids{suffix}"], inputs[f"embeddings{suffix}"]
+            added = ids >= first
+            table = words[(ids - first).clamp(min=0)]
+            ids = ids.masked_fill(added, 0)
+            embedded.append((ids, torch.where(added[..., None], table, pair.token_embeddings(ids))))
+        result = diffusion.encode_prompt(encoders, embedded, clip_skip=settings["clip_skip"])
+        if result.pooled is None:
+            return {"prompt_embeds": result.prompt}
+        pooled = result.pooled
+        if settings["pooled_at"] == "largest id":
+            hidden = encoders[1].encode_text(*embedded[1]).hidden
+            place = inputs["input_ids_2"].argmax(1)
+            pooled = encoders[1].model.text_projection(hidden[torch.arange(len(hidden)), place])  # type: ignore[operator]
+        return {"prompt_embeds": result.prompt, "pooled": pooled}
+
+
+class RTDCase:
+    """RTD: a second text encoder, trained beside a frozen projector of SEARLE's shape."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        clip = Fixture.read(fixture.folder.parent / fixture.meta["clip"])
+        original = {"kwargs": fixture.meta["original"]["kwargs"]["phi"]}
+        phi, rest = _split(fixture.weights, "phi.")
+        self.phi = searle.Searle(searle.config_from_original({"original": original, "clip": clip.name})).eval()
+        checkpoint.load_into(self.phi, searle.KEY_MAP(phi))
+        self.frozen = transformers_pair(clip, PLACEHOLDER_ID)
+        config = clip.meta["original"]["transformers"]["text_config"]
+        self.trained = text_encoder(_split(rest, "text_encoder_train.")[0], config, clip.name)
+        self.trained.model.requires_grad_(True)
+
+    def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        names = ("reference_ids", "target_ids", "concat_ids", "special_ids")
+        triplets = rtd.Triplets(*(inputs[name] for name in names))
+        scale = settings["noise_factor"] * inputs["noise_scale"]
+        step = rtd.step(self.frozen, self.trained, self.phi, triplets, scale, inputs["noise_normal"])
+        loss = step.loss(settings["temperature"])
+        loss.backward()
+        slopes = {f"grad.{name}": gradient(value) for name, value in self.trained.model.named_parameters()}
+        tables = "grad.text_model.embeddings."
+        rows = {
+            f"{tables}position_embedding.weight[:12]": slopes[f"{tables}position_embedding.weight"][:12],
+            f"{tables}token_embedding.weight[259]": slopes[f"{tables}token_embedding.weight"][PLACEHOLDER_ID],
+        }
+        outputs = {"pseudo_words": step.words.embeddings, "anchors": step.anchors, "queries": step.queries}
+        return {**outputs, "loss.contrastive": loss, **slopes, **rows}
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        estimated = inputs["estimated"].requires_grad_()
+        loss = searle.distillation_loss(inputs["target"], estimated, settings["temperature"])
+        loss.backward()
+        return {"loss.contrastive": loss, "grad.estimated": gradient(estimated)}
+
+
+class LongClipCase:
+    """Long-CLIP, its stretched positions and its losses."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        sizes = fixture.meta["original"]["kwargs"]
+        self.pair = long_clip.long_clip_pair(
+            fixture.weights,
+            backbone="long_clip",
+            placeholder_id=PLACEHOLDER_ID,
+            image_head_width=sizes["vision_width"] // sizes.get("vision_heads", sizes["vision_width"] // 64),
+            text_head_width=sizes["transformer_width"] // sizes["transformer_heads"],
+        )
+
+    def text_features(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        output = self.pair.encode_text(inputs["token_ids"])
+        return {"features": output.features, "hidden[:24]": output.hidden[:, :24]}
+
+    def image_features(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {"features": self.pair.image_features(inputs["image"])}
+
+    def stretch_positions(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {"positions": long_clip.stretch_positions(inputs["positions"], **settings)}
+
+    def principal_components(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {"features": long_clip.principal_components(inputs["features"], settings["components"])}
+
+    def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        losses = long_clip.long_clip_losses(
+            **{name: value.requires_grad_() for name, value in inputs.items()},
+            scale=math.exp(settings["log_logit_scale"]),
+            components=settings["components"],
+            label_smoothing=settings["label_smoothing"],
+        )
+        (losses["long"] + losses["short"]).backward()
+        slopes = {f"grad.{name}": gradient(value) for name, value in inputs.items()}
+        return {"loss.long": losses["long"], "loss.short": losses["short"], **slopes}
 
 
 def _split(weights: Named, prefix: str) -> tuple[Named, Named]:

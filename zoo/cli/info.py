@@ -90,6 +90,8 @@ def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
         sides = " x ".join(map(str, taken["size"])) if taken["size"] else "any size"
         low, high = taken["value_range"]
         padding = f", padded to multiples of {taken['multiple']}" if taken["multiple"] > 1 else ""
+        if taken["frame_multiple"] > 1:
+            padding += f", frames after the first to multiples of {taken['frame_multiple']}"
         given = f"{taken['channels']} channels in [{low:g}, {high:g}], {sides}{padding}"
     tokens = ""
     if example := facts.get("example"):

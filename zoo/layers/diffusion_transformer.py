@@ -74,7 +74,7 @@ def flow_times(steps: int) -> list[float]:
         ValueError: steps below 1.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+        raise ValueError(f"steps: expected an integer of at least 1, got {steps!r}")
     return [step / steps for step in range(steps, 0, -1)]
 
 

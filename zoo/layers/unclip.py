@@ -107,7 +107,7 @@ class UnCLIP(nn.Module):
             raise ValueError(f"expected a scaled_linear schedule of {_TRAIN_STEPS} steps, got {found}")
         if prompt is None:
             with torch.no_grad():
-                prompt = pipeline.encode_prompt("", pipeline.device, 1, False)[0]
+                prompt = pipeline.encode_prompt("", pipeline.unet.device, 1, False)[0]
         heads = unet.attention_head_dim
         model = UnCLIP(
             UnCLIPConfig(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenizers_visual.inversion import lincir, pic2word, searle
+from tokenizers_visual.inversion import lincir, pic2word, rtd, searle
 from tokenizers_visual.parity.inversion import open_clip_pair
 from zoo.config import ConfigError
 from zoo.parity import Fixture
@@ -93,6 +93,40 @@ def test_inversion_refuses_what_does_not_fit() -> None:
     for fields in ({"learning_rate": 0.0}, {"ema_decay": 1.0}, {"cosine_weight": 0.0, "phrase_weight": 0.0}):
         with pytest.raises(ConfigError):
             searle.InversionConfig(**fields)
+
+
+# -- a text encoder beside a projector ---------------------------------------------------------------------------------
+
+
+def test_the_trained_encoder_learns_and_all_else_stays() -> None:
+    frozen, trained = (open_clip_pair(Fixture.read(PARITY / "tiny_clip"), 259) for _ in range(2))
+    trained.model.requires_grad_(True)
+    projector = searle.Searle(searle.SearleConfig("tiny_clip", 32, 40, hidden_dim=16)).train()
+    before = {name: value.clone() for name, value in [*frozen.state_dict().items(), *projector.state_dict().items()]}
+    texts = [torch.tensor([[398, *row, 399, *[0] * (75 - len(row))] for row in rows]) for rows in (
+        [(1, 2), (3, 4), (5, 6)], [(7, 8), (9, 10), (11, 12)], [(259, 7), (259, 9), (259, 11)], [(259,)]
+    )]  # fmt: skip
+    scale, noise = torch.zeros(3), torch.zeros(3, 32)
+    optimizer = torch.optim.AdamW(trained.parameters(), 1e-3)
+    losses = []
+    for _ in range(8):
+        loss = rtd.step(frozen, trained, projector, rtd.Triplets(*texts), scale, noise).loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = {**frozen.state_dict(), **projector.state_dict()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in [*frozen.parameters(), *projector.parameters()])
+
+
+def test_a_projector_of_another_clip_is_refused() -> None:
+    pair = open_clip_pair(Fixture.read(PARITY / "tiny_clip"), 259)
+    projector = searle.Searle(searle.SearleConfig("other", 32, 40, hidden_dim=16))
+    triplets = rtd.Triplets(*[torch.tensor([[398, 259, 399]])] * 4)
+    with pytest.raises(ValueError, match="expected the CLIP other, got tiny_clip"):
+        rtd.step(pair, pair, projector, triplets, torch.zeros(1), torch.zeros(1, 32))
 
 
 # -- captions ------------------------------------------------------------------------------------------------------
