@@ -201,7 +201,7 @@ class ALIT(Tokenizer):
         errors = torch.stack(
             [(self.reconstruct(r.quantized.codes.to(self.dtype)) - x).abs().mean((1, 2, 3)) for r in rolled]
         )
-        best = errors.argmin(0)
+        best = errors.min(0).indices
         within = errors < quality
         first = torch.where(within.any(0), within.int().argmax(0), best)
         return [(int(i) + 1) * self.config.rollout_tokens for i in first]

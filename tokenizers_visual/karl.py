@@ -167,7 +167,7 @@ class KARL(Tokenizer):
             row = self.row(x, counts, nearest_errors(torch.full((len(x),), quality, device=x.device)))
             levels = self.quantizer(row.latent).levels[:count]
         inside = torch.arange(row.halting.shape[1], device=x.device) < torch.tensor(counts, device=x.device)[:, None]
-        least = row.halting.masked_fill(~inside, torch.inf).argmin(1, keepdim=True)
+        least = row.halting.masked_fill(~inside, torch.inf).min(1, keepdim=True).indices
         kept = (~self.halted(row) & inside).scatter(1, least, True)  # of a row without others the least halted
         extent = self.extent_of(x)
         lengths = kept.sum(1)

@@ -187,7 +187,8 @@ def create_model(
     elif pretrained:
         if card.source is None:
             raise ValueError(f"{card.full_name} has no published weights; use checkpoint=FILE, or pretrained=False")
-        hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
+        if card.source.path is None:  # what comes with the package is under its licence
+            hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
         load_checkpoint(model, family, card, hub.resolve(card.source, name=card.full_name), replaced=replaced)
     return _finish(model, device, dtype)
 

@@ -151,14 +151,14 @@ def _process(rank: int, port: int, folder: str, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What each of two processes found in every case; they are forked, so that they need not import anything."""
+    """What each of two processes found in every case."""
     mine = [item for item in request.session.items if item.module.__name__ == __name__]  # type: ignore[attr-defined]
     names = [item.callspec.params["name"] for item in mine]  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(_process, (port, str(folder), names), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
+    torch.multiprocessing.start_processes(_process, (port, str(folder), names), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
     return {
         name: [torch.load(Path(folder) / f"{number}_{rank}.pt", weights_only=True) for rank in range(2)]
         for number, name in enumerate(names)

@@ -137,6 +137,7 @@ def test_the_random_state_of_other_processes_is_not_taken(caplog: pytest.LogCapt
 
 
 def _save_for_ever(path: Path, saved: Any) -> None:
+    torch.set_num_threads(1)  # a forked process has not the threads of its parent's pool
     writer, value = AtomicCheckpointIO(), 0
     while True:
         writer.save_checkpoint({"value": value, "tensor": torch.full((400_000,), float(value))}, path)

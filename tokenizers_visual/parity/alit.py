@@ -36,7 +36,7 @@ class ALITCase(Case):
             if "threshold" in settings:
                 errors = torch.stack([(model.reconstruct(r.codes) - image).abs().mean() for r in rolled])
                 within = [i for i, error in enumerate(errors.tolist()) if error < settings["threshold"]]
-                chosen = within[0] if within else int(errors.argmin())
+                chosen = within[0] if within else int(errors.min(0).indices)
                 return {"num_tokens": torch.tensor([rolled[chosen].codes.shape[1]]), "l1_per_rollout": errors}
             last = rolled[-1]
             outputs = {"latent": last.latent, "embedding": last.embedding, **base_outputs(model, image, noise)}

@@ -137,6 +137,7 @@ def values(metrics: list) -> list[float]:
 
 
 def process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     result = values(collect(rank, world))
     torch.save(result, f"{folder}/{rank}.pt")
@@ -144,7 +145,7 @@ def process(rank: int, world: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     expected = values(collect(0, 1))
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=1e-10)

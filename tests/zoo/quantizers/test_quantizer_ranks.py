@@ -123,8 +123,7 @@ def run_process(rank: int, folder: str) -> None:
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each process recorded, by kind of share and name of config."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    # forked, so that they need not import anything
-    torch.multiprocessing.start_processes(run_process, (str(folder),), nprocs=PROCESSES, start_method="fork")
+    torch.multiprocessing.start_processes(run_process, (str(folder),), nprocs=PROCESSES, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
