@@ -32,9 +32,12 @@ class InputSpec:
         value_range: least and largest value of a sample or pixel.
         size: (height, width), (frames, height, width) or (samples,) where the model takes no other; None for any size.
         multiple: sides are padded to multiples of it (the stride, or hop length) and cropped again by decoding.
-        frame_multiple: of video, whose first frame stands alone: the number of frames after it is padded likewise.
         sample_rate: in Hz, of audio.
         causal: whether a token depends on no later sample.
+        frame_multiple: of video, whose first frame stands alone: the number of frames after it is padded likewise.
+
+    Raises:
+        ValueError: audio without a sample rate, or a frame_multiple of what is no video.
     """
 
     modality: Literal["image", "video", "audio"]
@@ -42,9 +45,15 @@ class InputSpec:
     value_range: tuple[float, float]
     size: tuple[int, ...] | None = None
     multiple: int = 1
-    frame_multiple: int = 1
     sample_rate: int | None = None
     causal: bool = False
+    frame_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.modality == "audio" and self.sample_rate is None:
+            raise ValueError("expected a sample_rate of audio, got none")
+        if self.modality != "video" and self.frame_multiple != 1:
+            raise ValueError(f"expected a frame_multiple of 1 for {self.modality}, got {self.frame_multiple}")
 
     def check_shape(self, x: Tensor) -> None:
         """Raise a ValueError, with expected and got, unless `x` is a floating point batch of an allowed size."""

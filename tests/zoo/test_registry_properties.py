@@ -18,7 +18,7 @@ from zoo.checkpoint import CheckpointError, load_into
 from zoo.config import ConfigError
 from zoo.quantizers import BinaryConfig, FiniteScalarConfig, VectorConfig
 from zoo.registry import registry
-from zoo.tokenizer import Tokenizer
+from zoo.tokenizer import InputSpec, Tokenizer
 from zoo.tokens import Tokens
 
 every = pytest.mark.parametrize("name", tiny.FAMILIES)
@@ -341,3 +341,25 @@ def test_default_sizes_build_on_the_meta_device(name: str) -> None:
     card = registry.card(name)
     assert card.family == name
     assert card.modality == model.spec.modality
+
+
+@every
+def test_audio_has_a_sample_rate_and_bitrates(name: str) -> None:
+    model = tiny.build(name)
+    if model.spec.modality != "audio":
+        with pytest.raises(ValueError, match="has no bitrate"):
+            _ = model.bitrates
+        return
+    assert isinstance(model.spec.sample_rate, int)
+    tokens = model.encode(tiny.signal(model))
+    assert tokens.extent is not None
+    assert tokens.extent.sample_rate == model.spec.sample_rate
+    assert len(model.bitrates) == len(model.vocab_sizes)
+    assert all(rate > 0 for rate in model.bitrates)
+
+
+def test_specs_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a sample_rate of audio"):
+        InputSpec("audio", 1, (-1.0, 1.0))
+    with pytest.raises(ValueError, match="expected a frame_multiple of 1 for audio, got 16000"):
+        InputSpec("audio", 1, (-1.0, 1.0), sample_rate=16000, frame_multiple=16000)
