@@ -18,7 +18,8 @@ TEMPERATURE = 1.0
 CLAMP = 1e-5  # of probabilities inside the logarithms in vector-quantize-pytorch
 CLAMPED = "zoo, clamp 1e-5"
 _TABLE = 1 << 27  # probabilities that the gate computes one by one; of more than that it uses the factorisation
-_TOLERANCE = 1e-4  # of the largest magnitude, as in parity fixtures; the table tells the error of each
+_TOLERANCE = 1e-5  # of the largest magnitude, for zoo
+_PEER_TOLERANCE = 1e-4  # its float32 gradient at 14 bits is off by 6e-5; the table tells the error of each
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Entropy(Problem[Tensor]):
                     else exact.factorised_entropies(data, TEMPERATURE)
                 )
             names = "sample entropy", "codebook entropy", "gradient"
-            verdict = exact.judge_close(dict(zip(names, zip(got, known[floor]))), _TOLERANCE)
+            tolerance = _PEER_TOLERANCE if name == VQP else _TOLERANCE
+            verdict = exact.judge_close(dict(zip(names, zip(got, known[floor]))), tolerance)
             clamped = ", with its clamp of 1e-5" if floor > 0 and verdict.passed else ""
             verdicts[name] = Verdict(verdict.passed, verdict.text + clamped)
         return verdicts

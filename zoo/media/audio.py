@@ -5,7 +5,6 @@ Files are read and written by libsndfile, sample rates changed by soxr at its ve
 
 from __future__ import annotations
 
-import glob
 import struct
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.media.storage import MediaError, write_atomically
+from zoo.media.storage import MediaError, found_files, write_atomically
 
 AudioSource: TypeAlias = str | Path | bytes | np.ndarray | Tensor
 
@@ -207,18 +206,7 @@ def files(path: str | Path) -> list[Path]:
     Raises:
         MediaError: there are none.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        names = [found.relative_to(path) for found in path.rglob("*")]
-        found = [path / name for name in names if not any(part.startswith(".") for part in name.parts)]
-    else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    recordings = sorted(name for name in found if name.suffix.lower() in SUFFIXES and name.is_file())
-    if not recordings:
-        raise MediaError(f"no audio at {path}: expected a file, folder or pattern with {', '.join(SUFFIXES)}")
-    return recordings
+    return found_files(path, SUFFIXES, "audio")
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

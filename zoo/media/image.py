@@ -3,7 +3,6 @@
 Fixed sizes are met by the usual evaluation crop: Lanczos to the short side, then the centre.
 """
 
-import glob
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from zoo.media.pixels import ImageSource, read_pixels, source_name, to_unit
-from zoo.media.storage import MediaError, write_atomically
+from zoo.media.storage import MediaError, found_files, write_atomically
 
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm"),
@@ -175,18 +174,7 @@ def files(path: str | Path) -> list[Path]:
     Raises:
         MediaError: there are none.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        names = [found.relative_to(path) for found in path.rglob("*")]
-        found = [path / name for name in names if not any(part.startswith(".") for part in name.parts)]
-    else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    images = sorted(name for name in found if name.suffix.lower() in SUFFIXES and name.is_file())
-    if not images:
-        raise MediaError(f"no images at {path}: expected a file, folder or pattern with {', '.join(SUFFIXES)}")
-    return images
+    return found_files(path, SUFFIXES, "images")
 
 
 def side_by_side(images: Sequence[ImageSource], labels: Sequence[str]) -> Image.Image:
