@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_published_codecs import assert_full_size_matches, published_shapes
 
 import zoo
 from audio.speech_features import MelFeaturesConfig
@@ -27,10 +28,6 @@ KEY_LISTS = {
 }
 
 
-def published_shapes(key_list: str) -> dict[str, list[int]]:
-    return json.loads((PARITY / f"{key_list}.json").read_text())
-
-
 def test_every_key_list_is_checked() -> None:
     found = {f"{name}/{path.stem}" for name in FAMILIES for path in (PARITY / name).glob("keys_*.json")}
     assert found == set(KEY_LISTS)
@@ -38,15 +35,7 @@ def test_every_key_list_is_checked() -> None:
 
 @pytest.mark.parametrize(("key_list", "name"), KEY_LISTS.items())
 def test_full_size_model_matches_the_published_names_and_shapes(key_list: str, name: str) -> None:
-    card = registry.card(name)
-    family = registry.family(card.family, card.module)
-    with torch.device("meta"):
-        model = family.model(family.config.from_dict(card.config))
-        published = {key: torch.empty(shape) for key, shape in published_shapes(key_list).items()}
-    mapped = getattr(family.module, card.key_map)(published)
-    assert {key: tuple(value.shape) for key, value in mapped.items()} == {
-        key: tuple(value.shape) for key, value in model.state_dict().items()
-    }
+    assert_full_size_matches(key_list, name)
 
 
 @pytest.mark.parametrize("folder", FAMILIES)
