@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.snake import Snake, SnakeUnit
+from zoo.layers.snake import SnakeDecoder, SnakeEncoder, check_sizes
 from zoo.quantizers import (
     LevelDropoutConfig,
     ProjectedConfig,
@@ -26,8 +26,6 @@ from zoo.quantizers import (
 )
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
-
-_DILATIONS = (1, 3, 9)
 
 
 def projected_codebook(size: int, dim: int, width: int) -> ProjectedConfig:
@@ -60,61 +58,7 @@ class DACConfig(Config):
     quantizer: QuantizerConfig = residual_codebooks(1024, 8, 1024, 9, dropout=0.5)
 
     def __post_init__(self) -> None:
-        self.require(self.sample_rate >= 1, "sample_rate >= 1", self.sample_rate)
-        self.require(min(self.strides, default=0) >= 1, "strides >= 1", self.strides)
-        self.require(
-            math.prod(self.strides) == math.prod(self.decoder_strides),
-            f"decoder strides of product {math.prod(self.strides)}",
-            self.decoder_strides,
-        )
-        least = 2 ** len(self.decoder_strides)
-        self.require(self.decoder_channels % least == 0, f"a multiple of {least} channels", self.decoder_channels)
-
-
-class DACEncoder(nn.Module):
-    """Signal (B, 1, T), T a multiple of the hop -> (B, dim, T / hop)."""
-
-    def __init__(self, config: DACConfig, dim: int) -> None:
-        super().__init__()
-        width = config.channels
-        self.conv_in = nn.Conv1d(1, width, 7, padding=3)
-        self.stages = nn.ModuleList()
-        for stride in config.strides:
-            units = [SnakeUnit(width, dilation) for dilation in _DILATIONS]
-            down = nn.Conv1d(width, 2 * width, 2 * stride, stride, math.ceil(stride / 2))
-            self.stages.append(nn.Sequential(*units, Snake(width), down))
-            width *= 2
-        self.snake = Snake(width)
-        self.conv_out = nn.Conv1d(width, dim, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.conv_out(self.snake(x))
-
-
-class DACDecoder(nn.Module):
-    """(B, dim, frames) -> signal (B, 1, T); T = frames * hop, less a few samples where a stride is odd."""
-
-    def __init__(self, config: DACConfig, dim: int) -> None:
-        super().__init__()
-        width = config.decoder_channels
-        self.conv_in = nn.Conv1d(dim, width, 7, padding=3)
-        self.stages = nn.ModuleList()
-        for stride in config.decoder_strides:
-            up = nn.ConvTranspose1d(width, width // 2, 2 * stride, stride, math.ceil(stride / 2))
-            units = [SnakeUnit(width // 2, dilation) for dilation in _DILATIONS]
-            self.stages.append(nn.Sequential(Snake(width), up, *units))
-            width //= 2
-        self.snake = Snake(width)
-        self.conv_out = nn.Conv1d(width, 1, 7, padding=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.conv_out(self.snake(x)).tanh()
+        check_sizes(self, self.sample_rate, self.strides, self.decoder_strides, self.decoder_channels)
 
 
 @register("dac")
@@ -133,8 +77,9 @@ class DAC(Tokenizer):
         super().__init__(
             config, InputSpec("audio", 1, (-1.0, 1.0), multiple=hop, sample_rate=config.sample_rate), config.quantizer
         )
-        self.encoder = DACEncoder(config, config.quantizer.dim)
-        self.decoder = DACDecoder(config, config.quantizer.dim)
+        dim = config.quantizer.dim
+        self.encoder = SnakeEncoder(config.channels, config.strides, dim)
+        self.decoder = SnakeDecoder(dim, config.decoder_channels, config.decoder_strides, whole=False, bounded=True)
 
     def pad(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, -x.shape[-1] % self.spec.multiple))

@@ -266,7 +266,8 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     return {"loss.commit": quantized.losses["commitment"]}
 
 
-def _codebook_keys(published: str) -> dict[str, str | None]:
+def codebook_keys(published: str) -> dict[str, str | None]:
+    """Names of the codebooks, `{}` in `published` standing for the level."""
     return {
         f"{published}.inited": "quantizer.levels.{}.codebook.started",
         f"{published}.cluster_size": "quantizer.levels.{}.ema.count",
@@ -275,10 +276,12 @@ def _codebook_keys(published: str) -> dict[str, str | None]:
     }
 
 
-_TRANSFORMS = {"*.codebook.started": lambda inited: inited.bool().reshape(())}
+CODEBOOK_TRANSFORMS = {"*.codebook.started": lambda inited: inited.bool().reshape(())}
 
 KEY_MAP = KeyMap(
-    {**SEANET_KEYS, **_codebook_keys("quantizer.vq.layers.{}._codebook")}, weight_norm=True, transforms=_TRANSFORMS
+    {**SEANET_KEYS, **codebook_keys("quantizer.vq.layers.{}._codebook")},
+    weight_norm=True,
+    transforms=CODEBOOK_TRANSFORMS,
 )
 
 KEY_MAP_TRANSFORMERS = KeyMap(
@@ -290,10 +293,10 @@ KEY_MAP_TRANSFORMERS = KeyMap(
         "*.layers.{}.block.{}.norm.*": "*.layers.{}.block.{}.norm.*",
         "*.layers.{}.shortcut.conv.*": "*.layers.{}.shortcut.*",
         "*.layers.{}.shortcut.norm.*": "*.layers.{}.shortcut.norm.*",
-        **_codebook_keys("quantizer.layers.{}.codebook"),
+        **codebook_keys("quantizer.layers.{}.codebook"),
     },
     weight_norm=True,
-    transforms=_TRANSFORMS,
+    transforms=CODEBOOK_TRANSFORMS,
 )
 
 

@@ -17,7 +17,7 @@ from audio.dac import projected_codebook
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.ddim import item_noise
-from zoo.layers.snake import Snake, SnakeUnit
+from zoo.layers.snake import Snake, SnakeUnit, check_sizes
 from zoo.quantizers import Quantized, QuantizerConfig, ResidualConfig, StridedConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -48,15 +48,7 @@ class SNACConfig(Config):
     quantizer: QuantizerConfig = multi_scale_codebooks(4096, 8, 768, (4, 2, 1))
 
     def __post_init__(self) -> None:
-        self.require(self.sample_rate >= 1, "sample_rate >= 1", self.sample_rate)
-        self.require(min(self.strides, default=0) >= 1, "strides >= 1", self.strides)
-        self.require(
-            math.prod(self.strides) == math.prod(self.decoder_strides),
-            f"decoder strides of product {math.prod(self.strides)}",
-            self.decoder_strides,
-        )
-        least = 2 ** len(self.decoder_strides)
-        self.require(self.decoder_channels % least == 0, f"a multiple of {least} channels", self.decoder_channels)
+        check_sizes(self, self.sample_rate, self.strides, self.decoder_strides, self.decoder_channels)
         if self.attention_window is not None:
             self.require(self.attention_window >= 1, "a window of 1 position or more", self.attention_window)
             widths = (self.width, self.decoder_channels)

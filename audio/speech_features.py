@@ -1,7 +1,7 @@
-"""Features of a signal that a codec with a semantic branch takes beside the waveform: of a published speech model.
+"""Features of a signal from a published self-supervised speech model, for units and codecs with a semantic branch.
 
-w2v-BERT 2.0 (SeamlessM4T, arXiv 2308.11596) runs through transformers. It is no part of the codec's weights: the
-published codecs use it as it was published.
+HuBERT (arXiv 2106.07447), WavLM (arXiv 2110.13900), wav2vec 2.0 (arXiv 2006.11477) and w2v-BERT 2.0 (arXiv 2308.11596)
+run through transformers. They are no part of a model's weights: the codecs use them as they were published.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ class SpeechFeaturesConfig(Config):
 
 
 class SpeechFeatures:
-    """Signals (B, 1, T), T a multiple of the hop length -> features (B, T / hop length, width), without gradients."""
+    """Signals (B, 1, T), T a multiple of the hop length -> features (B, frames, width), without gradients."""
+
+    least = 1  # samples that a frame needs
 
     def __init__(self, config: Any, sample_rate: int, hop_length: int) -> None:
         self.config, self.sample_rate, self.hop_length = config, sample_rate, hop_length
 
+    def frames(self, samples: int) -> int:
+        """Frames of so many samples: one for each `hop_length`."""
+        return samples // self.hop_length
+
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        frames = x.shape[-1] // self.hop_length
+        frames = self.frames(x.shape[-1])
         features = self.compute(x.float())
         if features.shape[1] != frames:
             raise ValueError(f"expected {frames} frames of features, got {features.shape[1]}")
@@ -98,19 +104,139 @@ class Wav2Vec2BertFeatures(SpeechFeatures):
 
             logger.info("reading %s for the semantic features", self.config.repo)
             self._extractor = SeamlessM4TFeatureExtractor()
-            try:
-                model = Wav2Vec2BertModel.from_pretrained(self.config.repo, dtype=torch.float32).eval()
-            except OSError as error:
-                raise OSError(
-                    f"{self.config.repo}: this speech model, whose features the codec encodes, cannot be read; "
-                    f"decoding works without it ({error})"
-                ) from error
+            model = _published(Wav2Vec2BertModel, self.config.repo).float().eval()
             model.encoder.layers = model.encoder.layers[: max(1, self.config.layer)]  # the later ones are not needed
             self._model = model.requires_grad_(False)
         return self._model.to(device)
 
 
 Wav2Vec2BertConfig.features = Wav2Vec2BertFeatures
+
+
+@dataclass(frozen=True)
+class HiddenStatesConfig(SpeechFeaturesConfig):
+    """A hidden state of HuBERT, WavLM or wav2vec 2.0, 50 frames a second at 16 kHz.
+
+    Attributes:
+        width: of the hidden states.
+        layer: which of them; 0 is the input of the first transformer layer, i the output of layer i; None is the mean
+            of all.
+        normalize: bring each clip to mean 0 and variance 1 first, as the model's own feature extractor states. The
+            wrong choice changes the features.
+        padding: zeros before and after each clip. 160 of them give a frame for each hop; without them a frame needs
+            400 samples.
+        repo: hub repository or folder of the model, which is read when it is first needed.
+    """
+
+    kind = "hidden_states"
+    width: int = 768
+    layer: int | None = None
+    normalize: bool = False
+    padding: int = 0
+    repo: str = "facebook/hubert-base-ls960"
+
+    def __post_init__(self) -> None:
+        self.require(self.layer is None or self.layer >= 0, "a layer from 0, or None", self.layer)
+        self.require(self.padding >= 0, "a padding >= 0", self.padding)
+
+
+class HiddenStates(SpeechFeatures):
+    """Every clip is run by itself, so that none depends on its batch (HuBERT base normalises over the whole clip)."""
+
+    config: HiddenStatesConfig
+    rate, stride, frame = 16_000, 320, 400  # Hz; samples from one frame to the next, and that a frame sees
+
+    def __init__(self, config: HiddenStatesConfig, sample_rate: int, hop_length: int) -> None:
+        if (sample_rate, hop_length) != (self.rate, self.stride):
+            raise ValueError(
+                f"the speech models give a frame each {self.stride} samples at {self.rate} Hz; expected a model of "
+                f"these, got {hop_length} at {sample_rate} Hz"
+            )
+        super().__init__(config, sample_rate, hop_length)
+        self.least = max(1, self.frame - 2 * config.padding)
+        self._model: Any = None
+
+    def frames(self, samples: int) -> int:
+        return max(0, (samples + 2 * self.config.padding - self.frame) // self.stride + 1)
+
+    def compute(self, x: Tensor) -> Tensor:
+        if self._model is None:
+            from transformers import AutoModel
+
+            logger.info("reading %s for the features of speech", self.config.repo)
+            self.use(_published(AutoModel, self.config.repo).float())
+        model = self._model.to(x.device)
+        return torch.cat([self.mixed(hidden_states(model, self.prepared(item)[None])) for item in x[:, 0]])
+
+    def use(self, model: Any) -> None:
+        """Take the features of this model of transformers instead of reading the published one."""
+        layer = self.config.layer
+        count = len(model.encoder.layers)
+        if layer is not None and layer > count:
+            raise ValueError(f"expected a layer from 0 to {count}, got {layer}")
+        if layer is not None:
+            model.encoder.layers = model.encoder.layers[: max(1, layer)]  # the later ones are not needed
+        self._model = model.eval().requires_grad_(False)
+
+    def prepared(self, clip: Tensor) -> Tensor:
+        """A clip (T,) as the model takes it."""
+        if self.config.normalize:
+            clip = (clip - clip.mean()) / (clip.var(correction=0) + 1e-7).sqrt()
+        return F.pad(clip, (self.config.padding, self.config.padding))
+
+    def mixed(self, states: list[Tensor]) -> Tensor:
+        """The hidden states -> the features that the config asks for."""
+        layer = self.config.layer
+        return torch.stack(states).mean(0) if layer is None else states[layer]
+
+
+HiddenStatesConfig.features = HiddenStates
+
+
+def hidden_states(model: Any, clips: Tensor) -> list[Tensor]:
+    """The input of a speech model's first transformer layer and the output of each, (B, frames, width), for (B, T).
+
+    They are taken where they arise: what transformers calls the last hidden state differs between its releases for
+    models that normalise at the end.
+    """
+    states: list[Tensor] = []
+
+    def before(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states.append(inputs[0] if inputs else named["hidden_states"])
+
+    def after(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    layers = model.encoder.layers
+    hooks = [layers[0].register_forward_pre_hook(before, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        model(clips)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+def width_of(repo: str) -> int:
+    """Width of the hidden states of a published speech model, whose config alone is read.
+
+    Raises:
+        OSError: a model that cannot be had.
+    """
+    from transformers import AutoConfig
+
+    return int(_published(AutoConfig, repo).hidden_size)
+
+
+def _published(kind: Any, repo: str) -> Any:
+    try:
+        return kind.from_pretrained(repo)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{repo}: this speech model, whose features are encoded, cannot be read; decoding works without it "
+            f"({error})"
+        ) from error
 
 
 @dataclass(frozen=True)

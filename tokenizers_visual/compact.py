@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.haar import Patch, Unpatch
+from zoo.layers.resnet import PlainResBlock
 from zoo.quantizers import FiniteScalarConfig, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -44,18 +44,18 @@ class Compact(Tokenizer):
         self.encoder = nn.Sequential(
             Patch(config.patch_size, "rearrange"),
             nn.Conv2d(patched, fine, 3, padding=1),
-            *(_Block(fine) for _ in range(config.encoder_blocks[0])),
+            *(PlainResBlock(fine) for _ in range(config.encoder_blocks[0])),
             nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
-            *(_Block(coarse) for _ in range(config.encoder_blocks[1])),
+            *(PlainResBlock(coarse) for _ in range(config.encoder_blocks[1])),
             nn.SiLU(),
             nn.Conv2d(coarse, config.quantizer.dim, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(config.quantizer.dim, coarse, 3, padding=1),
-            *(_Block(coarse) for _ in range(config.decoder_blocks[1])),
+            *(PlainResBlock(coarse) for _ in range(config.decoder_blocks[1])),
             nn.Conv2d(coarse, 4 * fine, 3, padding=1),
             nn.PixelShuffle(2),
-            *(_Block(fine) for _ in range(config.decoder_blocks[0])),
+            *(PlainResBlock(fine) for _ in range(config.decoder_blocks[0])),
             nn.SiLU(),
             nn.Conv2d(fine, patched, 3, padding=1),
             Unpatch(config.patch_size, "rearrange"),
@@ -66,17 +66,3 @@ class Compact(Tokenizer):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(codes.movedim(-1, 1))
-
-
-class _Block(nn.Module):
-    """SiLU, 3x3 convolution, twice, plus the input; starts as a small change of the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.normal_(self.conv2.weight, std=0.1 / (3 * channels**0.5))
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))

@@ -31,7 +31,7 @@ class OneDPiece(TiTok):
     """Images (B, 3, S, S) in [0, 1] of the configured size -> 1 to `num_tokens` tokens, any prefix of which decodes.
 
     `encode(x, num_tokens=k)` gives the first k tokens, k an integer for all items or a list of one for each. In
-    training the reconstruction is of a prefix, whose length is drawn uniformly for the whole batch.
+    training the reconstruction is of a prefix, whose length is drawn uniformly for the whole batch if none is given.
     """
 
     prefix = "positions"
@@ -42,7 +42,7 @@ class OneDPiece(TiTok):
 
     def reconstruct(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Code vectors (B, k, D) -> images; of each item only the first `lengths` (B,), where items differ."""
-        if self.training:
+        if self.training and lengths is None:
             codes = codes[:, : int(torch.randint(1, codes.shape[1] + 1, ()))]
         return self._decoded(self.decoder(codes, lengths))
 

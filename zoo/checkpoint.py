@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -50,7 +51,8 @@ def read(path: Path, *, container: Container = None) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file onto the CPU; no code in the file is run.
 
     The format is told by the content: safetensors, a `*.index.json` of safetensors shards beside it, a torch pickle
-    (zipped or legacy), or a TorchScript archive, whose keys are the attribute paths of its parameters and buffers.
+    (zipped or legacy), a TorchScript archive, whose keys are the attribute paths of its parameters and buffers, or an
+    `.npy` file, which is one tensor with the key `array`.
 
     Args:
         path: the file, or a folder that transformers' `save_pretrained` wrote.
@@ -99,6 +101,8 @@ def _content(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if head.endswith(b"{"):
             return load_file(path)
+        if head.startswith(b"\x93NUMPY"):
+            return {"array": torch.from_numpy(np.load(path, allow_pickle=False))}
     except CheckpointError:
         raise
     except Exception as error:
@@ -114,7 +118,7 @@ def _content(path: Path) -> Any:
             f"{path} ({size} bytes) cannot be read; it is truncated or corrupt, fetch it again: {detail}"
         ) from error
     raise CheckpointError(
-        f"{path} ({size} bytes): expected safetensors, a torch pickle or TorchScript, "
+        f"{path} ({size} bytes): expected safetensors, a torch pickle, TorchScript or .npy, "
         + (f"got a file that begins with {head!r}" if size else "got an empty file")
     )
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoo import cards, checkpoint
+from zoo import bpe_parity, cards, checkpoint
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
 from zoo.quantizers.base import Quantized
 from zoo.registry import Family, import_module, registry
@@ -73,10 +75,10 @@ class Fixture:
 
     @staticmethod
     def read(folder: Path) -> Fixture:
-        """Read a folder; a missing or malformed file is a FixtureError."""
+        """Read a folder; a malformed file is a FixtureError, and a missing one unless it is that of the weights."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            weights, arrays = (checkpoint.read(folder / f"{name}.safetensors") for name in ("weights", "arrays"))
+            weights, arrays = _weights(folder / "weights.safetensors"), checkpoint.read(folder / "arrays.safetensors")
         except (OSError, json.JSONDecodeError, checkpoint.CheckpointError) as error:
             raise FixtureError(
                 f"{folder}: expected weights.safetensors, arrays.safetensors, meta.json: {error}"
@@ -89,18 +91,31 @@ class Fixture:
         return Fixture(folder.resolve().name, meta, weights, arrays, folder.resolve())
 
 
+def _weights(path: Path) -> Named:
+    """The tensors of a file; none where a model has no weights: no file, an empty one, or a tensor `_none` alone."""
+    if not path.exists() or path.stat().st_size == 0:
+        return {}
+    try:
+        return {key: value for key, value in load_file(path).items() if key != "_none"}
+    except SafetensorError as error:
+        raise checkpoint.CheckpointError(f"{path}: {error}") from error
+
+
 class Case:
     """A model built from a fixture, and one method per kind of check, returning outputs under the fixture's names.
 
-    A family whose checks are of other kinds subclasses this in the module that its manifest names as `parity`.
+    A family whose checks are of other kinds subclasses this in the module that its manifest names as `parity`; one
+    whose fixtures hold a part of the model names the `absent` weights.
     """
 
+    absent: tuple[str, ...] = ()
+
     def __init__(self, fixture: Fixture, family: Family) -> None:
-        self.fixture, self.meta, self.module = fixture, fixture.meta, family.module
-        self.model = family.model(self.module.config_from_original(self.meta)).eval()  # type: ignore[call-arg]
-        choose = getattr(self.module, "key_map_from_original", None)
-        self.key_map: checkpoint.KeyMap = choose(self.meta) if choose else self.module.KEY_MAP
-        checkpoint.load_into(self.model, self.key_map(fixture.weights))
+        self.fixture, self.meta, self.definitions = fixture, fixture.meta, family.module
+        self.model = family.model(self.definitions.config_from_original(self.meta)).eval()  # type: ignore[call-arg]
+        choose = getattr(self.definitions, "key_map_from_original", None)
+        self.key_map: checkpoint.KeyMap = choose(self.meta) if choose else self.definitions.KEY_MAP
+        checkpoint.load_into(self.model, self.key_map(fixture.weights), absent=self.absent)
 
     def load_raw_weights(self) -> None:
         """Load the weights as trained, of a fixture that also holds their running averages."""
@@ -182,7 +197,7 @@ class Case:
 
     def original_losses(self, quantized: Quantized) -> Named:
         """The quantizer's losses under the names and with the weights of the original."""
-        return self.module.original_losses(quantized, self.meta)
+        return self.definitions.original_losses(quantized, self.meta)
 
     def gradients(self) -> Named:
         """`grad.<key of the original>` of every parameter that has a gradient."""
@@ -237,6 +252,8 @@ def gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
+CORE_FIXTURES = {"token_bpe_image": bpe_parity.Case}  # of what no manifest names, by the `family` they state
+
 # -- running -------------------------------------------------------------------------------------------------------
 
 
@@ -275,8 +292,10 @@ def run_fixture(folder: Path) -> FixtureResult:
     return FixtureResult(fixture.name, fixture.meta["family"], tuple(results))
 
 
-def _case(fixture: Fixture) -> Case:
+def _case(fixture: Fixture) -> Any:
     name = fixture.meta["family"]
+    if name in CORE_FIXTURES:
+        return CORE_FIXTURES[name]()
     manifest = next((m for m in cards.manifests() if name in m.fixtures), None)
     if manifest is None:
         return Case(fixture, registry.family(name))
@@ -294,7 +313,7 @@ def _run_check(fixture: Fixture, check: Mapping[str, Any]) -> CheckResult:
         run = getattr(case, kind, None)
         if run is None:
             raise FixtureError(f"{type(case).__name__} knows no check {kind!r}")
-        inputs = {name: fixture.arrays[array].clone() for name, array in check["inputs"].items()}
+        inputs = _inputs(check["inputs"], fixture)
         settings = dict(check.get("settings") or {})
         if settings.get("weights") == "raw":
             case.load_raw_weights()
@@ -305,6 +324,14 @@ def _run_check(fixture: Fixture, check: Mapping[str, Any]) -> CheckResult:
         message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         result = CheckResult(kind, False, message=message)
     return dataclasses.replace(result, optional=optional)
+
+
+def _inputs(stated: Mapping[str, str | list[str]], fixture: Fixture) -> Named:
+    """The arrays of a check; those of a list get their number behind its name: `positions_0`, `positions_1`."""
+    names: dict[str, str] = {}
+    for name, array in stated.items():
+        names |= {name: array} if isinstance(array, str) else {f"{name}_{i}": part for i, part in enumerate(array)}
+    return {name: fixture.arrays[array].clone() for name, array in names.items()}
 
 
 def _compare(kind: str, outputs: Named, check: Mapping[str, Any], fixture: Fixture) -> CheckResult:

@@ -17,7 +17,7 @@ from zoo.config import Config
 from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from zoo.tiling import Reach, reach_of, tiles
-from zoo.tokens import Extent, Layout, Order, Source, Tokens, unflatten_ids
+from zoo.tokens import Extent, Layout, Order, Tokens, unflatten_ids
 
 _AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
 
@@ -116,13 +116,14 @@ class Tokenizer(Model):
     A family sets `layout`, calls `super().__init__(config, spec, quantizer)`, and writes `latent` and `reconstruct`.
     One whose method is more (halting, streaming, ...) names the options it takes and overrides `encode_levels` or
     `decode_codes`. A quantizer whose first levels make sense alone brings `prefix` and the option `num_codebooks`, one
-    whose levels differ in size the layout `scales`.
+    whose levels differ in size the layout `scales`. A model that has no decoder says so by `has_decoder`.
     """
 
     layout: Layout = "grid"
     prefix: Literal["positions", "levels"] | None = None
     encode_options: frozenset[str] = frozenset()
     decode_options: frozenset[str] = frozenset()
+    has_decoder: bool = True
 
     def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
         super().__init__(config)
@@ -413,8 +414,13 @@ class Tokenizer(Model):
             raise ValueError(f"{verb}: expected a token for {multiple} x {multiple} pixels, got {reaches}")
         return reaches
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.
+
+        Args:
+            x: a batch as `spec` states.
+            lengths: (B,) of models whose prefixes decode (`prefix` "positions"): how many of its first tokens the
+                reconstruction of each item sees; None: all, or what the model itself draws in training.
 
         Raises:
             ValueError: a shape or dtype that `spec` does not allow (values are not checked).
@@ -422,7 +428,8 @@ class Tokenizer(Model):
         self.spec.check_shape(x)
         latent = self.latent(self.pad(x))
         quantized = self.quantizer(latent)
-        signal = self.reconstruct(quantized.codes.to(latent.dtype))
+        prefix: tuple[Tensor, ...] = () if lengths is None else (lengths,)
+        signal = self.reconstruct(quantized.codes.to(latent.dtype), *prefix)
         return Output(signal[(..., *(slice(side) for side in x.shape[2:]))], latent, quantized)
 
     def codes(self, tokens: Tokens) -> Tensor:
@@ -511,15 +518,13 @@ class Tokenizer(Model):
         return F.pad(x, [side for grow in reversed(padding) for side in (0, grow)], mode="replicate")
 
     def _check_tokens(self, tokens: Tokens) -> None:
-        if tokens.source is not None and tokens.source != self.source:
-            raise ValueError(f"expected tokens of {_describe(self.source)}, got tokens of {_describe(tokens.source)}")
-        if tokens.layout != self.layout:
-            raise ValueError(f"expected tokens of layout {self.layout}, got {tokens.layout}")
-        expected = self.vocab_sizes[: len(tokens.levels)] if self.prefix == "levels" else self.vocab_sizes
-        if tokens.vocab_sizes != expected:
-            raise ValueError(f"expected vocabularies of {expected} codes, got {tokens.vocab_sizes}")
+        tokens.require_from(self.source, self.layout, self.vocab_sizes, self.prefix)
 
     def _require(self, part: str) -> None:
+        if part == "decoder" and not self.has_decoder:
+            raise ValueError(
+                f"{self.name} has no decoder: its tokens are for other models; `codes` gives their vectors"
+            )
         if self.card is not None and self.card.part not in (None, part):
             raise ValueError(f"{self.name} holds only the {self.card.part}; load the whole model to use the {part}")
 
@@ -553,7 +558,3 @@ def _trimmed(tokens: Tokens) -> Tokens:
     """Items of one length without what pads them."""
     levels = tuple(level[:, :length] for level, length in zip(tokens.levels, _row_lengths(tokens)[0]))
     return replace(tokens, levels=levels, lengths=None)
-
-
-def _describe(source: Source) -> str:
-    return f"{source.name} (weights {source.fingerprint})"

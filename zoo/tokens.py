@@ -27,6 +27,11 @@ class Source:
     name: str
     fingerprint: str
 
+    @property
+    def described(self) -> str:
+        """For messages."""
+        return f"{self.name} (weights {self.fingerprint})"
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -217,6 +222,19 @@ class Tokens:
         index = torch.tensor(chosen, dtype=torch.int64, device=self.device)
         lengths = None if self.lengths is None else self.lengths[index]
         return replace(self, levels=tuple(level[index] for level in self.levels), lengths=lengths, extent=extent)
+
+    def require_from(
+        self, source: Source, layout: Layout, vocab_sizes: tuple[int, ...], prefix: str | None = None
+    ) -> None:
+        """Raise a ValueError, with expected and got, unless these are tokens of a model; levels may be missing at the
+        end where its `prefix` is "levels"."""
+        if self.source is not None and self.source != source:
+            raise ValueError(f"expected tokens of {source.described}, got tokens of {self.source.described}")
+        if self.layout != layout:
+            raise ValueError(f"expected tokens of layout {layout}, got {self.layout}")
+        expected = vocab_sizes[: len(self.levels)] if prefix == "levels" else vocab_sizes
+        if self.vocab_sizes != expected:
+            raise ValueError(f"expected vocabularies of {expected} codes, got {self.vocab_sizes}")
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on another device."""

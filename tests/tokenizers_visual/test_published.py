@@ -40,6 +40,7 @@ KEY_LISTS = {
     "maskgit_vq/keys_openmuse_maskgit_vqgan_f16": "maskgit_vq_f16.openmuse",
     "open_magvit2/keys_open_magvit2_imagenet_256": "open_magvit2_256.imagenet",
     "open_magvit2/keys_open_magvit2_pretrain_16384": "open_magvit2_256_16384.pretrain",
+    "meshgpt/keys_meshgpt_default": "meshgpt.default",
     "one_d_piece/keys_one_d_piece_l256": "one_d_piece_l256.imagenet",
     "one_d_piece/keys_one_d_piece_s256": "one_d_piece_s256.imagenet",
     "taming_vqgan/keys_vqgan_gumbel_f8": "taming_vqgan_gumbel_f8.openimages",
@@ -104,7 +105,9 @@ ELSEWHERE = {
     "vqgan_faceshq": "taming_vqgan_f16_1024.faceshq",
 }
 # published files whose sizes, or networks, are not known here
-OF_UNKNOWN_SIZES = {"selftok_512_renderer", "selftok_1024", "selftok_1024_renderer"} | {
+OF_UNKNOWN_SIZES = {
+    "selftok_512_renderer", "selftok_1024", "selftok_1024_renderer", "meshgpt_preview_autoencoder",
+} | {
     f"fourm_{kind}"
     for kind in (
         "depth_8k_224-448", "normal_8k_224-448", "edge_8k_224-512", "semseg_4k_224-448", "DINOv2-B14_8k_224-448",

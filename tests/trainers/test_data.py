@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from trainers.data import ImageData, ImageFolderData
 from trainers.data.loading import BatchLoader, IndexedBatches, Reader, ShardedBatches, Split
-from trainers.data.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, open_source
+from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, open_source
 from trainers.data.transforms import RandomScaleCrop, augmentation
 from zoo.media import MediaError
 from zoo.media.image import evaluation_crop
@@ -533,11 +533,11 @@ def test_parquet_with_plain_bytes_nulls_and_paths(tmp_path: Path) -> None:
     assert [item.data for item in items if isinstance(item, Record)] == [encoded(1), encoded(3)]
     with pytest.raises(MediaError, match="mask"):
         list(open_source(str(tmp_path / "bytes.parquet")).records())
-    first, second = open_source(str(tmp_path / "bytes.parquet"), image_column="picture").records()
+    first, second = open_source(str(tmp_path / "bytes.parquet"), column="picture").records()
     assert isinstance(first, Record)
     assert isinstance(second, Skipped)
     with pytest.raises(MediaError, match="thumbnail"):
-        list(open_source(str(tmp_path / "bytes.parquet"), image_column="thumbnail").records())
+        list(open_source(str(tmp_path / "bytes.parquet"), column="thumbnail").records())
 
 
 def test_a_remote_shard(tmp_path: Path) -> None:
@@ -609,3 +609,48 @@ def test_the_state_is_plain(folder: Path, tmp_path: Path) -> None:
     train(str(folder), tmp_path, 2, save_every=1)
     state = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["ImageData"]
     assert json.loads(json.dumps(state))["positions"][0]["batches"] == 2
+
+
+# -- decoded once --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cache_changes_nothing_but_the_time(folder: Path, workers: int) -> None:
+    def epochs(cache: bool) -> list[Tensor]:
+        settings: dict[str, Any] = {"size": SIZE, "batch_size": 4, "scale": (0.5, 1.0), "workers": workers}
+        data = ImageData(str(folder), val=str(folder), cache=cache, **settings)
+        training = data.train_dataloader()
+        return [torch.cat(list(loader)) for loader in (training, training, data.val_dataloader())]
+
+    assert all(torch.equal(*pair) for pair in zip(epochs(False), epochs(True)))
+
+
+def test_a_cache_reads_no_file_twice(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    data = ImageData(str(tmp_path), size=SIZE, batch_size=2, cache=True)
+    loader = data.train_dataloader()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert sorted(number for batch in loader for number in numbers(batch)) == list(range(4))
+
+
+def test_a_cache_of_shards_is_read_in_any_order(shards: Path) -> None:
+    data = ImageData(str(shards), size=SIZE, batch_size=4, cache=True)
+    loader = data.train_dataloader()
+    assert len(loader) == 5
+    seen = [number for batch in loader for number in numbers(batch)]
+    assert len(set(seen)) == 20
+    assert any(name.endswith("02.tar") for name in data.skipped)  # the empty shard
+
+
+def test_what_a_cache_cannot_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(encoded(1))
+    (tmp_path / "broken.png").write_bytes(encoded(2)[:40])
+    (tmp_path / "notes.txt").write_text("text")
+    data = ImageData(str(tmp_path), size=SIZE, batch_size=1, cache=True)
+    assert [numbers(batch) for batch in data.train_dataloader()] == [[1]]
+    assert {Path(name).name for name in data.skipped} == {"broken.png", "notes.txt"}
+    (tmp_path / "good.png").unlink()
+    with pytest.raises(MediaError, match="no image of 2 can be read"):
+        ImageData(str(tmp_path), size=SIZE, cache=True).train_dataloader()

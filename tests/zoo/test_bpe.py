@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo import bpe
@@ -212,36 +211,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
         bpe.load(tmp_path / "other.json")
 
 
-# -- as Being-VL released it ---------------------------------------------------------------------------------------
-
-# merges, grids and sequences of BeingBeyond/Being-VL-0.5 at c63a5c7 (MIT): 16 codes, 14 merges
-RELEASED = load_file(Path(__file__).parent / "being_vl_merges.safetensors")
-CODES = 16
-
-
-def test_flat_training_finds_the_original_merges() -> None:
-    pairs = bpe.train_flat(RELEASED["corpus"], CODES, 14)
-    assert [[*pair, CODES + k] for k, pair in enumerate(pairs)] == RELEASED["merges"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("grids", "sequences", "lengths"),
-    [("corpus", "corpus_encoded", "corpus_lengths"), ("grids", "encoded", "lengths")],
-)
-def test_flat_sequences_are_the_original_ones(grids: str, sequences: str, lengths: str) -> None:
-    pairs = [(first, second) for first, second, _ in RELEASED["merges"].tolist()]
-    found = bpe.apply_flat(pairs, CODES, RELEASED[grids])
-    expected = [row[:length] for row, length in zip(RELEASED[sequences].tolist(), RELEASED[lengths].tolist())]
-    assert [tokens.tolist() for tokens in found] == expected
-
-
-def test_a_flat_stream_of_a_language_model_is_the_original_one() -> None:
-    """Codes lie at 100 to 115 of the joint vocabulary, merged tokens from 140."""
-    pairs = [(first, second) for first, second, _ in RELEASED["merges"].tolist()]
-    (tokens,) = bpe.apply_flat(pairs, CODES, RELEASED["stream"].view(1, 32, 32) - 100)
-    stream = torch.where(tokens < CODES, tokens + 100, tokens - CODES + 140)
-    assert torch.equal(stream, RELEASED["stream_encoded"])
-
+# -- as Being-VL released it; what it computed is in tests/parity/token_bpe_image ----------------------------------
 
 def test_diagonal_neighbours_count_in_the_first_flat_merge() -> None:
     codes = torch.tensor([[[1, 0], [3, 2]], [[1, 4], [0, 2]], [[1, 5], [4, 2]]])

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zoo import cards
-from zoo.parity import FixtureError, fixtures, print_table, run_fixture, run_fixtures, to_json
+from zoo.parity import CORE_FIXTURES, FixtureError, fixtures, print_table, run_fixture, run_fixtures, to_json
 
 FOLDER = Path(__file__).parents[1] / "parity"
-KNOWN = {name for manifest in cards.manifests() for name in manifest.fixtures}
+KNOWN = {name for manifest in cards.manifests() for name in manifest.fixtures} | set(CORE_FIXTURES)
 SHIPPED = [
     folder.parent for folder in sorted(FOLDER.glob("*/meta.json")) if json.loads(folder.read_text())["family"] in KNOWN
 ]

@@ -19,7 +19,11 @@ from zoo.tokenizer import InputSpec, Tokenizer
 PARITY = Path(__file__).parents[1] / "parity"
 for _manifest in cards.manifests():
     import_module(_manifest.module)
-FAMILIES = [name for name in registry.families() if issubclass(registry.family(name).model, Tokenizer)]
+FAMILIES = [
+    name
+    for name in registry.families()
+    if issubclass(model := registry.family(name).model, Tokenizer) and model.has_decoder
+]
 
 # sizes of the families that no fixture narrows, and what random weights need for every parameter to be used
 _SMALL: dict[str, dict[str, Any]] = {

@@ -295,12 +295,12 @@ class OpenClipPair(ClipPair):
         transformer = getattr(self.model.visual, "transformer", None)
         if transformer is None:
             raise ValueError(f"expected a vision transformer of open_clip, got {type(self.model.visual).__name__}")
-        with _kept(transformer) as outputs:
+        with outputs_of(transformer) as outputs:
             self.image_features(images)
         return outputs[0]
 
     def _text(self, ids: Tensor) -> TextOutput:
-        with _kept(self._norm[0]) as outputs:
+        with outputs_of(self._norm[0]) as outputs:
             features = self.model.encode_text(ids)  # type: ignore[operator]
         return TextOutput(features, outputs[0])
 
@@ -356,7 +356,7 @@ class TransformersPair(ClipPair):
     def hidden_states(self, ids: Tensor, embeddings: Tensor | None = None) -> tuple[tuple[Tensor, ...], TextOutput]:
         """What each layer of the text encoder gives, (B, L, D), before the final norm; and the output as ever."""
         with ExitStack() as stack:
-            kept = [stack.enter_context(_kept(layer)) for layer in self._tower[0].encoder.layers]
+            kept = [stack.enter_context(outputs_of(layer)) for layer in self._tower[0].encoder.layers]
             output = self.encode_text(ids, embeddings)
         return tuple(part[0][0] if isinstance(part[0], tuple) else part[0] for part in kept), output
 
@@ -392,7 +392,7 @@ def _output(module: nn.Module, value: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(module: nn.Module) -> Iterator[list[Tensor]]:
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """What a module gives during the block."""
     outputs: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))

@@ -60,7 +60,7 @@ class LadiVtonConfig(ProjectorConfig):
 class LadiVton(Projector):
     """Hidden states (B, N, W), class token first, before the encoder's last norm -> n words each (B, n, D)."""
 
-    config: LadiVtonConfig  # type: ignore[assignment]
+    config: LadiVtonConfig
     features = "tokens"
 
     def __init__(self, config: LadiVtonConfig) -> None:

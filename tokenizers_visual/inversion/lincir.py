@@ -40,7 +40,7 @@ class LinCIRConfig(ProjectorConfig):
 class LinCIR(Projector):
     """Image features (B, E), not normalised -> one word each (B, 1, D). Training gives it noised text features."""
 
-    config: LinCIRConfig  # type: ignore[assignment]
+    config: LinCIRConfig
 
     def __init__(self, config: LinCIRConfig) -> None:
         super().__init__(config)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from zoo import checkpoint
 from zoo.config import Config
 from zoo.model import Model
 
@@ -56,6 +58,44 @@ class PseudoWords:
         """On another device or in another precision, as `Tensor.to`."""
         return PseudoWords(self.embeddings.to(*args, **kwargs), self.backbone)
 
+    def truncate(self, count: int) -> PseudoWords:
+        """The first words of each item; of projectors that order them, the coarsest.
+
+        Raises:
+            ValueError: none, or more than there are.
+        """
+        if not 1 <= count <= self.embeddings.shape[1]:
+            raise ValueError(f"expected to keep 1 to {self.embeddings.shape[1]} words, got {count}")
+        return PseudoWords(self.embeddings[:, :count], self.backbone)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that tells the CLIP as well, whole or not at all."""
+        checkpoint.save(Path(path), {"words": self.embeddings}, {"backbone": self.backbone, "format": "pt"})
+
+    @staticmethod
+    def load(path: str | Path) -> PseudoWords:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: a file that is none, or that `save` did not write.
+        """
+        state, about = checkpoint.read(Path(path)), checkpoint.metadata(Path(path))
+        if set(state) != {"words"} or "backbone" not in about:
+            raise checkpoint.CheckpointError(f"{path}: expected a file of PseudoWords.save, got {', '.join(state)}")
+        return PseudoWords(state["words"], about["backbone"])
+
+
+@dataclass(frozen=True)
+class WordsConfig(Config):
+    """What every maker of words states that takes no image features of a CLIP: whose token space it writes into."""
+
+    backbone: str = "openai/clip-vit-large-patch14"
+    word_dim: int = 768  # width of the token embeddings
+
+    def __post_init__(self) -> None:
+        self.require(bool(self.backbone), "the name of a CLIP", self.backbone)
+        self.require(self.word_dim > 0, "a positive word_dim", self.word_dim)
+
 
 @dataclass(frozen=True)
 class ProjectorConfig(Config):
@@ -71,18 +111,34 @@ class ProjectorConfig(Config):
         self.require(self.word_dim > 0, "a positive word_dim", self.word_dim)
 
 
-class Projector(Model):
+class WordModel(Model):
+    """A model that makes words for one text encoder, or chooses them; its config names that in `backbone`."""
+
+    config: Any
+
+    def described(self) -> dict[str, Any]:
+        return {"modality": "image", "layout": "words", "quantizer": "none", "config": self.config.to_dict()}
+
+    def check_backbone(self, pair: ClipPair) -> None:
+        """Raise a ValueError unless `pair` is the CLIP that this model belongs to."""
+        if pair.backbone != self.config.backbone:
+            raise ValueError(f"{self.name}: expected the CLIP {self.config.backbone}, got {pair.backbone}")
+
+
+class Projector(WordModel):
     """Image features of a CLIP to pseudo-words of its text encoder.
 
     A family writes `forward`, image features -> words (B, n, D), which training calls; `project` is for use. The
     features are those of the joint space (B, E), or with `features = "tokens"` the hidden states (B, N, W).
     """
 
-    config: ProjectorConfig  # type: ignore[assignment]
+    config: ProjectorConfig
     features: Literal["pooled", "tokens"] = "pooled"  # what of the image encoder it takes
 
-    def described(self) -> dict[str, Any]:
-        return {"modality": "image", "layout": "words", "quantizer": "none", "config": self.config.to_dict()}
+    @property
+    def token_space(self) -> str:
+        """The text encoder that its words are for: the CLIP's own."""
+        return self.config.backbone
 
     @torch.no_grad()
     def project(self, image_features: Tensor) -> PseudoWords:
@@ -108,7 +164,7 @@ class Projector(Model):
         if not image_features.isfinite().all():
             raise ValueError("expected finite image features, got NaN or infinity")
         with self._evaluating():
-            return PseudoWords(self(image_features.to(self.dtype)), self.config.backbone)
+            return PseudoWords(self(image_features.to(self.dtype)), self.token_space)
 
     def project_images(self, images: Tensor, pair: ClipPair) -> PseudoWords:
         """The words of images (B, 3, H, W), normalised as the CLIP takes them.
@@ -118,11 +174,6 @@ class Projector(Model):
         """
         self.check_backbone(pair)
         return self.project(pair.image_features(images) if self.features == "pooled" else pair.image_tokens(images))
-
-    def check_backbone(self, pair: ClipPair) -> None:
-        """Raise a ValueError unless `pair` is the CLIP that this projector belongs to."""
-        if pair.backbone != self.config.backbone:
-            raise ValueError(f"{self.name}: expected the CLIP {self.config.backbone}, got {pair.backbone}")
 
 
 def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.Sequential:

@@ -36,9 +36,9 @@ class TiTokCase(Case):
             and "pixel_decoder" not in meta["original"]
         ):
             meta = {**meta, "original": {"pixel_decoder": _small_decoder(meta), **meta["original"]}}
-        self.fixture, self.meta, self.module = fixture, fixture.meta, family.module
-        self.model = family.model(self.module.config_from_original(meta)).eval()  # type: ignore[call-arg]
-        self.key_map = self.module.key_map_from_original(meta)
+        self.fixture, self.meta, self.definitions = fixture, fixture.meta, family.module
+        self.model = family.model(self.definitions.config_from_original(meta)).eval()  # type: ignore[call-arg]
+        self.key_map = self.definitions.key_map_from_original(meta)
         # of the first stage there is no decoder to pixels
         load_into(self.model, self.key_map(fixture.weights), absent=("proxy_codebook.*", "pixel_decoder.*"))
 

@@ -1,4 +1,4 @@
-"""Pictures of reconstructions while a model trains."""
+"""Pictures of reconstructions, of sounds their spectrograms, while a model trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ReconstructionGrid(lightning.Callback):
     The picture goes to `<log folder>/reconstructions/step_<n>.png`, and to TensorBoard where that logs.
 
     Args:
-        count: images in a row.
+        count: pictures in a row.
     """
 
     def __init__(self, count: int = 8) -> None:
@@ -36,7 +36,8 @@ class ReconstructionGrid(lightning.Callback):
             return
         from torchvision.utils import make_grid, save_image
 
-        pairs = torch.cat([batch[: self.count].float(), module.unit(outputs.reconstruction[: self.count])])
+        signals = (module.model_range(batch[: self.count]), outputs.reconstruction[: self.count])
+        pairs = torch.cat([module.pictures(signal.float()) for signal in signals])
         grid = make_grid(pairs.clamp(0, 1), nrow=min(self.count, len(batch)), padding=2)
         if trainer.log_dir is not None:
             folder = Path(trainer.log_dir) / "reconstructions"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainers.data.sources import IndexedSource, Record, Shard, ShardedSource, Skipped
+from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, unreadable
 from zoo.media import MediaError
 from zoo.media.image import evaluation_crop
 from zoo.media.pixels import read_pixels, to_unit
@@ -95,7 +95,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reader:
-    """Encoded images to tensors (3, size, size), float32 in [0, 1].
+    """Images of a source to tensors (3, size, size), float32 in [0, 1].
 
     Attributes:
         size: pixels a side.
@@ -352,7 +352,7 @@ def _read(item: Record | Skipped, reader: Reader, key: tuple[int, ...]) -> Tenso
     try:
         return reader(item, key)
     except MediaError as error:
-        return Skipped(item.name, str(error).removeprefix("cannot read ").removeprefix(f"{item.name}: "))
+        return unreadable(item, error)
 
 
 class BatchLoader:

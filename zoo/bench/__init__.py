@@ -25,6 +25,7 @@ CASES: dict[str, Entry] = {
     "encode": Entry("models", "image to tokens, with the same weights on both sides"),
     "decode": Entry("models", "tokens to image, with the same weights on both sides"),
     "train-step": Entry("train_step", "training step of a tokenizer: forward, backward, AdamW"),
+    "recompute": Entry("recompute", "training step that recomputes norms and activations, against one that keeps all"),
     "load": Entry("load", "a model of published size from a file of weights"),
     "data": Entry("data", "JPEG files to batches of square images"),
 }

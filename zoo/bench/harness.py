@@ -242,8 +242,12 @@ def _judge(goal: Goal, results: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     mine = results.get(goal.contender, {}).get(_KEYS[goal.quantity])
     if goal.peer is not None:
         what = {"time": "faster than", "memory": "less memory than", "limit": "nearer the limit than"}[goal.quantity]
-        text = f"{goal.contender}: at least {goal.factor:g}x {what} {goal.peer}"
         theirs = results.get(goal.peer, {}).get(_KEYS[goal.quantity])
+        if goal.factor < 1:
+            text = f"{goal.contender}: at most {1 / goal.factor:.3g}x the {goal.quantity} of {goal.peer}"
+            value = None if mine is None or theirs is None else mine / max(theirs, 1e-9)
+            return {"text": text, "unit": "x", "value": value, "met": None if value is None else value <= 1 / goal.factor}
+        text = f"{goal.contender}: at least {goal.factor:g}x {what} {goal.peer}"
         value = None if mine is None or theirs is None else theirs / max(mine, 1e-9)
         return {"text": text, "unit": "x", "value": value, "met": None if value is None else value >= goal.factor}
     if goal.quantity == "limit":

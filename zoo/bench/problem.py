@@ -51,7 +51,7 @@ class Goal:
         contender: its name.
         quantity: "time" (wall), "memory" (peak extra), or "limit" (percent of the calibrated limit).
         peer: name of the contender to compare with; None: the value itself counts.
-        factor: with a peer: the peer's quantity is at least so many times the contender's.
+        factor: with a peer: the peer's quantity is at least so many times the contender's; below 1 it may be less.
         bound: without one: bytes that the memory stays below, or the least percent of the limit.
     """
 

@@ -22,7 +22,7 @@ from zoo.tokenizer import Tokenizer
 
 CODEBOOK_WEIGHT = 0.25  # the weights of diffusers' quantizer: commitment 1, codebook 0.25
 _TOLERANCE = 1e-3  # of gradients that have passed through both networks in float32
-_WATCHED = ("encoder.conv_in.weight", "to_latent.weight", "quantizer.codebook.weight", "decoder.conv_out.weight")
+WATCHED = ("encoder.conv_in.weight", "to_latent.weight", "quantizer.codebook.weight", "decoder.conv_out.weight")
 
 
 class Data(NamedTuple):
@@ -69,9 +69,9 @@ class TrainStep(Problem[Data]):
         """diffusers' first step is what is expected."""
         expected: Step = outputs[DIFFUSERS]
         verdicts = {}
-        for name, step in outputs.items():
-            pairs = {f"gradient of {key}": (step.gradients[key], expected.gradients[key]) for key in _WATCHED}
-            verdicts[name] = exact.judge_close({"loss": (step.loss, expected.loss), **pairs}, _TOLERANCE)
+        for name, found in outputs.items():
+            pairs = {f"gradient of {key}": (found.gradients[key], expected.gradients[key]) for key in WATCHED}
+            verdicts[name] = exact.judge_close({"loss": (found.loss, expected.loss), **pairs}, _TOLERANCE)
         return verdicts
 
     def work(self) -> Work:
@@ -92,7 +92,7 @@ class TrainStep(Problem[Data]):
                 return F.mse_loss(out.reconstruction, images) + quantizer
 
             parameters = dict(model.named_parameters())
-            return _step(loss, parameters.values(), {name: parameters[name] for name in _WATCHED})
+            return step(loss, parameters.values(), {name: parameters[name] for name in WATCHED})
 
         return build
 
@@ -107,8 +107,8 @@ class TrainStep(Problem[Data]):
 
             parameters = dict(model.named_parameters())
             names = diffusers_names(model)
-            watched = {name: parameters[names[name]] for name in _WATCHED}
-            return _step(loss, parameters.values(), watched)
+            watched = {name: parameters[names[name]] for name in WATCHED}
+            return step(loss, parameters.values(), watched)
 
         return build
 
@@ -119,9 +119,10 @@ def problems(case: str, device: str, *, quick: bool) -> list[TrainStep]:
     return [TrainStep(Shape(metric="euclidean"), 1 if device == "cpu" else 8, 128 if device == "cpu" else 256, device)]
 
 
-def _step(
+def step(
     loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], watched: dict[str, nn.Parameter]
 ) -> Callable[[], Step]:
+    """The action of a training step: backward pass and AdamW; it returns the loss and the gradients of `watched`."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-5)
 
     def run() -> Step:

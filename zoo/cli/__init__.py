@@ -22,8 +22,10 @@ from zoo.cli import (
     listing,
     parity,
     roundtrip,
+    tokenize,
     tokens,
     training,
+    units,
 )
 from zoo.cli.common import DEFAULT_MODEL, report
 from zoo.hub import HubError
@@ -68,8 +70,10 @@ app.command("encode", rich_help_panel=_MEDIA)(encode.encode)
 app.command("decode", rich_help_panel=_MEDIA)(decode.decode)
 app.command("compare", rich_help_panel=_MEDIA)(compare.compare)
 app.command("eval", rich_help_panel=_MEDIA)(evaluate.evaluate)
+app.command("tokenize", rich_help_panel=_MEDIA)(tokenize.tokenize)
 app.command("tokens", rich_help_panel=_MEDIA)(tokens.tokens)
 app.command("fit", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.fit)
+app.command("units", rich_help_panel=_TRAINING)(units.units)
 app.command("validate", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.validate)
 app.command("parity", rich_help_panel=_CHECKS)(parity.parity)
 app.command("bench", rich_help_panel=_CHECKS)(bench.bench)

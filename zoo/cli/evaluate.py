@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from trainers.data.sources import Source
+    from zoo.media.sources import Source
     from zoo.metrics.evaluation import Measurement
     from zoo.tokenizer import Tokenizer
 
@@ -39,14 +39,14 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, where their sizes are equal.")] = 8,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights for MODEL in its published or our layout.")] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(help="NETWORK=FILE: inception, lite0, lpips_alex or lpips_vgg. Repeatable.")
+        list[str] | None, typer.Option(help="NETWORK=FILE: inception, lite0, lite2, lpips_alex or lpips_vgg. Repeatable.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Image column of Parquet files and Hugging Face data.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers; - for stdout.")] = None,
     device: Device = None,
 ) -> None:
     """Measure reconstructions of a data set: PSNR, SSIM, LPIPS, rFID, codebook use and more."""
-    from trainers.data.sources import open_source
+    from zoo.media.sources import open_source
     from zoo.media.storage import write_atomically
     from zoo.metrics.evaluation import DEFAULT_METRICS, Evaluation
     from zoo.registry import create_model
@@ -112,7 +112,7 @@ class _Reference:
     @property
     def total(self) -> int | None:
         """How many there are, where that is known beforehand."""
-        from trainers.data.sources import IndexedSource
+        from zoo.media.sources import IndexedSource
 
         if isinstance(self.source, IndexedSource):
             known: int | None = len(self.source)
@@ -123,8 +123,8 @@ class _Reference:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Arrays (H, W, 3)."""
-        from trainers.data.sources import Skipped
         from zoo.media import MediaError
+        from zoo.media.sources import Skipped
 
         for item in self.source.records():
             if isinstance(item, Skipped):
@@ -142,7 +142,7 @@ class _Reference:
             if self.count == self.limit:
                 return
 
-    def _pixels(self, data: bytes, name: str) -> np.ndarray:
+    def _pixels(self, data: bytes | np.ndarray, name: str) -> np.ndarray:
         import numpy as np
 
         from zoo.media.image import evaluation_crop

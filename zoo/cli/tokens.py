@@ -85,8 +85,8 @@ def tokens(
 
 def _encoded(tokenizer: Tokenizer, data: str, limit: int | None) -> Iterator[Tokens]:
     """The tokens of each image that can be read."""
-    from trainers.data.sources import Skipped, open_source
     from zoo import media
+    from zoo.media.sources import Skipped, open_source
 
     count, where = 0, next(tokenizer.parameters()).device
     reasons: list[str] = []

@@ -43,6 +43,23 @@ class ResBlock(nn.Module):
         return self.shortcut(x) + h
 
 
+class PlainResBlock(nn.Module):
+    """SiLU, 3x3 convolution, twice, plus the input, without norms; starts as a small change of the identity.
+
+    (B, C, H, W) -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.normal_(self.conv2.weight, std=0.1 / (3 * channels**0.5))
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
 class Downsample(nn.Module):
     """Halves H and W: one row and column of zeros at bottom and right, then a 3x3 convolution of stride 2."""
 

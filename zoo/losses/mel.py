@@ -135,6 +135,7 @@ class LogMelLossConfig(Config):
         base: of the logarithm, "e" or "10".
     """
 
+    kind = "log_mel"
     resolutions: tuple[MelConfig, ...] = (MelConfig(),)
     weights: tuple[float, ...] = ()
     floor: float = 1e-5

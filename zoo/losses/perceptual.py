@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from zoo import hub
 from zoo.losses.efficientnet_lite import efficientnet_lite
 from zoo.losses.frozen import timm_network
+from zoo.losses.structural import StructuralDistance
 
 LPIPS_HEADS = {
     "vgg": hub.WeightSource(
@@ -245,6 +246,7 @@ PERCEPTUAL: dict[str, Callable[[Path | None], nn.Module]] = {
     "convnext_small": lambda file: LogitDistance("convnext_small", weights=file),
     "lite0": lambda file: lite_distance("lite0", weights=file),
     "lite2": lambda file: lite_distance("lite2", weights=file),
+    "ms_ssim": lambda file: StructuralDistance(),
 }
 
 
@@ -253,7 +255,7 @@ def perceptual_distance(terms: Mapping[str, float], files: Mapping[str, str] | N
 
     Args:
         terms: weight of each distance: `lpips` and `lpips_alex` (LPIPS), `resnet50` and `convnext_small` (logits),
-            `lite0` and `lite2` (features), or `timm:NAME` (features of that network of timm).
+            `lite0` and `lite2` (features), `ms_ssim` (1 - MS-SSIM), or `timm:NAME` (features of that network of timm).
         files: local weight files of those networks by the same names; what has none is resolved as usual.
 
     Raises:

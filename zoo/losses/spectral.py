@@ -32,6 +32,7 @@ class MultiScaleMelLossConfig(Config):
         floor: added to the mel spectra under the logarithm.
     """
 
+    kind = "multi_scale_mel"
     sample_rate: int = 24000
     n_ffts: tuple[int, ...] = (64, 128, 256, 512, 1024)
     n_mels: int = 64

@@ -28,8 +28,14 @@ SET_METRICS = {
         "Inception score of the reconstructions: mean over 10 splits (image i in split i mod 10), biasless logits",
     ),
     "feature_fid_lite0": Metric("feature_fid_lite0", "", "lower", f"{_FRECHET}; reconstructions against originals"),
+    "feature_fid_lite2": Metric("feature_fid_lite2", "", "lower", f"{_FRECHET}; reconstructions against originals"),
 }
-NETWORK_OF = {"rfid": "inception", "inception_score": "inception", "feature_fid_lite0": "lite0"}
+NETWORK_OF = {
+    "rfid": "inception",
+    "inception_score": "inception",
+    "feature_fid_lite0": "lite0",
+    "feature_fid_lite2": "lite2",
+}
 TOKEN_METRICS = {
     "bits_per_pixel": Metric(
         "bits_per_pixel", "bit", "lower", "indices packed at ceil(log2 K) bits each, no header, over the pixels; mean"
@@ -81,7 +87,7 @@ class Evaluation(nn.Module):
     Args:
         metrics: names in `METRICS`.
         vocab_sizes: codes of each level of the model.
-        weights: local files of the metrics' networks by name: "inception", "lite0", "lpips_alex", "lpips_vgg"; what is
+        weights: local files of the metrics' networks by name: "inception", "lite0", "lite2", "lpips_alex", "lpips_vgg"; what is
             not named is resolved as any weight.
 
     Raises:

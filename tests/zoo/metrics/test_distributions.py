@@ -167,7 +167,7 @@ def photos(count: int, size: int) -> Tensor:
 
 @needs_lite0
 def test_lite_features_tell_more_damage_from_less() -> None:
-    network = LiteFeatures()
+    network = LiteFeatures("lite0")
     images = photos(4, 64)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     clean = network(images)
@@ -181,7 +181,7 @@ def test_lite_features_tell_more_damage_from_less() -> None:
 
 @needs_lite0
 def test_lite_features_do_not_depend_on_the_batch() -> None:
-    network = LiteFeatures()
+    network = LiteFeatures("lite0")
     images = photos(3, 80)
     together = network(images).pooled
     assert torch.allclose(together[1], network(images[1:2]).pooled[0], atol=1e-5)

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zoo.ops import METRICS, nearest_code_torch, nearest_code_triton
+from zoo.ops.nearest_code_triton import Tiling
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -47,17 +50,45 @@ def test_values_that_are_not_finite(metric: str) -> None:
     assert torch.equal(nearest_code_triton.search(x, codebook, metric), expected)
 
 
-@pytest.mark.parametrize("processors", [1, 50])
-def test_parts_of_the_codebook_do_not_show(monkeypatch: pytest.MonkeyPatch, processors: int) -> None:
-    monkeypatch.setattr(nearest_code_triton, "_PROGRAMS_PER_PROCESSOR", processors)
-    x, codebook = torch.randn(20, 5), torch.randn(2111, 5)
+@pytest.mark.parametrize("programs", [1, 50])
+@pytest.mark.parametrize("tile", [16, 32])
+def test_tiles_and_parts_of_the_codebook_do_not_show(programs: int, tile: int) -> None:
+    tiling = Tiling(rows=tile, codes=tile, strip=16, programs=programs)
+    x, codebook = torch.randn(20, 19), torch.randn(2111, 19)
     codebook[1500] = codebook[3]
     expected = nearest_code_torch.search(x, codebook, "euclidean")
-    assert torch.equal(nearest_code_triton.search(x, codebook, "euclidean"), expected)
+    assert torch.equal(nearest_code_triton.search(x, codebook, "euclidean", tiling), expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("places", [[0], [0, 64], [5, 69, 133], [5, 6], [5, 6, 7, 90], list(range(300))])
+def test_close_codes_of_one_lane_and_of_several(places: list[int], metric: str) -> None:
+    x, codebook = torch.randn(24, 12), torch.randn(600, 12) * 0.1
+    codebook[places] = x[0] + 1e-7 * torch.randn(len(places), 12)
+    expected = nearest_code_torch.search(x, codebook, metric)
+    assert torch.equal(nearest_code_triton.search(x, codebook, metric), expected)
+    twins = torch.cat([codebook, codebook])
+    assert torch.equal(nearest_code_triton.search(x, twins, metric), expected)
+
+
+@given(
+    st.integers(1, 70), st.integers(1, 300), st.integers(1, 80), st.sampled_from(METRICS),
+    st.sampled_from([1e-20, 1e-3, 1.0, 1e4, 1e17]), st.sampled_from([0.0, 1e-6, 1.0]), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_drawn_settings(rows: int, count: int, dim: int, metric: str, scale: float, spread: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=generator) * scale
+    codebook = (
+        torch.randn(1, dim, generator=generator) + spread * torch.randn(count, dim, generator=generator)
+    ) * scale
+    expected = nearest_code_torch.search(x, codebook, metric)
+    assert torch.equal(nearest_code_triton.search(x, codebook, metric), expected)
 
 
 def test_its_own_check_passes_here_and_fails_where_answers_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest_code_triton.check(torch.device("cpu"))
-    monkeypatch.setattr(nearest_code_triton, "settle", lambda x, codes, index, *_: index.zero_())
+    search = nearest_code_triton.search
+    monkeypatch.setattr(nearest_code_triton, "search", lambda *arguments: search(*arguments).flip(0))
     with pytest.raises(RuntimeError, match="its answers are wrong on cpu"):
         nearest_code_triton.check(torch.device("cpu"))

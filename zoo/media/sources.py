@@ -1,6 +1,7 @@
-"""Where images come from: folders, WebDataset shards, Parquet files and Hugging Face datasets, as encoded files.
+"""Where images and recordings come from: folders, WebDataset shards, Parquet files and Hugging Face datasets, as
+encoded files.
 
-What is no image is never left out in silence: it comes as `Skipped`, with its name and the reason.
+What is neither is never left out in silence: it comes as `Skipped`, with its name and the reason.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import glob
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,37 +18,80 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs
 
-from zoo.media import MediaError
-from zoo.media.image import SUFFIXES, files
+import numpy as np
+
+from zoo.media import audio, image
+from zoo.media.pixels import read_pixels
+from zoo.media.storage import MediaError, found_files
 
 
 @dataclass(frozen=True)
 class Record:
-    """One encoded image and a name that tells where it lies."""
+    """One image or recording, encoded or (images in memory) as an array (H, W, 3).
+
+    Attributes:
+        name: tells where it lies.
+        data: of the file.
+        kept: members or columns beside it that were asked for, by name.
+    """
 
     name: str
-    data: bytes
+    data: bytes | np.ndarray
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that is no image, or cannot be read."""
+    """Something that is of another kind, or cannot be read."""
 
     name: str
     reason: str
 
 
-class IndexedSource:
-    """Images that can be read in any order."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is taken from a source.
 
-    skipped: tuple[Skipped, ...] = ()  # what was found beside the images
+    Attributes:
+        modality: "image" or "audio".
+        column: of Parquet files and Hugging Face datasets; None: the only one that holds the modality.
+        keep: what comes along: members of WebDataset shards by their suffix, or columns.
+
+    Raises:
+        ValueError: a modality that there is not.
+    """
+
+    modality: str = "image"
+    column: str | None = None
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.modality not in ("image", "audio"):
+            raise ValueError(f"modality: expected 'image' or 'audio', got {self.modality!r}")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return image.SUFFIXES if self.modality == "image" else audio.SUFFIXES
+
+    def files(self, place: str) -> list[Path]:
+        return found_files(place, self.suffixes, f"{self.modality} files")
+
+
+class IndexedSource:
+    """Items that can be read in any order."""
+
+    skipped: tuple[Skipped, ...] = ()  # what was found beside them
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def read(self, index: int) -> Record | Skipped:
-        """The image at a position of the fixed order, or why it cannot be read."""
+        """The item at a position of the fixed order, or why it cannot be read."""
         raise NotImplementedError
+
+    def between(self, start: int, stop: int) -> IndexedSource:
+        """The items at these positions alone."""
+        return Stretch(self, range(len(self))[start:stop])
 
     def records(self) -> Iterator[Record | Skipped]:
         """All in the fixed order."""
@@ -54,8 +99,22 @@ class IndexedSource:
         yield from map(self.read, range(len(self)))
 
 
+@dataclass(frozen=True)
+class Stretch(IndexedSource):
+    """Some positions of another source."""
+
+    source: IndexedSource
+    positions: range
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, index: int) -> Record | Skipped:
+        return self.source.read(self.positions[index])
+
+
 class Shard:
-    """Images that are read one after the other.
+    """Items that are read one after the other.
 
     Attributes:
         name: file or url.
@@ -71,7 +130,7 @@ class Shard:
 
 
 class ShardedSource:
-    """Images in shards, each of which is read from its start."""
+    """Items in shards, each of which is read from its start."""
 
     shards: Sequence[Shard]
     skipped: tuple[Skipped, ...] = ()
@@ -86,39 +145,82 @@ class ShardedSource:
 Source = IndexedSource | ShardedSource
 
 
-def open_source(place: str, image_column: str | None = None) -> Source:
-    """The images that a text means.
+class DecodedSource(IndexedSource):
+    """All images of another source, decoded once and kept in memory; loading processes share them where they fork.
+
+    Raises:
+        MediaError: none of them can be read.
+    """
+
+    def __init__(self, source: Source) -> None:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(_decoded, source.records()))
+        self.images = [item for item in found if isinstance(item, Record)]
+        self.skipped = tuple(item for item in found if isinstance(item, Skipped))
+        if not self.images:
+            name, reason = (self.skipped[0].name, self.skipped[0].reason) if self.skipped else ("it", "it is empty")
+            raise MediaError(f"no image of {len(found)} can be read, the first being {name}: {reason}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Record | Skipped:
+        return self.images[index]
+
+
+def _decoded(item: Record | Skipped) -> Record | Skipped:
+    if isinstance(item, Skipped):
+        return item
+    try:
+        return Record(item.name, read_pixels(item.data, item.name)[0])
+    except MediaError as error:
+        return unreadable(item, error)
+
+
+def unreadable(record: Record, error: MediaError) -> Skipped:
+    """What could not be decoded, without its name in the reason once more."""
+    return Skipped(record.name, str(error).removeprefix("cannot read ").removeprefix(f"{record.name}: "))
+
+
+def open_source(place: str, column: str | None = None, *, modality: str = "image", keep: Sequence[str] = ()) -> Source:
+    """The images or recordings that a text means.
 
     Args:
         place: one of
-            a folder of images (all its levels), an image file or a glob pattern;
+            a folder of files (all its levels), a file or a glob pattern;
             WebDataset shards: paths or urls that end in .tar, .tar.gz or .tgz, with brace patterns ({000..099}),
             several joined by `::`, or a folder of them;
             Parquet files: path or glob pattern that ends in .parquet, or a folder of them;
             `hf:NAME?split=train&config=C&revision=R&streaming=true` for a data set of the hub or a folder that
             `datasets` wrote (NAME alone takes the split "train"; such a folder is also known without `hf:`).
-        image_column: of Parquet files and Hugging Face datasets; None: the only column that holds images.
+        column: of Parquet files and Hugging Face datasets; None: the only column that holds the modality.
+        modality: "image" or "audio".
+        keep: members of WebDataset shards (by suffix) or columns that come along with each item.
 
     Raises:
         MediaError: nothing there, or nothing that is known.
+        ValueError: another modality, or something to keep beside files that have nothing.
     """
+    wanted = Wanted(modality, column, tuple(keep))
     if place.startswith("hf:"):
-        return HuggingFaceSource.parse(place.removeprefix("hf:"), image_column)
+        return HuggingFaceSource.parse(place.removeprefix("hf:"), wanted)
     if _is_tar(place) or place.startswith("pipe:"):
-        return WebDatasetSource(_expand(place))
+        return WebDatasetSource(_expand(place), wanted)
     if place.endswith(".parquet"):
-        return ParquetSource(_expand(place), image_column)
+        return ParquetSource(_expand(place), wanted)
     folder = Path(place)
     if folder.is_dir():
         names = sorted(str(path) for path in folder.rglob("*") if path.is_file())
         if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return HuggingFaceSource.parse(place, image_column)
-        if not any(Path(name).suffix.lower() in SUFFIXES for name in names):
+            return HuggingFaceSource.parse(place, wanted)
+        if not any(Path(name).suffix.lower() in wanted.suffixes for name in names):
             if shards := [name for name in names if _is_tar(name)]:
-                return WebDatasetSource(shards)
+                return WebDatasetSource(shards, wanted)
             if tables := [name for name in names if name.endswith(".parquet")]:
-                return ParquetSource(tables, image_column)
-    return FolderSource(place)
+                return ParquetSource(tables, wanted)
+    if keep:
+        raise ValueError(f"{place}: expected nothing to keep beside plain files, got {', '.join(keep)}")
+    return FolderSource(place, wanted)
 
 
 def _is_tar(place: str) -> bool:
@@ -155,15 +257,17 @@ def _library(name: str) -> ModuleType:
 
 
 class FolderSource(IndexedSource):
-    """Image files of a folder (all its levels, without hidden ones), a file, or those of a glob pattern."""
+    """Files of a folder (all its levels, without hidden ones), a file, or those of a glob pattern."""
 
-    def __init__(self, place: str) -> None:
-        self.paths = files(place)
+    def __init__(self, place: str, wanted: Wanted = Wanted()) -> None:
+        self.paths = wanted.files(place)
         if Path(place).is_dir():
-            images = set(self.paths)
-            others = sorted(path for path in Path(place).rglob("*") if path.is_file() and path not in images)
+            found = set(self.paths)
+            others = sorted(path for path in Path(place).rglob("*") if path.is_file() and path not in found)
             visible = [path for path in others if not any(p.startswith(".") for p in path.relative_to(place).parts)]
-            self.skipped = tuple(Skipped(str(path), f"no image by its suffix {path.suffix!r}") for path in visible)
+            self.skipped = tuple(
+                Skipped(str(path), f"no {wanted.modality} by its suffix {path.suffix!r}") for path in visible
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -180,11 +284,11 @@ class FolderSource(IndexedSource):
 
 
 class WebDatasetSource(ShardedSource):
-    """Tar files of the WebDataset format: members of one base name are one sample, of which the image is taken."""
+    """Tar files of the WebDataset format: members of one base name are one sample, of which one member is taken."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], wanted: Wanted) -> None:
         _library("webdataset")
-        self.shards = [TarShard(url) for url in urls]
+        self.shards = [TarShard(url, wanted) for url in urls]
 
 
 @dataclass(frozen=True)
@@ -192,6 +296,7 @@ class TarShard(Shard):
     """One tar file or url, read as a stream. What breaks it off is reported where it happens."""
 
     name: str
+    wanted: Wanted
 
     def records(self, start: int = 0) -> Iterator[Record | Skipped]:
         from webdataset.gopen import gopen
@@ -204,7 +309,7 @@ class TarShard(Shard):
                 for sample in group_by_keys(members):
                     count += 1
                     if count > start:
-                        yield self._image(sample)
+                        yield self._record(sample)
         except Exception as error:  # tarfile, the network and its commands raise nearly anything
             if count >= start:
                 yield Skipped(self.name, f"the shard breaks off after {count} samples: {error or type(error).__name__}")
@@ -212,33 +317,35 @@ class TarShard(Shard):
         if count == 0 and start == 0:
             yield Skipped(self.name, "the shard is empty")
 
-    def _image(self, sample: dict[str, Any]) -> Record | Skipped:
+    def _record(self, sample: dict[str, Any]) -> Record | Skipped:
         name = f"{self.name}::{sample['__key__']}"
         members = [key for key in sample if not key.startswith("__")]
         for member in members:  # "jpg", or "left.jpg" where the base name ends at its first dot
-            if f".{member.rpartition('.')[2]}" in SUFFIXES:
-                return Record(f"{name}.{member}", sample[member])
-        return Skipped(name, f"no image among its members {', '.join(members)}")
+            if f".{member.rpartition('.')[2]}" in self.wanted.suffixes:
+                kept = {key: sample[key] for key in self.wanted.keep if key in sample}
+                return Record(f"{name}.{member}", sample[member], kept)
+        return Skipped(name, f"no {self.wanted.modality} among its members {', '.join(members)}")
 
 
 # -- Parquet -------------------------------------------------------------------------------------------------------
 
 
 class ParquetSource(ShardedSource):
-    """Parquet files, a shard per row group; the image column holds bytes, or a struct {bytes, path}."""
+    """Parquet files, a shard per row group; the column holds bytes, or a struct {bytes, path}."""
 
-    def __init__(self, names: Sequence[str], image_column: str | None) -> None:
+    def __init__(self, names: Sequence[str], wanted: Wanted) -> None:
         _library("pyarrow.parquet")
-        self.names, self.image_column = names, image_column
+        self.names, self.wanted = names, wanted
 
     @cached_property
     def shards(self) -> Sequence[Shard]:  # type: ignore[override]
         shards: list[Shard] = []
         for name in self.names:
             with _parquet(name) as file:
-                column = _parquet_column(file.schema_arrow, self.image_column, name)
-                groups = range(file.num_row_groups)
-                shards += [RowGroup(name, group, column, file.metadata.row_group(group).num_rows) for group in groups]
+                column = _parquet_column(file.schema_arrow, self.wanted, name)
+                keep = self.wanted.keep
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                shards += [RowGroup(name, group, column, keep, size) for group, size in enumerate(sizes)]
         return shards
 
 
@@ -249,6 +356,7 @@ class RowGroup(Shard):
     file: str
     group: int
     column: str
+    keep: tuple[str, ...]
     size: int | None
 
     @property
@@ -257,9 +365,11 @@ class RowGroup(Shard):
 
     def records(self, start: int = 0) -> Iterator[Record | Skipped]:
         with _parquet(self.file) as file:
-            values = file.read_row_group(self.group, columns=[self.column]).column(0)
+            table = file.read_row_group(self.group, columns=[self.column, *self.keep])
+        values = table.column(self.column)
         for row in range(start, len(values)):
-            yield _record(f"{self.name}:{row}", values[row].as_py(), Path(self.file).parent)
+            kept = {name: table.column(name)[row].as_py() for name in self.keep}
+            yield _record(f"{self.name}:{row}", values[row].as_py(), Path(self.file).parent, kept)
 
 
 def _parquet(name: str) -> Any:
@@ -276,35 +386,43 @@ def _parquet(name: str) -> Any:
         raise MediaError(f"cannot read {name}: {error}") from error
 
 
-def _parquet_column(schema: Any, wanted: str | None, name: str) -> str:
+def _parquet_column(schema: Any, wanted: Wanted, name: str) -> str:
     from pyarrow import types
 
-    def holds_images(kind: Any) -> bool:
+    def holds_files(kind: Any) -> bool:
         if types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0 and types.is_binary(kind.field("bytes").type)
         return types.is_binary(kind) or types.is_large_binary(kind)
 
-    found = [column.name for column in schema if holds_images(column.type)]
+    found = [column.name for column in schema if holds_files(column.type) and column.name not in wanted.keep]
+    _check_columns(wanted.keep, schema.names, name)
     return _only(found, wanted, f"{name} (columns {', '.join(schema.names)})")
 
 
-def _only(found: Sequence[str], wanted: str | None, where: str) -> str:
-    if wanted is not None and wanted in found:
-        return wanted
-    if wanted is None and len(found) == 1:
+def _check_columns(keep: Sequence[str], columns: Sequence[str], where: str) -> None:
+    if missing := [name for name in keep if name not in columns]:
+        raise MediaError(f"{where}: expected columns to keep among {', '.join(columns)}, got {', '.join(missing)}")
+
+
+def _only(found: Sequence[str], wanted: Wanted, where: str) -> str:
+    if wanted.column is not None and wanted.column in found:
+        return wanted.column
+    if wanted.column is None and len(found) == 1:
         return found[0]
-    expected = f"the image column {wanted}" if wanted else "one column of images; name it by image_column"
+    kind = wanted.modality
+    expected = f"the {kind} column {wanted.column}" if wanted.column else f"one column of {kind}s; name the column"
     raise MediaError(f"{where}: expected {expected}, got {', '.join(found) or 'none'}")
 
 
-def _record(name: str, value: Any, folder: Path) -> Record | Skipped:
-    """An image as Parquet and `datasets` hold it: bytes, or {bytes, path}."""
+def _record(name: str, value: Any, folder: Path, kept: dict[str, Any]) -> Record | Skipped:
+    """A file as Parquet and `datasets` hold it: bytes, or {bytes, path}."""
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
             path = folder / value["path"]
-            return Record(f"{name}:{path}", path.read_bytes()) if path.is_file() else Skipped(name, f"no file {path}")
+            found = Record(f"{name}:{path}", path.read_bytes(), kept) if path.is_file() else None
+            return found or Skipped(name, f"no file {path}")
         value = value.get("bytes")
-    return Record(name, value) if value else Skipped(name, "no bytes")
+    return Record(name, value, kept) if value else Skipped(name, "no bytes")
 
 
 # -- Hugging Face datasets -----------------------------------------------------------------------------------------
@@ -326,11 +444,11 @@ class HuggingFaceSource(IndexedSource):
 
     place: str
     options: _Options
-    image_column: str | None
+    wanted: Wanted
     skipped: tuple[Skipped, ...] = field(default=())
 
     @staticmethod
-    def parse(text: str, image_column: str | None) -> Source:
+    def parse(text: str, wanted: Wanted) -> Source:
         """`NAME?split=...&config=...&revision=...&streaming=true` -> source.
 
         Raises:
@@ -344,12 +462,12 @@ class HuggingFaceSource(IndexedSource):
             raise MediaError(f"hf:{text}: streaming: expected true or false, got {given['streaming']}")
         streaming = given.pop("streaming", "false") == "true"
         options = _Options(**given, streaming=streaming)
-        source = HuggingFaceSource(place, options, image_column)
+        source = HuggingFaceSource(place, options, wanted)
         return HuggingFaceStream(source) if streaming else source
 
     @cached_property
     def dataset(self) -> Any:
-        """The opened data set, its images undecoded, and nothing but them.
+        """The opened data set, its files undecoded, and nothing but them and what is kept.
 
         Raises:
             MediaError: no such data set, split or column.
@@ -374,25 +492,29 @@ class HuggingFaceSource(IndexedSource):
         except (OSError, ValueError, KeyError) as error:
             raise MediaError(f"hf:{self.place}: expected a data set with the split {options.split}: {error}") from error
         features = opened.features or {}
-        kinds = (datasets.Image, datasets.Value)
-        images = [
+        media = datasets.Image if self.wanted.modality == "image" else datasets.Audio
+        types = ("binary", "large_binary", "PIL.Image.Image", "dict")
+        found = [
             name
             for name, feature in features.items()
-            if isinstance(feature, kinds)
-            and getattr(feature, "dtype", "") in ("binary", "large_binary", "PIL.Image.Image")
+            if isinstance(feature, (media, datasets.Value))
+            and getattr(feature, "dtype", "") in types
+            and name not in self.wanted.keep
         ]
-        column = _only(images, self.image_column, f"hf:{self.place} (columns {', '.join(features)})")
-        opened = opened.select_columns([column])
-        if isinstance(features[column], datasets.Image):
-            opened = opened.cast_column(column, datasets.Image(decode=False))
+        where = f"hf:{self.place} (columns {', '.join(features)})"
+        _check_columns(self.wanted.keep, list(features), where)
+        column = _only(found, self.wanted, where)
+        opened = opened.select_columns([column, *self.wanted.keep])
+        if isinstance(features[column], media):
+            opened = opened.cast_column(column, media(decode=False))
         return opened
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def read(self, index: int) -> Record | Skipped:
-        (value,) = self.dataset[index].values()
-        return _record(f"{self.place}#{self.options.split}:{index}", value, Path(self.place))
+        name = f"{self.place}#{self.options.split}:{index}"
+        return _row(name, dict(self.dataset[index]), self.wanted.keep, Path(self.place))
 
 
 class HuggingFaceStream(ShardedSource):
@@ -422,5 +544,11 @@ class HuggingFaceShard(Shard):
     def records(self, start: int = 0) -> Iterator[Record | Skipped]:
         shard = self.source.dataset.shard(self.count, self.index).skip(start)
         for position, rows in enumerate(shard.iter(batch_size=1), start):  # plain iteration would split by worker
-            ((value,),) = rows.values()
-            yield _record(f"{self.name}:{position}", value, Path(self.source.place))
+            row = {column: value for column, (value,) in rows.items()}
+            yield _row(f"{self.name}:{position}", row, self.source.wanted.keep, Path(self.source.place))
+
+
+def _row(name: str, row: dict[str, Any], keep: Sequence[str], folder: Path) -> Record | Skipped:
+    kept = {column: row.pop(column) for column in keep}
+    (value,) = row.values()
+    return _record(name, value, folder, kept)

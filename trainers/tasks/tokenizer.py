@@ -1,0 +1,409 @@
+"""What the training of every tokenizer shares: two players' steps, schedules, the running average, distributed runs.
+
+Two players: the generator is the tokenizer, the discriminator tells its signals from real ones (arXiv 1406.2661). A
+step is one update of the generator; schedules, logs, `max_steps` and `global_step` count nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import lightning.pytorch as lightning
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+import zoo
+from trainers.random_state import random_state, set_random_state
+from trainers.tasks.anatomy import decoder_anatomy
+from zoo.layers.recompute import RecomputeActivations
+from zoo.losses import LossTerms
+from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.quantizers import Quantized
+from zoo.quantizers.latent_perturbation import PerturbationConfig, check_perturbation, perturb
+
+ALONE = ("16-mixed", "16-true", "transformer-engine-float16")  # these need a loss scaler, which knows one optimizer
+
+
+class AdversaryOptimizer(Protocol):
+    """What a task tells of its discriminator's optimizer; None stands for the generator's."""
+
+    @property
+    def discriminator_start(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float | None: ...
+
+    @property
+    def betas(self) -> tuple[float, float] | None: ...
+
+    @property
+    def weight_decay(self) -> float | None: ...
+
+
+class TwoPlayerLoss(Protocol):
+    """The loss module of a task; `discriminator` is None without an adversary."""
+
+    discriminator: nn.Module | None
+
+    def factor(self, step: int) -> float: ...
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor, *, step: int) -> LossTerms: ...
+
+
+class TokenizerTask(lightning.LightningModule):
+    """Base of the tasks: a subclass sets `loss` (see `TwoPlayerLoss`) and writes `generator_loss` and `model_range`.
+
+    The Trainer's `gradient_clip_val` (for each player), `accumulate_grad_batches`, `max_steps`, `precision` (bf16 or 32
+    bits) and `strategy` (also plain "ddp") work as usual. In a distributed run a step equals that of one process on the
+    joined batch. The arguments are those of the tasks, which state them; `adversary` is what the discriminator's
+    optimizer takes.
+
+    Raises:
+        ValueError: a setting that cannot work; tells what was expected. Nothing has been read but named weight files.
+    """
+
+    loss: Any
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        changes: dict[str, Any] | None,
+        init: str,
+        trainable: Literal["all", "decoder"],
+        quantizer_weights: dict[str, float] | None,
+        adversary: AdversaryOptimizer | None,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        warmup_steps: int,
+        schedule: Literal["cosine", "constant", "exponential", "step"],
+        final_rate: float,
+        milestones: tuple[int, ...],
+        ema_decay: float | None,
+        perturbation: dict[str, Any] | None,
+        recompute: bool,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        self.ema: AveragedModel | None = None
+        self.sharded = False
+        _require(trainable in ("all", "decoder"), "trainable", "all or decoder", trainable)
+        known = ("cosine", "constant", "exponential", "step")
+        _require(schedule in known, "schedule", f"{', '.join(known[:-1])} or {known[-1]}", schedule)
+        _require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
+        _require(schedule != "exponential" or final_rate > 0, "final_rate", "a value > 0 for exponential", final_rate)
+        _require(
+            not (recompute and compile), "recompute", "False with compile, which decides itself what to keep", recompute
+        )
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.final_rate, self.milestones = final_rate, milestones
+        self.tokens_stay = trainable == "decoder"
+        self.recompute, self.compile_model = recompute, compile
+        self.quantizer_weights = dict(quantizer_weights or {})
+        self.adversary = adversary
+        self.perturbation = None if perturbation is None else PerturbationConfig.from_dict(perturbation)
+
+        arguments: dict[str, Any] = {"pretrained": init == "pretrained"}
+        if init not in ("random", "pretrained"):
+            _require(Path(init).is_file(), "init", "random, pretrained or a file", init)
+            arguments = {"checkpoint": init}
+        self.model = zoo.create_model(model, **arguments, **(changes or {}))
+        if self.model.spec.modality != "audio":
+            self.model.to(memory_format=torch.channels_last)  # 1.1 to 1.5 times the speed of convolutions
+        self._check_quantizer()
+        if self.tokens_stay:
+            decoder, _ = decoder_anatomy(self.model)
+            self.model.requires_grad_(False)
+            for parameter in decoder:
+                parameter.requires_grad_(True)
+        if ema_decay is not None:
+            self.ema = AveragedModel(self.model, multi_avg_fn=_RunningAverage(ema_decay))
+            self.ema.requires_grad_(False).eval()
+        if self.perturbation is not None:
+            self.model.quantizer.register_forward_hook(self._perturb)
+
+    def leave_loss_to_task(self) -> None:
+        """To be called when all modules are set: DistributedDataParallel then reduces the model's gradients alone.
+
+        Those of the discriminator are averaged here, so that it may rest in some steps. The names are read by torch.
+        """
+        self._ddp_params_and_buffers_to_ignore = [
+            name
+            for name in [*dict(self.named_parameters()), *dict(self.named_buffers())]
+            if name.startswith(("loss.", "ema."))
+        ]
+
+    def model_range(self, batch: Tensor) -> Tensor:
+        """What the data module gives -> what the model takes."""
+        raise NotImplementedError
+
+    def generator_loss(self, signal: Tensor, output: zoo.Output, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss, and all losses by name, detached, `total` being the weighted sum."""
+        raise NotImplementedError
+
+    def pictures(self, signal: Tensor) -> Tensor:
+        """Signals (B, ...) of the model's range -> pictures (B, C, H, W) in [0, 1] of them, for logs."""
+        raise NotImplementedError
+
+    def quantizer_loss(self, output: zoo.Output) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the quantizer's losses, and each of them after its weight."""
+        found = output.quantized.losses
+        weighted = {name: weight * found[name] for name, weight in self.quantizer_weights.items() if name in found}
+        total = sum(weighted.values(), start=output.latent.new_zeros((), dtype=torch.float32))
+        # a parameter of the quantizer that no loss reaches has gradient 0, in every process
+        idle = [p.sum() for p in self.model.quantizer.parameters() if p.requires_grad and not self.sharded]
+        return total + 0 * sum(idle, start=total.new_zeros(())), weighted
+
+    def _check_quantizer(self) -> None:
+        """Raise a ValueError for the weight of a loss that the quantizer lacks, or a perturbation it cannot take."""
+        with torch.random.fork_rng(devices=[]):
+            quantizer = self.model.quantizer.config.build().train()
+            known = sorted(quantizer(torch.rand(2, 4, 4, quantizer.config.dim)).losses)
+        if unknown := sorted(set(self.quantizer_weights) - set(known)):
+            raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
+        if self.perturbation is not None:
+            check_perturbation(quantizer)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        step, last_of_step = self.global_step, not self.trainer.fit_loop._should_accumulate()
+        share = 1 / self.trainer.accumulate_grad_batches
+        signal = self.model_range(batch)
+
+        # the tokenizer gives the signals back, and tries to make the discriminator take them for real
+        with RecomputeActivations() if self.recompute else nullcontext():
+            output = self.reconstructed(signal)
+        with _frozen(self.loss.discriminator):
+            generator, losses = self.generator_loss(signal, output, step)
+        with nullcontext() if last_of_step else self._without_reduction():
+            with self._types_of_forward():
+                self.manual_backward(generator * share)
+
+        # the discriminator tells the same reconstructions from the signals
+        fake, active = output.reconstruction.detach(), self.loss.factor(step) > 0
+        if active:
+            discriminator = self.loss.discriminator_loss(signal, fake, step=step)
+            with self._types_of_forward():
+                (discriminator.total * share).backward()
+            values = dict(discriminator.values)
+            losses |= {
+                "discriminator": discriminator.total.detach(),
+                "discriminator_adversarial": values.pop("adversarial"),
+            }
+            losses |= values
+
+        if last_of_step:
+            self.update_weights(active)
+        self._log_step(losses, output.quantized)
+        return losses["total"]
+
+    def _types_of_forward(self) -> Any:
+        """A context for backward passes, whose types Lightning's autocast around the whole step would change."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def reconstructed(self, signal: Tensor) -> zoo.Output:
+        """The model's pass of a training step."""
+        return self.model(signal)
+
+    def update_weights(self, discriminator_active: bool) -> None:
+        """One update of the generator, its running average and, where it is active, the discriminator."""
+        generator, *others = _as_list(self.optimizers())
+        schedules = _as_list(self.lr_schedulers())
+        self.clip_gradients(generator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+        generator.step()  # Lightning counts the steps of its wrapped optimizers ...
+        generator.zero_grad()
+        schedules[0].step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        if discriminator_active:
+            _average_gradients(self.loss.discriminator)
+            discriminator = others[0].optimizer  # ... so the discriminator steps by the plain one inside
+            self.clip_gradients(discriminator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+            discriminator.step()
+            discriminator.zero_grad()
+            schedules[1].step()
+
+    def _without_reduction(self) -> Any:
+        """A context in which gradients of this process are not yet averaged over all."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext()
+
+    def _perturb(self, quantizer: nn.Module, arguments: tuple[Tensor, ...], quantized: Quantized) -> Quantized:
+        if not self.model.training or self.perturbation is None:
+            return quantized
+        return perturb(self.model.quantizer, arguments[0], quantized, self.perturbation, self.global_step)
+
+    def _log_step(self, losses: dict[str, Tensor], quantized: Quantized) -> None:
+        values = torch.stack([value.detach().float() for value in (*losses.values(), *quantized.statistics.values())])
+        sum_over_ranks(values)
+        values = values / world_size()
+        for name, value in zip((*losses, *quantized.statistics), values):
+            self.log(f"train/{name}", value, prog_bar=name == "perplexity")
+        self.log("loss", values[0], prog_bar=True, logger=False)
+
+    # -- validation --------------------------------------------------------------------------------------------------
+
+    @property
+    def averaged(self) -> zoo.Tokenizer:
+        """The model that validation and export take: the running average where there is one."""
+        return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    # -- Lightning's hooks -----------------------------------------------------------------------------------------
+
+    # Lightning refuses gradient_clip_val and accumulate_grad_batches to manual optimisation. The steps of this task
+    # obey both, so it turns manual only after Lightning's check, which lies between the next two hooks.
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        self.automatic_optimization = True
+        return []
+
+    def setup(self, stage: str) -> None:
+        self.automatic_optimization = False
+        if stage == "fit" and self.trainer.precision in ALONE:
+            raise ValueError(f"precision: expected 32 bits or bf16, got {self.trainer.precision}")
+        if stage == "fit" and self.compile_model:
+            self.model.compile()
+
+    def configure_model(self) -> None:
+        """Under FSDP2 (`ModelParallelStrategy`) shards the tokenizer and its average; the discriminator is small."""
+        mesh = self.device_mesh
+        if mesh is None or self.sharded:
+            return
+        if mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                "strategy: expected tensor_parallel_size 1, and data_parallel_size the number of processes"
+            )
+        from torch.distributed.fsdp import fully_shard
+
+        for module in (self.model, None if self.ema is None else self.ema.module):
+            if module is not None:
+                _take_from_first(module, self.trainer.strategy.root_device)
+                fully_shard(module.to(memory_format=torch.contiguous_format), mesh=mesh["data_parallel"])
+        self.sharded = True
+
+    def on_fit_start(self) -> None:
+        self.train()
+        for module in (self.loss, None if self.sharded else self.ema):
+            if module is not None:  # what DistributedDataParallel leaves alone
+                _take_from_first(module, self.device)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, in which what is frozen stays in evaluation mode: it must not draw or count anything."""
+        super().train(mode)
+        if self.ema is not None:
+            self.ema.eval()
+        if self.tokens_stay:
+            self.model.quantizer.eval()
+            for module in self.model.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
+        return self
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizers = [
+            torch.optim.AdamW(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        ]
+        starts = [0]
+        if self.adversary is not None:
+            chosen = self.adversary
+            optimizers.append(
+                torch.optim.AdamW(
+                    self.loss.discriminator.parameters(),  # type: ignore[union-attr]
+                    lr=self.learning_rate if chosen.learning_rate is None else chosen.learning_rate,
+                    betas=chosen.betas or self.betas,
+                    weight_decay=self.weight_decay if chosen.weight_decay is None else chosen.weight_decay,
+                )
+            )
+            starts.append(chosen.discriminator_start)
+        last = int(self.trainer.estimated_stepping_batches)
+        schedules = [
+            LambdaLR(optimizer, lambda step, start=start: self.rate(start + step, last))
+            for optimizer, start in zip(optimizers, starts)
+        ]
+        return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
+
+    def rate(self, step: int, last: int) -> float:
+        """Share of the learning rate in a step, of `last` steps in all."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "step":
+            return 0.1 ** sum(step >= milestone for milestone in self.milestones)
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - self.warmup_steps) / max(1, last - self.warmup_steps)
+        if self.schedule == "exponential":
+            return self.final_rate ** min(1.0, done)
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_state"] = random_state(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.training and "random_state" in checkpoint:
+            set_random_state(checkpoint["random_state"], self.trainer.strategy.root_device)
+
+
+class _RunningAverage:
+    """The average's update, as AveragedModel calls it, with a decay that rises to its value."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        count = int(updates)
+        torch._foreach_lerp_(averages, values, 1 - min(self.decay, (1 + count) / (10 + count)))
+
+
+@contextmanager
+def _frozen(module: nn.Module | None) -> Iterator[None]:
+    """No gradients for the parameters of a module in the block."""
+    parameters = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def _take_from_first(module: nn.Module, device: torch.device) -> None:
+    """Parameters and buffers become those of the first process; `device` is that of this process."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            value = tensor.to(device)
+            torch.distributed.broadcast(value, src=0)
+            tensor.copy_(value)
+
+
+def _average_gradients(module: nn.Module | None) -> None:
+    """Gradients over all processes: their mean, as one message."""
+    if module is None or world_size() == 1:
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    sum_over_ranks(flat)
+    for gradient, part in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")

@@ -1,0 +1,39 @@
+"""The discrete cosine transform of grids (DCT-II and its inverse; Ahmed, Natarajan and Rao 1974)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def dct_matrix(length: int, device: torch.device | None = None) -> Tensor:
+    """(n, n) float32, orthonormal: row k is the cosine of k half cycles over n samples."""
+    place = torch.arange(length, device=device)
+    rows = (math.pi / length * (place + 0.5) * place[:, None]).cos()
+    return rows * torch.where(place == 0, 1 / length, 2 / length).sqrt()[:, None]
+
+
+def dct2(x: Tensor) -> Tensor:
+    """(B, h, w, C) -> its frequencies (B, h, w, C) in float32, the constant one at the upper left.
+
+    Orthonormal but for the constant one, which is the mean, so that its size does not grow with the grid's.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
+        return torch.einsum("uh,bhwc,vw->buvc", rows, x.float(), columns) / _constant_scale(x)
+
+
+def inverse_dct2(x: Tensor) -> Tensor:
+    """Undo `dct2`."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
+        return torch.einsum("uh,buvc,vw->bhwc", rows, x.float() * _constant_scale(x), columns)
+
+
+def _constant_scale(x: Tensor) -> Tensor:
+    """(h, w, 1): 1, at the constant frequency the factor from the mean to the orthonormal coefficient."""
+    height, width = x.shape[1:3]
+    place = torch.arange(height * width, device=x.device).view(height, width, 1)
+    return torch.where(place == 0, math.sqrt(height * width), 1.0)

@@ -1,0 +1,187 @@
+"""The training loss of audio codecs: waveform, mel spectra, STFT, discriminators and their features.
+
+Weighed by fixed numbers as in DAC (arXiv 2306.06546), or by shares of the gradient as in EnCodec (arXiv 2210.13438).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.config import Config
+from zoo.losses.audio_discriminators import (
+    AudioDiscriminatorConfig,
+    Judgement,
+    Objective,
+    STFTDiscriminatorConfig,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    summed_feature_loss,
+)
+from zoo.losses.balancer import Balancer, BalancerConfig
+from zoo.losses.mel import LogMelLoss, LogMelLossConfig
+from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
+from zoo.losses.vqgan import LossTerms
+
+
+@dataclass(frozen=True)
+class CodecAdversaryConfig(Config):
+    """The discriminators and their terms; a step is one update of the generator.
+
+    Attributes:
+        discriminators: that judge together: all losses are means over all of them.
+        objective: of both players.
+        adversarial_weight, feature_weight: of the generator's two terms.
+        summed: losses are sums over the discriminators, and over their feature maps, instead of means (DAC).
+        discriminator_start: the step from which the discriminators learn and count.
+    """
+
+    discriminators: tuple[AudioDiscriminatorConfig, ...] = (STFTDiscriminatorConfig(),)
+    objective: Objective = "hinge"
+    adversarial_weight: float = 4.0
+    feature_weight: float = 4.0
+    summed: bool = False
+    discriminator_start: int = 0
+
+    def __post_init__(self) -> None:
+        self.require(len(self.discriminators) >= 1, "at least one discriminator", self.discriminators)
+        weights = (self.adversarial_weight, self.feature_weight)
+        self.require(min(weights) >= 0, "weights >= 0", weights)
+        self.require(self.discriminator_start >= 0, "discriminator_start >= 0", self.discriminator_start)
+
+
+@dataclass(frozen=True)
+class CodecLossConfig(Config):
+    """Terms and weights; the defaults are those of EnCodec's recipe. A term whose weight is 0 is left out.
+
+    Attributes:
+        waveform_weight: of the mean absolute difference of samples.
+        mel: spectra at several resolutions; None for no such term.
+        mel_weight: of it.
+        stft_weight: of `STFTDistance`.
+        balanced: weights are shares of the gradient at the reconstruction, see `zoo.losses.balancer`.
+        balancer_decay: of its running means.
+    """
+
+    waveform_weight: float = 0.1
+    mel: LogMelLossConfig | MultiScaleMelLossConfig | None = MultiScaleMelLossConfig()
+    mel_weight: float = 2.0
+    stft_weight: float = 0.0
+    balanced: bool = True
+    balancer_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        weights = (self.waveform_weight, self.mel_weight, self.stft_weight)
+        self.require(min(weights) >= 0 and max(weights) > 0, "weights >= 0, not all 0", weights)
+
+
+class CodecLoss(nn.Module):
+    """Both players' losses; the task alternates them, with one optimizer for the codec and one for `discriminator`.
+
+    Args:
+        config: of the terms on signals and spectra.
+        adversary: of the discriminators; None for training without.
+    """
+
+    def __init__(self, config: CodecLossConfig, adversary: CodecAdversaryConfig | None = None) -> None:
+        super().__init__()
+        self.config, self.adversary = config, adversary
+        self.weights = {"waveform": config.waveform_weight, "mel": config.mel_weight, "stft": config.stft_weight}
+        self.mel: LogMelLoss | MultiScaleMelLoss | None = None
+        if config.mel is not None:
+            self.mel = (LogMelLoss if isinstance(config.mel, LogMelLossConfig) else MultiScaleMelLoss)(config.mel)  # type: ignore[arg-type]
+        self.stft = STFTDistance()
+        self.discriminator: nn.ModuleList | None = None
+        if adversary is not None:
+            self.discriminator = nn.ModuleList(part.build() for part in adversary.discriminators)
+            self.weights |= {"adversarial": adversary.adversarial_weight, "features": adversary.feature_weight}
+        self.balancer: Balancer | None = None
+        if config.balanced:
+            names = tuple(name for name, weight in self.weights.items() if weight > 0)
+            weights = tuple(self.weights[name] for name in names)
+            self.balancer = Balancer(BalancerConfig(names, weights, decay=config.balancer_decay))
+
+    def factor(self, step: int) -> float:
+        """1 in the steps in which the discriminators learn and count, otherwise 0."""
+        return float(self.adversary is not None and step >= self.adversary.discriminator_start)
+
+    def generator_loss(self, signal: Tensor, reconstruction: Tensor, quantizer_loss: Tensor, *, step: int) -> LossTerms:
+        """Loss of the codec; in evaluation mode without the adversarial terms.
+
+        With balanced gradients the value of the total is that of the balanced sum, and its gradient the balanced one.
+
+        Args:
+            signal: (B, C, T).
+            reconstruction: the same shape, with gradient.
+            quantizer_loss: scalar, the quantizer's and other losses already weighted; never balanced.
+            step: updates made so far.
+
+        Returns:
+            Terms `waveform`, `mel`, `stft`, `adversarial`, `features`, as far as they count, and `quantizer`.
+        """
+        values = self._distances(signal, reconstruction)
+        if self.training and self.factor(step) > 0:
+            values |= self._adversarial(signal, reconstruction)
+        terms = {name: self.weights[name] * value for name, value in values.items()}
+        if self.balancer is not None and torch.is_grad_enabled() and reconstruction.requires_grad:
+            balanced = self.balancer(values, reconstruction)
+            surrogate = (balanced.gradient.detach() * reconstruction).sum()
+            total = surrogate + (balanced.effective - surrogate).detach()
+        else:
+            total = torch.stack(list(terms.values())).sum()
+        terms["quantizer"] = values["quantizer"] = quantizer_loss
+        return LossTerms(total + quantizer_loss, _detached(terms), _detached(values))
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor, *, step: int) -> LossTerms:
+        """Loss of the discriminators on signals and detached reconstructions.
+
+        Raises:
+            ValueError: there are none.
+        """
+        adversary, judged, mistaken = self._of_adversary, self._judge(real), self._judge(fake.detach())
+        loss = discriminator_loss(judged, mistaken, adversary.objective)
+        total = loss * len(judged) if adversary.summed else loss
+        logits = {
+            name: torch.stack([one.logits.detach().float().mean() for one in judgements]).mean()
+            for name, judgements in (("logits_real", judged), ("logits_fake", mistaken))
+        }
+        terms = {"adversarial": total.detach(), **logits}
+        return LossTerms(total, terms, dict(terms))
+
+    def _distances(self, signal: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        values = {}
+        with torch.autocast(signal.device.type, enabled=False):
+            one, other = reconstruction.float(), signal.float()
+            if self.weights["waveform"] > 0:
+                values["waveform"] = F.l1_loss(one, other)
+            if self.mel is not None and self.weights["mel"] > 0:
+                values["mel"] = self.mel(one, other)
+            if self.weights["stft"] > 0:
+                values["stft"] = self.stft(one, other)
+        return values
+
+    def _adversarial(self, signal: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            real = self._judge(signal)
+        fake = self._judge(reconstruction)
+        adversarial = generator_loss(fake, self._of_adversary.objective)
+        if self._of_adversary.summed:
+            return {"adversarial": adversarial * len(fake), "features": summed_feature_loss(real, fake)}
+        return {"adversarial": adversarial, "features": feature_loss(real, fake)}
+
+    def _judge(self, signal: Tensor) -> tuple[Judgement, ...]:
+        return tuple(judgement for part in self.discriminator or () for judgement in part(signal))
+
+    @property
+    def _of_adversary(self) -> CodecAdversaryConfig:
+        if self.adversary is None:
+            raise ValueError("expected a loss with discriminators, got one without")
+        return self.adversary
+
+
+def _detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}

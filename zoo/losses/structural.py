@@ -1,0 +1,62 @@
+"""Multi-scale structural similarity as a training loss (Wang, Simoncelli and Bovik 2003)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WINDOW, SIGMA = 11, 1.5
+EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, from the finest
+FLOOR = 1e-3  # of the similarity of a scale: below it the power has no usable gradient
+
+
+class StructuralDistance(nn.Module):
+    """1 - MS-SSIM of each image: (B, C, H, W) and (B, C, H, W) in [-1, 1], sides of at least 11 -> (B,) in float32.
+
+    Windows lie inside the image at every scale. Images with sides below 176 have fewer scales than five; their
+    exponents then keep the sum of 1. In float32 under autocast too. `zoo.metrics.image.ms_ssim` is the metric.
+    """
+
+    window: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = torch.exp(-(torch.arange(WINDOW) - WINDOW // 2).square() / (2 * SIGMA**2))
+        self.register_buffer("window", weights / weights.sum(), persistent=False)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Distance of each image to its target.
+
+        Raises:
+            ValueError: shapes that differ or are no images, or a side below 11 pixels.
+        """
+        if images.shape != targets.shape or images.ndim != 4 or min(images.shape[2:]) < WINDOW:
+            wanted = f"two batches (B, C, H, W) of one shape with sides of at least {WINDOW} pixels"
+            raise ValueError(f"expected {wanted}, got {tuple(images.shape)} and {tuple(targets.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            return 1 - self._similarity((images.float() + 1) / 2, (targets.float() + 1) / 2)
+
+    def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
+        scales = min(len(EXPONENTS), (min(x.shape[2:]) // WINDOW).bit_length())
+        exponents = [exponent / sum(EXPONENTS[:scales]) for exponent in EXPONENTS[:scales]]
+        similarity = torch.ones((), device=x.device)
+        for scale, exponent in enumerate(exponents):
+            if scale > 0:
+                x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+            mean_x, mean_y, square_x, square_y, product = self._blurred(torch.stack([x, y, x * x, y * y, x * y]))
+            contrast = (2 * (product - mean_x * mean_y) + 0.03**2) / (
+                square_x - mean_x.square() + square_y - mean_y.square() + 0.03**2
+            )
+            if scale == scales - 1:
+                contrast = contrast * (2 * mean_x * mean_y + 0.01**2) / (mean_x.square() + mean_y.square() + 0.01**2)
+            similarity = similarity * contrast.mean((2, 3)).clamp(min=FLOOR) ** exponent  # (B, C)
+        return similarity.mean(1)
+
+    def _blurred(self, x: Tensor) -> Tensor:
+        """(N, B, C, H, W) -> weighted means of all windows, (N, B, C, H - 10, W - 10)."""
+        channels = x.shape[2]
+        flat = x.flatten(0, 1)
+        flat = F.conv2d(flat, self.window.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
+        flat = F.conv2d(flat, self.window.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
+        return flat.unflatten(0, x.shape[:2])
