@@ -151,7 +151,9 @@ class Encodec(Tokenizer):
         gains = tuple(map(tuple, self.gains(x).tolist())) if self.config.normalize else None
         return Extent(sizes, self.spec.sample_rate, gains)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Output:
+        if lengths is not None:
+            raise ValueError(f"expected no lengths: frames of {self.name} have no prefixes, got {tuple(lengths.shape)}")
         self.spec.check_shape(x)
         latent = self.latent(x)
         quantized = self.quantizer(latent)

@@ -59,8 +59,8 @@ ROWS = {
         "arXiv 2411.02038",
     ),
     "IBQ": Row(
-        {"kind": "index_backpropagation", "codebook_size": CODES, "dim": 32},
-        {"index": 1.0, "commitment": 1.0, "codebook": 0.25},
+        {"kind": "index_backpropagation", "codebook_size": CODES, "dim": 32, "entropy": {"temperature": 0.01}},
+        {"index": 1.0, "commitment": 1.0, "codebook": 0.25, "entropy": 0.05},
         "arXiv 2412.02692",
     ),
 }
@@ -93,37 +93,51 @@ def run(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     from zoo.cli import app
 
     row = ROWS[name]
-    fit = [
-        "fit", "--config=compact_quantizers_photos",
-        f"--data.init_args.train={options.train}", f"--data.init_args.val={options.val}",
+    app(fit_command(row, options, options.train, options.val, out), standalone_mode=False)
+    version = max(out.glob("version_*"), key=lambda folder: folder.stat().st_mtime)
+    measured = version / "eval.json"
+    app([*eval_command(options, options.val, version), f"--json={measured}"], standalone_mode=False)
+    result = json.loads(measured.read_text())["metrics"]
+    log = list(csv.DictReader((version / "metrics.csv").open()))
+    speeds = column(log, "train/images_per_second")
+    shown = Path("runs", name)
+    commands = [
+        fit_command(row, options, "PHOTOS/train", "PHOTOS/eval", shown),
+        eval_command(options, "PHOTOS/eval", shown / "version_0"),
+    ]
+    return {
+        "name": name,
+        "paper": row.paper,
+        "quantizer": row.quantizer,
+        "weights": row.weights,
+        "commands": [shlex.join(["zoo", *command]) for command in commands],
+        "curves": {key: column(log, f"val/{key}") for key in CURVES},
+        "metrics": {metric["name"]: metric["value"] for metric in result},
+        "protocol": {
+            metric["name"]: {key: metric["protocol"][key] for key in ("metric", "weights", "count", "sha256", "crop")}
+            for metric in result
+        },
+        "images_per_second": statistics.median(value for _, value in speeds) if speeds else None,
+    }
+
+
+def fit_command(row: Row, options: argparse.Namespace, train: str, val: str, out: Path) -> list[str]:
+    """Arguments of `zoo` that train a row."""
+    return [
+        "fit", "--config=compact_quantizers_photos", f"--data.train={train}", f"--data.val={val}",
         f"--model.init_args.changes={json.dumps({'quantizer': row.quantizer})}",
         f"--model.init_args.quantizer_weights={json.dumps(row.weights)}",
         f"--trainer.max_steps={options.steps}",
         f"--trainer.val_check_interval={max(1, options.steps // options.curve_points)}",
         *(f"--{setting}" for setting in options.set), f"--out={out}",
     ]  # fmt: skip
-    app(fit, standalone_mode=False)
-    version = max(out.glob("version_*"), key=lambda folder: folder.stat().st_mtime)
-    measured = version / "eval.json"
-    evaluate = [
-        "eval", f"local-dir:{version / 'model'}", options.val, f"--metrics={','.join(METRICS)}",
-        f"--crop={options.crop}", f"--json={measured}",
+
+
+def eval_command(options: argparse.Namespace, val: str, version: Path) -> list[str]:
+    """Arguments of `zoo` that measure what it has trained."""
+    return [
+        "eval", f"local-dir:{version / 'model'}", val, f"--metrics={','.join(METRICS)}", f"--crop={options.crop}",
     ]  # fmt: skip
-    app(evaluate, standalone_mode=False)
-    result = json.loads(measured.read_text())
-    log = list(csv.DictReader((version / "metrics.csv").open()))
-    speeds = column(log, "train/images_per_second")
-    return {
-        "name": name,
-        "paper": row.paper,
-        "quantizer": row.quantizer,
-        "weights": row.weights,
-        "commands": [shlex.join(["zoo", *command]) for command in (fit, evaluate)],
-        "curves": {key: column(log, f"val/{key}") for key in CURVES},
-        "metrics": {metric["name"]: metric["value"] for metric in result["metrics"]},
-        "protocol": {metric["name"]: metric["protocol"] for metric in result["metrics"]},
-        "images_per_second": statistics.median(value for _, value in speeds) if speeds else None,
-    }
 
 
 def column(log: Sequence[dict[str, str]], name: str) -> list[tuple[int, float]]:

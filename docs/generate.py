@@ -34,6 +34,19 @@ def model_table() -> str:
     return "\n".join(lines)
 
 
+def inversion_table() -> str:
+    """One row per name of the models that make words: what they write into, and where they come from."""
+    lines = ["| model | tags | words for | weights | paper |", "|---|---|---|---|---|"]
+    chosen = [card for card in cards.all_cards() if card.layout == "words"]
+    for name, group in itertools.groupby(chosen, key=lambda card: card.name):
+        models = list(group)
+        first, tags = models[0], ", ".join(f"`{card.tag}`" for card in models)
+        target = first.config.get("language_model") or first.config.get("backbone") or "its own dictionary"
+        weights = f"{first.licence}{' *nc*' if first.non_commercial else ''}" if first.source is not None else "none"
+        lines.append(f"| `{name}` | {tags} | {target.removeprefix('open_clip:')} | {weights} | {first.paper} |")
+    return "\n".join(lines)
+
+
 def compare_table(path: Path) -> str:
     """The table of `zoo compare --json`, with its protocol."""
     result = json.loads(path.read_text())
@@ -64,11 +77,12 @@ def goals_table() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "models": model_table,
+    "inversion": inversion_table,
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
     **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
 }
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/inversion.md")
 
 
 def generated(text: str) -> str:

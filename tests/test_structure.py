@@ -19,6 +19,8 @@ MODULES = {
 # A part may import the parts named after it (and itself). Parts are looked up by the longest matching prefix.
 MAY_IMPORT: dict[str, set[str]] = {
     "zoo.config": set(),
+    "zoo.adaptive": {"zoo.config", "zoo.metrics"},
+    "zoo.prefix": {"zoo.adaptive", "zoo.tokenizer", "zoo.tokens"},
     "zoo.tokens": set(),
     "zoo.download": {"zoo"},
     "zoo.hub": {"zoo.download"},
@@ -32,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.bpe": set(),
     "zoo.bpe_parity": {"zoo", "zoo.bpe"},
     "zoo.model": {"zoo.cards", "zoo.config", "zoo.tokens"},
-    "zoo.tokenizer": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
+    "zoo.tokenizer": {"zoo.adaptive", "zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
     "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.structured": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tokens"},
     "zoo.registry": {
@@ -44,14 +46,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses"},
     "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.layers", "zoo.ops"},
     "zoo.media": {"zoo", "zoo.metrics", "zoo.tokenizer"},
-    "zoo.parity": {"zoo", "zoo.bpe_parity", "zoo.cards", "zoo.checkpoint", "zoo.losses", "zoo.quantizers", "zoo.registry"},
-    "zoo": {"zoo.bpe", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
+    "zoo.parity": {
+        "zoo", "zoo.bpe_parity", "zoo.cards", "zoo.checkpoint", "zoo.losses", "zoo.metrics", "zoo.quantizers",
+        "zoo.registry",
+    },
+    "zoo": {"zoo.adaptive", "zoo.bpe",
+            "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
             "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
             "zoo.tokens"},  # for type checkers alone
     "zoo.bench": {"zoo", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
     "tokenizers_visual": {
-        "zoo", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.media",
-        "zoo.model", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.structured", "zoo.tokenizer",
+        "zoo", "zoo.adaptive", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
+        "zoo.media", "zoo.model", "zoo.ops", "zoo.parity", "zoo.prefix",
+        "zoo.quantizers", "zoo.registry", "zoo.structured", "zoo.tokenizer",
         "zoo.tokens",
     },
     "audio": {
@@ -59,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
     },
     "trainers": {
-        "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",
+        "audio", "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",
         "zoo.metrics", "zoo.ops",
         "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
     },

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adaptive import cut, token_counts
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.diffusers import KEY_MAP as DIFFUSERS_KEY_MAP
@@ -23,10 +22,10 @@ from zoo.layers.diffusion_transformer import WaveEmbedding, flow_times, image_of
 from zoo.layers.positions import sine_grid
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import GatedMLP
+from zoo.prefix import PrefixTokenizer
 from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Output, Tokenizer
-from zoo.tokens import Tokens
+from zoo.tokenizer import InputSpec, Output
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class FlexTokConfig(Config):
 
 
 @register("flextok")
-class FlexTok(Tokenizer):
+class FlexTok(PrefixTokenizer):
     """Images (B, 3, S, S) in [-1, 1] of the configured size -> 1 to `num_tokens` tokens, any prefix of which decodes.
 
     `decode` follows the velocity from noise (of the base's latents; or a `seed`, 0 if none is given, a list with one
@@ -69,9 +68,6 @@ class FlexTok(Tokenizer):
     distance of velocities, for prefixes of random length, and the image that a single step from its time leads to.
     """
 
-    layout = "sequence"
-    prefix = "positions"
-    encode_options = frozenset({"num_tokens"})
     decode_options = frozenset({"steps", "guidance_scale", "seed", "noise"})
     config: FlexTokConfig
 
@@ -94,16 +90,6 @@ class FlexTok(Tokenizer):
     def latent_of(self, base_latent: Tensor) -> Tensor:
         """The base's latents (B, h, w, dim) -> latents (B, num_tokens, D)."""
         return self.to_latent(F.layer_norm(self.encoder(base_latent), (self.config.encoder.width,)))
-
-    def encode_levels(
-        self, x: Tensor, *, num_tokens: int | list[int] | None = None, **options: Any
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        counts = token_counts(num_tokens, len(x), range(1, self.config.num_tokens + 1))
-        levels, _ = super().encode_levels(x, **options)
-        return cut(levels, counts)
-
-    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
-        return self.reconstruct(codes, tokens.lengths, **options)
 
     def reconstruct(self, codes: Tensor, lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Code vectors (B, k, D) -> images; options as those of `sample`."""
@@ -143,16 +129,16 @@ class FlexTok(Tokenizer):
             x = x - velocity / steps
         return x
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Output:
         self.spec.check_shape(x)
         base_latent = self.base.latent(x)
         latent = self.latent_of(base_latent)
         quantized = self.quantizer(latent)
         codes = quantized.codes.to(latent.dtype)
         if not self.training:
-            return Output(self.reconstruct(codes), latent, quantized)
+            return Output(self.reconstruct(codes, lengths), latent, quantized)
         count = len(x)
-        kept = torch.randint(1, self.config.num_tokens + 1, (count,), device=x.device)
+        kept = torch.randint(1, self.config.num_tokens + 1, (count,), device=x.device) if lengths is None else lengths
         null = torch.rand(count, device=x.device) < self.config.null_probability
         share = torch.randn(count, device=x.device).sigmoid()
         noise = torch.randn_like(base_latent)

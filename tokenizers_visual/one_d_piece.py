@@ -13,10 +13,9 @@ from torch import Tensor
 
 from tokenizers_visual import titok
 from tokenizers_visual.titok import TiTok, TiTokConfig
-from zoo.adaptive import cut, token_counts
+from zoo.prefix import PrefixTokenizer
 from zoo.quantizers import Quantized
 from zoo.registry import register
-from zoo.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,11 @@ class OneDPieceConfig(TiTokConfig):
 
 
 @register("one_d_piece")
-class OneDPiece(TiTok):
+class OneDPiece(PrefixTokenizer, TiTok):
     """Images (B, 3, S, S) in [0, 1] of the configured size -> 1 to `num_tokens` tokens, any prefix of which decodes.
 
-    `encode(x, num_tokens=k)` gives the first k tokens, k an integer for all items or a list of one for each. In
-    training the reconstruction is of a prefix, whose length is drawn uniformly for the whole batch if none is given.
+    In training the reconstruction is of a prefix, whose length is drawn uniformly for the whole batch if none is given.
     """
-
-    prefix = "positions"
-    encode_options = frozenset({"num_tokens"})
 
     def __init__(self, config: OneDPieceConfig) -> None:
         super().__init__(config)
@@ -45,16 +40,6 @@ class OneDPiece(TiTok):
         if self.training and lengths is None:
             codes = codes[:, : int(torch.randint(1, codes.shape[1] + 1, ()))]
         return self._decoded(self.decoder(codes, lengths))
-
-    def encode_levels(
-        self, x: Tensor, *, num_tokens: int | list[int] | None = None, **options: Any
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        counts = token_counts(num_tokens, len(x), range(1, self.config.num_tokens + 1))
-        levels, _ = super().encode_levels(x, **options)
-        return cut(levels, counts)
-
-    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
-        return self.reconstruct(codes, tokens.lengths)
 
 
 def config_from_original(meta: dict[str, Any]) -> OneDPieceConfig:

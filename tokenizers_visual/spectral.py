@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adaptive import cut, token_counts
 from zoo.config import Config
 from zoo.layers.dct import dct2, inverse_dct2
 from zoo.layers.haar import Patch, Unpatch
 from zoo.layers.resnet import PlainResBlock
+from zoo.prefix import PrefixTokenizer
 from zoo.quantizers import FiniteScalarConfig, QuantizerConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokenizer import InputSpec, Output
 from zoo.tokens import Tokens
 
 _FEATURES = 9  # numbers that tell a frequency, see `frequency_features`
@@ -56,16 +56,11 @@ class SpectralConfig(Config):
 
 
 @register("spectral")
-class Spectral(Tokenizer):
+class Spectral(PrefixTokenizer):
     """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> 1 to H W / f^2 tokens, the lowest frequency
     first; any prefix decodes.
-
-    `encode(x, num_tokens=k)` gives the first k tokens, k an integer for all items or a list of one for each.
     """
 
-    layout = "sequence"
-    prefix = "positions"
-    encode_options = frozenset({"num_tokens"})
     config: SpectralConfig
 
     def __init__(self, config: SpectralConfig) -> None:
@@ -73,7 +68,10 @@ class Spectral(Tokenizer):
         super().__init__(config, spec, config.quantizer)
         channels, latent, hidden = config.channels, config.latent_channels, config.hidden
         patched, dim = 3 * config.patch_size**2, config.quantizer.dim
-        encoder: list[nn.Module] = [Patch(config.patch_size, "rearrange"), nn.Conv2d(patched, channels[0], 3, padding=1)]
+        encoder: list[nn.Module] = [
+            Patch(config.patch_size, "rearrange"),
+            nn.Conv2d(patched, channels[0], 3, padding=1),
+        ]
         for level, blocks in enumerate(config.encoder_blocks):
             if level > 0:
                 encoder.append(nn.Conv2d(channels[level - 1], channels[level], 4, stride=2, padding=1))
@@ -96,65 +94,72 @@ class Spectral(Tokenizer):
             *decoder, nn.SiLU(), nn.Conv2d(channels[0], patched, 3, padding=1), Unpatch(config.patch_size, "rearrange")
         )
 
-    def token_shapes(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        return tuple((math.prod(shape),) for shape in super().token_shapes(size))
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return (math.prod(super().positions(size)),)
 
     def latent(self, x: Tensor) -> Tensor:
-        """Images -> what is quantised of each frequency, (B, h, w, D); frequency (0, 0) stands at the upper left."""
+        """Images -> what is quantised of each frequency, (B, h w, D), the lowest first."""
         grid = self.encoder(x).movedim(1, -1)
-        grid = F.layer_norm(grid, grid.shape[-1:])
-        features = frequency_features(*grid.shape[1:3], grid.device).to(grid.dtype)
-        return self.to_code(dct2(grid) * self.rise(features).exp(), features)
+        height, width = grid.shape[1:3]
+        features = frequency_features(height, width, grid.device).to(self.dtype)
+        spectrum = dct2(F.layer_norm(grid, grid.shape[-1:])) * self.rise(features).exp()
+        order = frequency_order(height, width, grid.device)
+        return self.to_code(spectrum.flatten(1, 2)[:, order], features.flatten(0, 1)[order])
 
-    def reconstruct(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Code vectors of frequencies (B, h, w, D) -> images; of each item only the first `lengths` (B,) frequencies."""
-        batch, height, width = codes.shape[:3]
-        features = frequency_features(height, width, codes.device).to(codes.dtype)
-        spectrum = self.from_code(codes, features) * self.fall(features).exp()
-        if lengths is None:
-            lengths = torch.full((batch,), height * width, device=codes.device)
-        lengths = lengths.to(codes.device)
-        seen = frequency_ranks(height, width, codes.device) < lengths[:, None, None]
-        grid = inverse_dct2(spectrum * seen[..., None]).movedim(-1, 1)
-        known = torch.stack([lengths / (height * width), lengths.log2() / 8], -1).to(grid.dtype)
-        return self.decoder(self.conv_in(grid) + self.condition(known)[:, :, None, None])
+    def reconstruct(self, codes: Tensor, lengths: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Code vectors (B, k, D) -> images.
 
-    def encode_levels(
-        self, x: Tensor, *, num_tokens: int | list[int] | None = None, **options: Any
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        height, width = self.positions(tuple(x.shape[2:]))
-        counts = token_counts(num_tokens, len(x), range(1, height * width + 1))
-        levels, _ = super().encode_levels(x, **options)
-        order = frequency_order(height, width, x.device)
-        return cut([level.flatten(1)[:, order] for level in levels], counts)
-
-    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
-        height, width = self.grid_of(tokens)
-        batch, count, dim = codes.shape
-        if not 1 <= count <= height * width:
-            raise ValueError(f"expected 1 to {height * width} tokens, got {count}")
-        order = frequency_order(height, width, codes.device)[:count]
-        grid = codes.new_zeros(batch, height * width, dim).index_copy(1, order, codes).unflatten(1, (height, width))
-        lengths = torch.full((batch,), count, device=codes.device) if tokens.lengths is None else tokens.lengths
-        return self.reconstruct(grid, lengths)
-
-    def grid_of(self, tokens: Tokens) -> tuple[int, int]:
-        """Height and width of the latent grid whose frequencies the tokens are.
+        Args:
+            codes: of the first k frequencies.
+            lengths: (B,) how many of them belong to the item, where items differ.
+            size: of the images, multiples of the stride; None: the square ones of k tokens in all.
 
         Raises:
-            ValueError: tokens that do not tell the size of their images, or of images of several sizes.
+            ValueError: more codes than frequencies, or no size where k is no square.
         """
-        sizes = set() if tokens.extent is None else set(tokens.extent.sizes)
+        batch, count, _ = codes.shape
+        stride = self.config.stride
+        height, width = (side // stride for side in size) if size is not None else (math.isqrt(count),) * 2
+        if not 1 <= count <= height * width or (size is None and height * width != count):
+            wanted = (
+                f"1 to {height * width} codes for {size} pixels" if size is not None else "size, or a square number"
+            )
+            raise ValueError(f"expected {wanted}, got {count}")
+        features = frequency_features(height, width, codes.device).flatten(0, 1)
+        order = frequency_order(height, width, codes.device)[:count]
+        known = features[order].to(codes.dtype)
+        spectrum = self.from_code(codes, known) * self.fall(known).exp()
+        if lengths is None:
+            lengths = torch.full((batch,), count)
+        lengths = lengths.to(codes.device)
+        spectrum = spectrum * (torch.arange(count, device=codes.device) < lengths[:, None])[..., None]
+        whole = spectrum.new_zeros(batch, height * width, spectrum.shape[-1]).index_copy(1, order, spectrum)
+        grid = inverse_dct2(whole.unflatten(1, (height, width))).movedim(-1, 1)
+        share = torch.stack([lengths / (height * width), lengths.log2() / 8], -1).to(grid.dtype)
+        return self.decoder(self.conv_in(grid) + self.condition(share)[:, :, None, None])
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Output:
+        self.spec.check_shape(x)
+        padded = self.pad(x)
+        latent = self.latent(padded)
+        quantized = self.quantizer(latent)
+        height, width = padded.shape[2:]
+        images = self.reconstruct(quantized.codes.to(latent.dtype), lengths, (height, width))
+        return Output(images[:, :, : x.shape[2], : x.shape[3]], latent, quantized)
+
+    def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
+        given = () if tokens.extent is None else tokens.extent.sizes
+        sizes = {tuple(side + -side % self.config.stride for side in size) for size in given}
         if len(sizes) != 1:
-            wanted = f"{self.name}: expected tokens of images of one size (extent, in pixels)"
-            raise ValueError(f"{wanted}, got {sorted(sizes) or 'none'}")
-        (size,) = sizes
-        height, width = self.positions(tuple(side + grow for side, grow in zip(size, self.spec.padding(size))))
-        return height, width
+            raise ValueError(
+                f"{self.name}: expected tokens of images of one size (extent), got {sorted(sizes) or None}"
+            )
+        height, width = sizes.pop()
+        return self.reconstruct(codes, tokens.lengths, (height, width))
 
 
 class _FrequencyCoder(nn.Module):
-    """A network for each position that knows its frequency: (B, h, w, a) and features (h, w, _FEATURES) -> (B, h, w, b)."""
+    """A network for each token that knows its frequency: (B, N, a) and its features (N, 9) -> (B, N, b)."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -193,8 +198,3 @@ def frequency_order(height: int, width: int, device: torch.device) -> Tensor:
     """(h w,): the places of a flat grid of frequencies from the lowest to the highest."""
     vertical, horizontal = _frequencies(height, width, device)
     return (vertical.square() + horizontal.square()).flatten().argsort(stable=True)
-
-
-def frequency_ranks(height: int, width: int, device: torch.device) -> Tensor:
-    """(h, w): the place of each frequency in the row of tokens."""
-    return frequency_order(height, width, device).argsort().view(height, width)

@@ -20,6 +20,7 @@ _LAZY = {
     "InputSpec": "zoo.tokenizer",
     "ModelCard": "zoo.cards",
     "Output": "zoo.tokenizer",
+    "Quality": "zoo.adaptive",
     "Quantized": "zoo.quantizers",
     "Quantizer": "zoo.quantizers",
     "Tokenizer": "zoo.tokenizer",
@@ -56,6 +57,7 @@ __all__ = [
     "KeyMap",
     "ModelCard",
     "Output",
+    "Quality",
     "Quantized",
     "Quantizer",
     "Tokenizer",
@@ -96,6 +98,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from zoo import bpe, cards, checkpoint, hub, interop, losses, media, metrics, ops, parity, quantizers, tokens
+    from zoo.adaptive import Quality
     from zoo.cards import ModelCard
     from zoo.checkpoint import CheckpointError, KeyMap
     from zoo.config import Config, ConfigError

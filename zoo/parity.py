@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoo import bpe_parity, cards, checkpoint
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
+from zoo.metrics import audio_parity
 from zoo.quantizers.base import Quantized
 from zoo.registry import Family, import_module, registry
 
@@ -252,7 +253,12 @@ def gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-CORE_FIXTURES = {"token_bpe_image": bpe_parity.Case}  # of what no manifest names, by the `family` they state
+# of what no manifest names, by the `family` they state
+CORE_FIXTURES = {
+    "token_bpe_image": bpe_parity.Case,
+    "audio_metrics": audio_parity.AudioCase,
+    "stab": audio_parity.StabCase,
+}
 
 # -- running -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.adaptive import Quality, cut, fewest
 from zoo.config import Config
 from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
@@ -159,6 +160,15 @@ class Tokenizer(Model):
         """Numbers of tokens below `most` that decode too, of models whose rows vary in length."""
         return range(1, most) if self.prefix == "positions" else ()
 
+    def numbers_of_tokens(self, size: tuple[int, ...]) -> list[int]:
+        """How many tokens a signal of `size` may get, ascending; of most models one number, or none that stands for all
+        (levels of several axes, or of different numbers).
+        """
+        shapes = self.token_shapes(tuple(side + grow for side, grow in zip(size, self.spec.padding(size))))
+        if len(shapes[0]) != 1 or len(set(shapes)) > 1:
+            return []
+        return [*self.shorter_rows(shapes[0][0]), shapes[0][0]]
+
     def extent_of(self, x: Tensor) -> Extent:
         """What decoding needs of signals (B, C, ...) beside their tokens."""
         return Extent((tuple(x.shape[2:]),) * len(x), self.spec.sample_rate)
@@ -213,7 +223,7 @@ class Tokenizer(Model):
         x: Tensor | Sequence[Tensor],
         *,
         num_tokens: int | list[int] | None = None,
-        quality: float | None = None,
+        quality: float | Quality | None = None,
         num_codebooks: int | None = None,
         bitrate: float | None = None,
     ) -> Tokens:
@@ -222,14 +232,17 @@ class Tokenizer(Model):
         Args:
             x: a batch as `spec` states: (B, C, H, W), (B, C, T, H, W) or (B, C, T) in `spec.value_range`; or a list of
                 audio signals (C, T) of any lengths, whose tokens are those of each alone.
-            num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`). A bitrate,
+            num_tokens, quality, num_codebooks, bitrate: for models that take them (see `encode_options`). A quality is
+                a number where the model itself decides; a `zoo.Quality` gives each image the fewest tokens whose
+                reconstruction reaches it, of any model that takes num_tokens (all of them where none do). A bitrate,
                 in bits per second, chooses the most codebooks that stay within it (see `bitrates`).
 
         Raises:
             ValueError: input that `spec` does not allow, NaN included, or an option that the model does not take.
         """
+        stated = quality if isinstance(quality, Quality) else None
         options = _chosen(
-            "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality,
+            "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality if stated is None else None,
             num_codebooks=num_codebooks, bitrate=bitrate,
         )  # fmt: skip
         if bitrate is not None:
@@ -238,7 +251,30 @@ class Tokenizer(Model):
         if self.spec.modality == "audio" and isinstance(x, list | tuple):
             return self._encode_each(x, options)
         self.spec.check(x)
-        return self._encode_batch(x, options)
+        return self._encode_batch(x, options) if stated is None else self._encode_within(x, stated, options)
+
+    def _encode_within(self, x: Tensor, quality: Quality, options: dict[str, Any]) -> Tokens:
+        """Of each image the fewest tokens that reach a quality."""
+        if "num_tokens" not in self.encode_options or self.spec.modality != "image":
+            raise ValueError(f"quality: expected a model of images that takes num_tokens, got {self.name}")
+        if "num_tokens" in options:
+            raise ValueError(f"expected num_tokens or quality, got both: {options['num_tokens']} and {quality}")
+        self._require("decoder")
+        whole = self._encode_batch(x, options) if self.prefix == "positions" else None
+
+        def encoded(counts: list[int]) -> Tokens:
+            if whole is None:
+                return self._encode_batch(x, {**options, "num_tokens": counts})
+            levels, lengths = cut(whole.levels, counts)
+            return replace(whole, levels=levels, lengths=lengths)
+
+        low, high = self.spec.value_range
+        target = ((x.float() - low) / (high - low)).clamp(0, 1)
+
+        def met(counts: list[int]) -> list[bool]:
+            return quality.met(((self.decode(encoded(counts)).float() - low) / (high - low)).clamp(0, 1), target)
+
+        return encoded(fewest(met, len(x), self.numbers_of_tokens(tuple(x.shape[2:]))))
 
     def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
         with self._evaluating():
@@ -414,13 +450,8 @@ class Tokenizer(Model):
             raise ValueError(f"{verb}: expected a token for {multiple} x {multiple} pixels, got {reaches}")
         return reaches
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Output:
+    def forward(self, x: Tensor) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.
-
-        Args:
-            x: a batch as `spec` states.
-            lengths: (B,) of models whose prefixes decode (`prefix` "positions"): how many of its first tokens the
-                reconstruction of each item sees; None: all, or what the model itself draws in training.
 
         Raises:
             ValueError: a shape or dtype that `spec` does not allow (values are not checked).
@@ -428,8 +459,7 @@ class Tokenizer(Model):
         self.spec.check_shape(x)
         latent = self.latent(self.pad(x))
         quantized = self.quantizer(latent)
-        prefix: tuple[Tensor, ...] = () if lengths is None else (lengths,)
-        signal = self.reconstruct(quantized.codes.to(latent.dtype), *prefix)
+        signal = self.reconstruct(quantized.codes.to(latent.dtype))
         return Output(signal[(..., *(slice(side) for side in x.shape[2:]))], latent, quantized)
 
     def codes(self, tokens: Tokens) -> Tensor:

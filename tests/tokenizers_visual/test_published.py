@@ -91,6 +91,7 @@ ELSEWHERE = {
     "bsqvit_b18_approx_ema": "bsq_vit_18bit.approx_ema",
     "bsqvit_b36_approx": "bsq_vit_36bit.approx",
     "bsqvit_b36_approx_ema": "bsq_vit_36bit.approx_ema",
+    "gaussian_token_in_gs256_cb1024": "gaussian_token_256_1024.imagenet",
     "karl_small_vqgan_quantised_in1k": "karl_small_vqgan_quantised.in1k",
     "karl_small_vqgan_quantised_in100": "karl_small_vqgan_quantised.in100",
     "karl_small_vqgan_continuous_in100": "karl_small_vqgan_continuous.in100",
@@ -107,6 +108,7 @@ ELSEWHERE = {
 # published files whose sizes, or networks, are not known here
 OF_UNKNOWN_SIZES = {
     "selftok_512_renderer", "selftok_1024", "selftok_1024_renderer", "meshgpt_preview_autoencoder",
+    "gaussian_token_cifar_gs64_cb1024",
 } | {
     f"fourm_{kind}"
     for kind in (

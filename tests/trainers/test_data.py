@@ -22,10 +22,10 @@ from torchvision.transforms import v2
 
 from trainers.data import ImageData, ImageFolderData
 from trainers.data.loading import BatchLoader, IndexedBatches, Reader, ShardedBatches, Split
-from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, open_source
 from trainers.data.transforms import RandomScaleCrop, augmentation
 from zoo.media import MediaError
 from zoo.media.image import evaluation_crop
+from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, open_source
 
 SIZE = 16
 

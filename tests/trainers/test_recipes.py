@@ -14,19 +14,30 @@ import yaml
 from PIL import Image
 
 import trainers
+import zoo.registry
 from trainers.recipes import CONFIGS
+from trainers.tasks.reconstruction import AdversaryTrainingConfig
 from zoo.cli.training import run
 
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-# smaller networks of the families with published sizes
-NARROW = {"channels": 32, "channel_multipliers": [1, 1, 1], "blocks": 1}
-CHANGES: dict[str, dict[str, Any]] = {
-    "llamagen_vq": {**NARROW, "decoder_channel_multipliers": [1, 1, 1], "latent_channels": 32},
-    "maskbit": {**NARROW, "quantizer": {"kind": "binary", "bits": 8}},
-    "open_magvit2": {**NARROW, "quantizer": {"kind": "binary", "bits": 8}},
-    "taming_vqgan": {**NARROW, "latent_channels": 32, "attention_resolutions": []},
+TASK = "trainers.tasks.ReconstructionTask"  # other tasks have tests of their own
+SETTINGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
+RECIPES = [name for name, settings in SETTINGS.items() if settings["model"]["class_path"] == TASK]
+NARROW: dict[str, dict[str, Any]] = {  # networks of the photo recipes that are still too large for two quick steps
     "compact": {"fine_channels": 16, "channels": 16, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]},
 }
+
+
+def small(name: str) -> tuple[dict[str, Any], dict[str, Any] | None, int]:
+    """Changes of the model, adversary and pixels a side: a published recipe takes the sizes of its photo sibling."""
+    own = SETTINGS[name]["model"]["init_args"]
+    sibling = SETTINGS[name.replace("_published", "_photos")]
+    sizes = sibling["model"]["init_args"]
+    family = name.partition("_")[0]
+    changes = {**(sizes.get("changes") or {}), **NARROW.get(family, {})}
+    adversary = own.get("adversary")
+    if adversary is not None:
+        adversary = {**adversary, "discriminator": sizes["adversary"]["discriminator"], "discriminator_start": 1}
+    return changes, adversary, min(64, sibling["data"]["init_args"]["size"])
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +51,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
-    recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    settings = recipe["model"]["init_args"]
-    family = next(family for family in CHANGES if name.startswith(family))
-    adversary = settings.get("adversary")
-    if adversary is not None:
-        small = {"hidden_channels": 32, **({"num_stages": 1} if adversary["discriminator"]["kind"] == "blur" else {})}
-        adversary = {**adversary, "discriminator_start": 1, "discriminator": {**adversary["discriminator"], **small}}
+    settings = SETTINGS[name]["model"]["init_args"]
+    changes, adversary, size = small(name)
     run(
         "fit",
         [
             f"--config={name}", f"--data.init_args.train={folder}", f"--data.init_args.val={folder}",
-            "--data.init_args.size=32", "--data.init_args.batch_size=2", "--data.init_args.workers=0",
-            f"--model.init_args.changes={json.dumps(CHANGES[family])}", "--model.init_args.perceptual=null",
+            f"--data.init_args.size={size}", "--data.init_args.batch_size=2", "--data.init_args.workers=0",
+            f"--model.init_args.changes={json.dumps(changes)}", "--model.init_args.perceptual=null",
             f"--model.init_args.adversary={json.dumps(adversary)}", "--trainer.max_steps=2",
-            "--trainer.accelerator=cpu",
+            "--trainer.accelerator=cpu", "--trainer.val_check_interval=null",
             "--trainer.check_val_every_n_epoch=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", f"--out={tmp_path}",
         ],
@@ -73,10 +79,21 @@ def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_makes_the_task_of_its_model(name: str) -> None:
-    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]
-    family = next(family for family in CHANGES if name.startswith(family))
-    task = trainers.create_task(
-        settings["model"], name.removeprefix(f"{family}_"), perceptual=None, changes=CHANGES[family]
-    )
+    settings = SETTINGS[name]["model"]["init_args"]
+    family = zoo.registry.registry.card(settings["model"]).family
+    changes, adversary, _ = small(name)
+    changed = {"perceptual": None, "changes": changes, "adversary": adversary}
+    task = trainers.create_task(settings["model"], name.removeprefix(f"{family}_"), **changed)
     assert task.learning_rate == settings["learning_rate"]
     assert (task.adversary is None) == ("adversary" not in settings)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "adversary" in SETTINGS[name]["model"]["init_args"]])
+def test_the_adversary_of_a_shipped_recipe_is_valid(name: str) -> None:
+    settings = SETTINGS[name]["model"]["init_args"]["adversary"]
+    assert AdversaryTrainingConfig.from_dict(settings).discriminator.kind == settings["discriminator"]["kind"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_published")])
+def test_a_published_recipe_has_a_sibling_for_photos(name: str) -> None:
+    assert name.replace("_published", "_photos") in RECIPES

@@ -364,7 +364,7 @@ def test_validation_is_not_perturbed() -> None:
         ({"perceptual": {"lpips": 1.0}, "perceptual_files": {"lpips": "nowhere.pth"}}, "nowhere.pth"),
         ({"init": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"trainable": "encoder"}, "all or decoder"),
-        ({"schedule": "linear"}, "cosine, constant, exponential or step"),
+        ({"schedule": "staircase"}, "cosine, constant, linear, exponential or step"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"recompute": True, "compile": True}, "recompute"),
         ({"quantizer_weights": {"comitment": 1.0}}, "commitment"),

@@ -213,6 +213,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
 
 # -- as Being-VL released it; what it computed is in tests/parity/token_bpe_image ----------------------------------
 
+
 def test_diagonal_neighbours_count_in_the_first_flat_merge() -> None:
     codes = torch.tensor([[[1, 0], [3, 2]], [[1, 4], [0, 2]], [[1, 5], [4, 2]]])
     assert bpe.train_flat(codes, 6, 1) == ((1, 2),)  # three diagonals, and no other pair that often

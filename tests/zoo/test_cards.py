@@ -33,7 +33,7 @@ models:
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.full_name)
 def test_every_card_says_what_a_user_needs(card: cards.ModelCard) -> None:
     assert re.fullmatch(r"[a-z0-9_]+\.[a-z0-9_]+", card.full_name)
-    assert card.modality in ("image", "video", "audio", "graph", "mesh", "features", "mixed")
+    assert card.modality in ("image", "video", "audio", "graph", "mesh", "features", "mixed", "embeddings")
     assert card.layout in ("grid", "sequence", "frames", "scales", "words")
     assert card.paper
     assert card.licence

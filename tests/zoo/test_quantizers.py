@@ -24,6 +24,7 @@ from zoo.quantizers import (
     DimensionWiseConfig,
     DiVeQConfig,
     EmaCodebookConfig,
+    FiniteDiscreteConfig,
     FiniteScalarConfig,
     FiniteScalarPerturbationConfig,
     FrozenCodebookConfig,
@@ -42,6 +43,7 @@ from zoo.quantizers import (
     QuantizerConfig,
     RandomProjectionConfig,
     ResidualConfig,
+    RotatedConfig,
     RotationConfig,
     SamplingConfig,
     SimVQConfig,
@@ -81,6 +83,10 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "vq_bridge": VQBridgeConfig(codebook_size=36, dim=6, run=4, width=16, heads=2),
     "index_backpropagation": IndexBackpropagationConfig(37, 6, SoftEntropyConfig(temperature=0.5)),
     "gumbel": GumbelConfig(codebook_size=37, dim=6, temperature=0.7),
+    "finite_discrete": FiniteDiscreteConfig(codebook_size=37, dim=6),
+    "finite_discrete_softmax": FiniteDiscreteConfig(37, 6, "softmax", temperature=0.3),
+    "rotated": RotatedConfig(FiniteScalarConfig(levels=(4, 5, 3))),
+    "rotated_residual": RotatedConfig(ResidualConfig(VectorConfig(11, 4), num_levels=3)),
     "projected": ProjectedConfig(dim=10, inner=VectorConfig(codebook_size=37, dim=6, metric="cosine"), layer_norm=True),
     "projected_residual": ProjectedConfig(dim=10, inner=ResidualConfig(VectorConfig(11, 4), num_levels=2)),
     "finite_scalar": FiniteScalarConfig(levels=(4, 5, 3)),
@@ -126,11 +132,11 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "multi_scale_ema": MultiScaleConfig(VectorConfig(11, 4, codebook=EmaCodebookConfig()), (1, 3), num_convolutions=0),
 }
 CONFIGS |= {kind: config() for kind, config in QUANTIZERS.items() if config not in map(type, CONFIGS.values())}
-# in training: codes that move before they are used; and codes that then move again, or to which noise is added
+# in training: codes that move before they are used; and codes that then move again, are mixed, or get noise
 MOVED_BEFORE_USE = {CONFIGS[name] for name in ("vector_in_place", "vector_affine")}
 BESIDE_CODES = {
     CONFIGS[name] for name in ("vector_ema_affine", "vector_diveq", "finite_scalar_noise", "finite_scalar_perturbation")
-}
+} | {CONFIGS[name] for name in ("finite_discrete", "finite_discrete_softmax")}
 every = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

@@ -5,6 +5,7 @@ Its signals are no arrays, so of `test_registry_properties.py` that stays which 
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import zoo
 from tokenizers_visual.other_signals.meshgpt import Mesh
+from tokenizers_visual.other_signals.semantic_ids import residual_codes_of_items
 from tokenizers_visual.other_signals.vqgraph import Graph
 from zoo.checkpoint import CheckpointError, load_into
 from zoo.config import ConfigError
@@ -47,7 +49,12 @@ def mesh(count: int, seed: int) -> Mesh:
     return Mesh(vertices, torch.stack([first, first + 1, first + 2], dim=1))  # a strip
 
 
-SIGNALS = {"graph": graph, "mesh": mesh}
+def catalogue(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
+
+
+SIGNALS = {"graph": graph, "mesh": mesh, "embeddings": catalogue}
+SMALL = {"semantic_ids": {"width": 12, "hidden": (9,), "quantizer": residual_codes_of_items(7, 5, 3)}}
 
 
 def signals(model: StructuredTokenizer, counts: tuple[int, ...] = (5, 3, 5)) -> list[Any]:
@@ -55,9 +62,12 @@ def signals(model: StructuredTokenizer, counts: tuple[int, ...] = (5, 3, 5)) -> 
 
 
 def build(name: str, quantizer: QuantizerConfig | None = None, seed: int = 0) -> StructuredTokenizer:
-    """The model of the fixture's sizes, with random weights away from special starts such as zero."""
+    """The model of the sizes of its fixture, or of SMALL, with random weights away from special starts such as zero."""
     family = registry.family(name)
-    config = family.module.config_from_original(json.loads((tiny.PARITY / name / "meta.json").read_text()))
+    if name in SMALL:
+        config = family.config().replace(**SMALL[name])
+    else:
+        config = family.module.config_from_original(json.loads((tiny.PARITY / name / "meta.json").read_text()))
     torch.manual_seed(seed)
     model = family.model(config if quantizer is None else config.replace(quantizer=quantizer)).eval()
     with torch.no_grad():
@@ -66,11 +76,24 @@ def build(name: str, quantizer: QuantizerConfig | None = None, seed: int = 0) ->
     return model
 
 
+def tensors(thing: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a signal, a reconstruction or an output."""
+    if isinstance(thing, torch.Tensor):
+        return {"": thing}
+    return {name: value for name, value in vars(thing).items() if isinstance(value, torch.Tensor)}
+
+
 def total(output: Any) -> torch.Tensor:
     """A number that depends on all that a pass gives."""
-    fields = [*vars(output.reconstruction).values(), *vars(output).values()]
-    parts = [value.square().mean() for value in fields if isinstance(value, torch.Tensor)]
+    parts = [x.square().mean() for x in (*tensors(output.reconstruction).values(), *tensors(output).values())]
     return sum(parts, torch.zeros(())) + sum(output.quantized.losses.values(), torch.zeros(()))
+
+
+def halved(signal: Any) -> Any:
+    """The signal in bfloat16."""
+    if isinstance(signal, torch.Tensor):
+        return signal.to(torch.bfloat16)
+    return replace(signal, **{name: halved(x) for name, x in tensors(signal).items() if x.is_floating_point()})
 
 
 def test_there_are_such_families() -> None:
@@ -167,9 +190,9 @@ def test_tokens_alone_give_the_reconstruction(name: str) -> None:
         with torch.no_grad():
             expected = model(item).reconstruction
         assert type(decoded) is type(expected)
-        for field, value in vars(expected).items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(getattr(decoded, field), value, rtol=1e-5, atol=1e-5)
+        found = tensors(decoded)
+        for field, value in tensors(expected).items():
+            torch.testing.assert_close(found[field], value, rtol=1e-5, atol=1e-5)
     raw = model.tokens(model.encode(items[:1]).indices)
     assert raw == model.encode(items[:1])
 
@@ -202,12 +225,12 @@ def test_tokens_and_integers_that_do_not_fit_are_refused(name: str) -> None:
 def test_what_is_no_signal_of_the_model_is_refused(name: str) -> None:
     model = build(name)
     item = signals(model)[0]
-    for wrong in (item, [], [torch.zeros(3, 12)], [item, None]):
+    for wrong in (item, [], [torch.zeros(3, 2, 12)], [item, None]):
         with pytest.raises(ValueError, match="expected a"):
             model.encode(wrong)  # type: ignore[arg-type]
-    other = SIGNALS["mesh" if model.modality == "graph" else "graph"](4, 0)
-    with pytest.raises(ValueError, match="expected a"):
-        model.encode([other])
+    for modality in SIGNALS.keys() - {model.modality}:
+        with pytest.raises(ValueError, match="expected a"):
+            model.encode([SIGNALS[modality](4, 0)])
 
 
 # -- training ------------------------------------------------------------------------------------------------------
@@ -238,10 +261,8 @@ def test_bf16_autocast_is_finite_with_quantisation_in_float32(name: str, trainin
 @every
 def test_a_model_in_half_precision_encodes_and_decodes(name: str) -> None:
     model = build(name).to(torch.bfloat16)
-    items = [type(item)(*(value.to(torch.bfloat16) if value.is_floating_point() else value
-                          for value in vars(item).values())) for item in signals(model)]  # fmt: skip
-    for decoded in model.decode(model.encode(items)):
-        assert all(bool(value.isfinite().all()) for value in vars(decoded).values() if isinstance(value, torch.Tensor))
+    for decoded in model.decode(model.encode([halved(item) for item in signals(model)])):
+        assert all(bool(value.isfinite().all()) for value in tensors(decoded).values())
 
 
 @every

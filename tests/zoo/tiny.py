@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenizers_visual.gaussian_token import gaussian_quantizer
+from tokenizers_visual.llamagen_vq import LlamaGenVQConfig
 from tokenizers_visual.selftok import FlowConfig
 from zoo import cards
 from zoo.checkpoint import read
 from zoo.config import Config
+from zoo.layers.latent_diffusion import LatentDiffusionConfig
 from zoo.layers.unclip import UnCLIPConfig
-from zoo.quantizers import FiniteScalarConfig
+from zoo.quantizers import FiniteScalarConfig, VectorConfig
 from zoo.registry import Family, import_module, registry
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -32,6 +35,10 @@ _SMALL: dict[str, dict[str, Any]] = {
         "quantizer": FiniteScalarConfig(levels=(4, 3)),
     },
     "alit": {"halting": 0.0},
+    "spectral": {
+        "patch_size": 2, "channels": (8, 8), "encoder_blocks": (1, 1), "decoder_blocks": (1, 1), "latent_channels": 6,
+        "hidden": 8, "quantizer": FiniteScalarConfig(levels=(4, 3)),
+    },
     "seed_tokenizer": {
         "generator": UnCLIPConfig(
             embedding_width=8, channels=(4, 4), blocks=1, heads=(1, 1), prompt_length=2, prompt_width=4, latent_size=4,
@@ -44,6 +51,27 @@ _SMALL: dict[str, dict[str, Any]] = {
         )
     },
     "flextok": {"null_probability": 0.5, "steps": 2},
+    "elastictok": {
+        "resolution": 8, "blocks": 2, "block_frames": 2, "patch_size": 4, "least_tokens": 2, "width": 8, "hidden": 12,
+        "layers": 1, "heads": 2, "quantizer": FiniteScalarConfig(levels=(4, 3)),
+    },
+    "layton": {
+        "small_side": 8,
+        "tokenizer": LlamaGenVQConfig(
+            channels=4, channel_multipliers=(1, 1), decoder_channel_multipliers=(1, 1), blocks=1, latent_channels=4,
+            norm_groups=2,
+        ),
+        "diffusion": LatentDiffusionConfig(
+            channels=(4, 8), blocks=1, heads=(1, 2), prompt_length=2, prompt_width=4, latent_size=8,
+            decoder_channels=(4, 4), decoder_blocks=1, norm_groups=2, prediction="epsilon",
+        ),
+        "quantizer": VectorConfig(codebook_size=9, dim=3, metric="cosine"),
+    },
+    "gaussian_token": {
+        "resolution": 16, "channels": 8, "channel_multipliers": (1, 2), "blocks": 1, "norm_groups": 4, "width": 16,
+        "gaussians": 9, "features": 4, "map_layers": 1, "stages": 2, "heads": 2, "points": 2,
+        "quantizer": gaussian_quantizer(7, 4),
+    },
 }  # fmt: skip
 _OF_A_PART = {"selftok", "seed_tokenizer"}  # families whose fixtures hold the encoder, or all but the generator
 

@@ -6,17 +6,15 @@ CLIP: arXiv 2103.00020. The library's own forward runs; only the looked-up token
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from tokenizers_visual.inversion.hooks import output_replaced, outputs_of
 from tokenizers_visual.inversion.projector import PseudoWords
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 Fill = Literal["all", "first"]
 PLACEHOLDER = "$"
@@ -56,6 +54,7 @@ class ClipPair(nn.Module):
         end_id: id of the end of text, where features are pooled.
         placeholder_id: id that stands for a pseudo-word in prompts; by default that of "$".
         encode: a text to ids, without start and end; None: prompts are given as ids.
+        decode: ids to a text; None: words are read back as ids alone.
         start_id: id of the start of text.
         pad_id: id behind the end of text, which changes no features, but the hidden states behind the end.
     """
@@ -71,6 +70,7 @@ class ClipPair(nn.Module):
         start_id: int,
         placeholder_id: int | None = None,
         encode: Callable[[str], list[int]] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
         pad_id: int = 0,
     ) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ClipPair(nn.Module):
         self.context_length = context_length
         self.start_id, self.end_id, self.pad_id = start_id, end_id, pad_id
         self.placeholder_id = placeholder_id
-        self._encode = encode
+        self._encode, self.decode = encode, decode
         self._embedding = [embedding]  # in a list, since it is a part of the model already
 
     def train(self, mode: bool = True) -> Self:
@@ -195,8 +195,7 @@ class ClipPair(nn.Module):
         if fill == "first" and len(given) > 1:
             raise ValueError(f"fill 'first' takes the words of one placeholder, got those of {len(given)}")
         for part in given:
-            if part.backbone != self.backbone:
-                raise ValueError(f"expected words of the CLIP {self.backbone}, got words of {part.backbone}")
+            self.check_words(part)
         counts = [part.embeddings.shape[1] for part in given]
         ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts, counts)
         table = _joined(given, len(ids))  # (B, total, D)
@@ -206,6 +205,11 @@ class ClipPair(nn.Module):
         order = (mask.cumsum(1) - 1) % table.shape[1]
         chosen = table.to(embeddings).gather(1, order[..., None].expand(-1, -1, table.shape[2]))
         return ids, torch.where(mask[..., None], chosen, embeddings)
+
+    def check_words(self, words: PseudoWords) -> None:
+        """Raise a ValueError unless `words` lie in the token space of this CLIP."""
+        if words.backbone != self.backbone:
+            raise ValueError(f"expected words of the CLIP {self.backbone}, got words of {words.backbone}")
 
     def _places(self, ids: Tensor, total: int, several: bool, fill: Fill, optional: bool) -> Tensor:
         """Where the words go: bool (B, L)."""
@@ -242,7 +246,7 @@ class ClipPair(nn.Module):
             return self._text(ids)
         if embeddings.shape[:2] != ids.shape:
             raise ValueError(f"expected embeddings {(*ids.shape, 'D')}, got {tuple(embeddings.shape)}")
-        with _output(self.embedding, embeddings):
+        with output_replaced(self.embedding, embeddings):
             return self._text(ids)
 
 
@@ -272,6 +276,7 @@ class OpenClipPair(ClipPair):
             end_id=tokenizer.eot_token_id if tokenizer else table.num_embeddings - 1,
             placeholder_id=placeholder_id,
             encode=tokenizer.encode if tokenizer else None,
+            decode=getattr(tokenizer, "decode", None),
         )
         self._norm = [tower.ln_final]
 
@@ -329,6 +334,7 @@ class TransformersPair(ClipPair):
             end_id=tokenizer.eos_token_id if tokenizer else end_id,
             placeholder_id=placeholder_id,
             encode=(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]) if tokenizer else None,
+            decode=getattr(tokenizer, "decode", None),
             pad_id=tokenizer.pad_token_id if tokenizer else 0,
         )
         self._tower, self._projection = [tower], [getattr(model, "text_projection", nn.Identity())]
@@ -379,24 +385,3 @@ def _joined(words: Sequence[PseudoWords], prompts: int) -> Tensor:
         raise ValueError(f"expected as many prompts as items of words, or one, got {prompts} prompts and {given} items")
     batch = sizes.pop() if sizes else 1
     return torch.cat([part.embeddings.expand(batch, -1, -1) for part in words], dim=1)
-
-
-@contextmanager
-def _output(module: nn.Module, value: Tensor) -> Iterator[None]:
-    """A module that gives `value`, whatever goes in, for the block."""
-    handle = module.register_forward_hook(lambda _module, _inputs, _output: value)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives during the block."""
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()

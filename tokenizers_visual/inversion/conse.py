@@ -33,6 +33,8 @@ class ConsePair(ClipPair):
         size=224, short_side=256, mean=(127 / 255, 127 / 255, 127 / 255), std=(128 / 255, 128 / 255, 128 / 255)
     )
 
+    class_texts: Tensor
+
     def __init__(self, classifier: nn.Module, text: Any, tokenizer: Any, class_names: list[str]) -> None:
         super().__init__(
             nn.ModuleDict({"image": classifier, "text": text}),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_visual.inversion.clip import TransformersPair
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.projector import BACKBONE_OF_WIDTH, PseudoWords
 from zoo import checkpoint
 from zoo.checkpoint import CheckpointError
 
@@ -27,7 +27,30 @@ class PromptEmbeddings:
     pooled: Tensor | None = None
 
 
-def prompt_embeddings(
+def text_encoders(pipeline: Any, backbones: Sequence[str] | None = None) -> list[TransformersPair]:
+    """The text encoders of a pipeline of diffusers, one or two, which are frozen.
+
+    Args:
+        pipeline: with `text_encoder` and `tokenizer`, and perhaps `text_encoder_2` and `tokenizer_2`.
+        backbones: whose token space each has; None: of the published CLIP of its width, from which Stable Diffusion's
+            text encoders come.
+
+    Raises:
+        ValueError: a text encoder that is none of CLIP's, or another number of them than of backbones.
+    """
+    suffixes = [suffix for suffix in ("", "_2") if getattr(pipeline, f"text_encoder{suffix}", None) is not None]
+    models = [getattr(pipeline, f"text_encoder{suffix}") for suffix in suffixes]
+    widths = [getattr(model.config, "hidden_size", 0) for model in models]
+    names = [BACKBONE_OF_WIDTH.get(width, "") for width in widths] if backbones is None else list(backbones)
+    if not models or len(names) != len(models) or not all(names):
+        raise ValueError(f"expected a backbone for each text encoder, got {names} for widths {widths}")
+    tokenizers = [getattr(pipeline, f"tokenizer{suffix}") for suffix in suffixes]
+    return [
+        TransformersPair(model, tokenizer, backbone=name) for model, tokenizer, name in zip(models, tokenizers, names)
+    ]
+
+
+def to_prompt_embeds(
     encoders: Sequence[TransformersPair],
     prompts: str | Sequence[str] | Tensor | Sequence[Tensor],
     words: Sequence[PseudoWords],
@@ -61,7 +84,7 @@ def encode_prompt(
     *,
     clip_skip: int | None = None,
 ) -> PromptEmbeddings:
-    """As `prompt_embeddings`, of ids (B, L) and token embeddings (B, L, D) for each encoder.
+    """As `to_prompt_embeds`, of ids (B, L) and token embeddings (B, L, D) for each encoder.
 
     One encoder: its chosen layer, after the final norm. Two: the last layer but one (or what `clip_skip` leaves beyond
     it), without the norm, side by side; pooled by the second at the end of text.

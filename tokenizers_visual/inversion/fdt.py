@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizers_visual.inversion.clip import outputs_of
+from tokenizers_visual.inversion.hooks import outputs_of
 from tokenizers_visual.inversion.ladi_vton import QuickGELU
 from tokenizers_visual.inversion.pic2word import contrastive_losses, image_text_logits
 from zoo.checkpoint import KeyMap

@@ -162,6 +162,7 @@ def config_from_original(meta: dict[str, Any]) -> PreciseControlConfig:
         depth=kwargs["depth"],
         words=kwargs["num_embeds_per_token"],
         timed=kwargs["use_timestep_embedder"],
+        anchor="norm" if kwargs.get("use_norm_reg") else "residual",
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_visual.inversion.cir_inputs import ImageInput
-from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
+from tokenizers_visual.inversion.cir_inputs import TARGET_RATIO, ImageInput
+from tokenizers_visual.inversion.clip import ClipPair
+from zoo.config import Config
 from zoo.media import MediaError
 
 LARGE = 200_000  # pictures from which on faiss searches, where it is installed
@@ -69,16 +70,16 @@ class FeatureStore:
 
     Args:
         file: it is made where it is missing.
-        backbone: whose features they are.
-        preprocess: of the pictures.
+        backbone: the CLIP whose features they are.
+        settings: what else they depend on: the preprocessing of the pictures.
 
     Raises:
-        ValueError: a file of another CLIP or preprocessing, or one that is no store.
+        ValueError: a file of another CLIP or other settings, or one that is no store.
     """
 
-    def __init__(self, file: Path, backbone: str, preprocess: ImageInput) -> None:
+    def __init__(self, file: Path, backbone: str, settings: Config) -> None:
         self.file = Path(file)
-        about = json.dumps({"format": 1, "backbone": backbone, "preprocess": preprocess.to_dict()}, sort_keys=True)
+        about = json.dumps({"format": 1, "backbone": backbone, "settings": settings.to_dict()}, sort_keys=True)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.file, timeout=60)
@@ -101,8 +102,8 @@ class FeatureStore:
         self._database.close()
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
-        """Those that were never tried, or have changed since."""
-        known = dict(self._database.execute("SELECT name, stamp FROM items"))
+        """Those that were never tried, or have changed since; failures of items without a stamp are tried again."""
+        known = dict(self._database.execute("SELECT name, stamp FROM items WHERE feature IS NOT NULL OR stamp != ''"))
         return [item for item in items if known.get(item.name) != item.stamp]
 
     def skipped(self, items: Sequence[Item]) -> dict[str, str]:
@@ -275,19 +276,9 @@ def _faiss() -> Any:
     return faiss
 
 
-# -- prompts -------------------------------------------------------------------------------------------------------
-
-_PROMPTS: Mapping[str, str] = {"pic2word": f"a photo of {PLACEHOLDER} , {{caption}}"}
-_PROMPT = f"a photo of {PLACEHOLDER} that {{caption}}"
-
-
-def prompt_template(family: str) -> str:
-    """How a projector's family asks, with "$" for the picture and `{caption}` for the text."""
-    return _PROMPTS.get(family, _PROMPT)
+# -- what families differ in ---------------------------------------------------------------------------------------
 
 
 def preprocessing(family: str, plain: ImageInput) -> ImageInput:
     """The preprocessing of a CLIP as a projector's family takes it: SEARLE pads long pictures first."""
-    from tokenizers_visual.inversion.cir_inputs import TARGET_RATIO
-
     return plain.replace(pad_ratio=TARGET_RATIO) if family == "searle" else plain

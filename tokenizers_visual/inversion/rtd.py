@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.lincir import noised
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from tokenizers_visual.inversion.searle import distillation_loss
+from zoo import checkpoint
 
 PLAIN_PROMPT = "a photo of $"
 TEMPERATURE = 0.07
@@ -73,3 +75,31 @@ def step(
         anchors = torch.cat([frozen.text_features(triplets.targets), references])
     queries = torch.cat([trained.compose(triplets.composed, words), trained.compose(triplets.plain, words)])
     return Step(words, anchors, queries)
+
+
+# -- the trained text encoder as a file ------------------------------------------------------------------------------
+
+_OF_IMAGES = ("visual.", "vision_model.", "visual_projection.", "image.", "logit_scale")
+
+
+def text_encoder_state(pair: ClipPair) -> dict[str, Tensor]:
+    """The weights of a pair's text encoder, by the names of its library."""
+    return {name: value for name, value in pair.model.state_dict().items() if not name.startswith(_OF_IMAGES)}
+
+
+def save_text_encoder(pair: ClipPair, file: str | Path) -> None:
+    """Write the text encoder of a trained pair; the file tells the CLIP as well."""
+    checkpoint.save(Path(file), text_encoder_state(pair), {"backbone": pair.backbone, "format": "pt"})
+
+
+def load_text_encoder(pair: ClipPair, file: str | Path) -> None:
+    """Put a text encoder that `save_text_encoder` wrote into a pair of the same CLIP.
+
+    Raises:
+        ValueError: that of another CLIP, or another file.
+    """
+    backbone, state = checkpoint.metadata(Path(file)).get("backbone"), checkpoint.read(Path(file))
+    expected = text_encoder_state(pair)
+    if backbone != pair.backbone or {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in expected.items()}:
+        raise ValueError(f"{file}: expected a text encoder of the CLIP {pair.backbone}, got one of {backbone}")
+    pair.model.load_state_dict(state, strict=False)

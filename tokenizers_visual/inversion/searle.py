@@ -1,6 +1,7 @@
 """SEARLE: a network phi that maps an image to one word, distilled from words found by optimisation (OTI).
 
-Paper: arXiv 2303.15247. Original: miccunifi/SEARLE (CC BY-NC 4.0).
+Paper: arXiv 2303.15247. Original: miccunifi/SEARLE (CC BY-NC 4.0). iSEARLE (arXiv 2405.02951) adds noise to the text
+features of OTI; its code is not public, so that is after the paper, unchecked.
 """
 
 from __future__ import annotations
@@ -91,11 +92,13 @@ class InversionConfig(Config):
     cosine_weight: float = 1.0  # of the likeness to the image
     phrase_weight: float = 0.5  # of the regularisation by phrases
     ema_decay: float = 0.99
+    feature_noise: float = 0.0  # deviation of normal noise on the text features that are likened to the image (iSEARLE)
 
     def __post_init__(self) -> None:
         self.require(self.learning_rate > 0, "a positive learning_rate", self.learning_rate)
         self.require(self.cosine_weight + self.phrase_weight > 0, "a positive sum of weights", self.to_dict())
         self.require(0 <= self.ema_decay < 1, "ema_decay in [0, 1)", self.ema_decay)
+        self.require(self.feature_noise >= 0, "feature_noise of 0 or more", self.feature_noise)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Inversion:
         pair: the CLIP.
         image_features: (B, E) of the images.
         initial: words (B, D) to start from; None: drawn from a normal distribution.
-        seed: of the draw.
+        seed: of the draw, and of noise on the features.
     """
 
     def __init__(
@@ -134,9 +137,10 @@ class Inversion:
     ) -> None:
         self.pair, self.config = pair, config or InversionConfig()
         self.image_features = image_features.detach()
+        self.generator = torch.Generator().manual_seed(seed)
         if initial is None:
             width = pair.token_embeddings(torch.zeros(1, 1, dtype=torch.int64, device=image_features.device)).shape[-1]
-            noise = torch.randn(len(image_features), width, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(len(image_features), width, generator=self.generator)
             initial = (noise * self.config.deviation).to(image_features.device)
         if len(initial) != len(image_features):
             raise ValueError(f"expected {len(image_features)} words to start from, got {len(initial)}")
@@ -157,6 +161,9 @@ class Inversion:
         with torch.no_grad():
             plain = self.pair.text_features(sentences.plain)
         of_templates = self.pair.compose(sentences.templates, words, fill="first")
+        if self.config.feature_noise:
+            noise = torch.randn(of_templates.shape, generator=self.generator).to(of_templates)
+            of_templates = of_templates + self.config.feature_noise * noise
         of_phrases = self.pair.compose(sentences.phrases, words, fill="first")
         cosine, phrase = cosine_loss(of_templates, self.image_features), cosine_loss(of_phrases, plain)
         weights = self.config.cosine_weight, self.config.phrase_weight

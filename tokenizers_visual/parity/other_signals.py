@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_visual.other_signals import meshgpt
+from tokenizers_visual.other_signals import meshgpt, pixelbytes
 from tokenizers_visual.other_signals.meshgpt import Mesh
 from tokenizers_visual.other_signals.vqtoken import ClipTokens, cluster
 from zoo.parity import Case, Fixture, Named, gradient
@@ -17,7 +17,8 @@ from zoo.registry import Family
 
 def case(fixture: Fixture, family: Family) -> Any:
     """The case of the fixture's family."""
-    return {"vqgraph": GraphCase, "meshgpt": MeshCase, "vqtoken": ClipCase}[fixture.meta["family"]](fixture, family)
+    cases = {"vqgraph": GraphCase, "meshgpt": MeshCase, "vqtoken": ClipCase, "pixelbytes": DocumentCase}
+    return cases[fixture.meta["family"]](fixture, family)
 
 
 class GraphCase(Case):
@@ -123,3 +124,25 @@ class ClipCase(Case):
     def module(self, inputs: Named, settings: dict[str, Any]) -> Named:
         with torch.no_grad():
             return {"output": self.model(ClipTokens(inputs["indices"], inputs["context"]))}
+
+
+class DocumentCase(Case):
+    """PixelBytes, which has no weights; texts are given as their bytes in UTF-8."""
+
+    def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        steps = settings.get("data_slicing", {})
+        model = type(self.model)(self.model.config.replace(**{f"{name}_step": step for name, step in steps.items()}))
+        text, frames = inputs.get("text"), inputs.get("image")
+        document = pixelbytes.Document(
+            None if text is None else bytes(text.tolist()).decode(),
+            None if frames is None else frames.to(torch.uint8).reshape(-1, *frames.shape[-3:]),
+            inputs.get("audio"),
+        )
+        return {"indices": model.encode(document).indices, "context": model.context(document)}
+
+    def vocabulary(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        return {
+            "bytes": torch.tensor(list(pixelbytes.BYTES)),
+            "palette": torch.tensor(pixelbytes.PALETTE),
+            "levels": torch.linspace(-1, 1, pixelbytes.LEVELS),
+        }

@@ -29,6 +29,7 @@ class AudioFolderData(SourceData):
         channels: of the signals.
         seconds: of a segment.
         batch_size: per process.
+        fixed: every epoch and pass has the same segment of a recording, which alone then is cut and augmented once.
         passes: segments of each recording in one epoch.
         speeds: factors; every recording is there at each of them, its pitch changed with it.
         gain: least and largest gain in dB, drawn evenly.
@@ -52,6 +53,7 @@ class AudioFolderData(SourceData):
         channels: int = 1,
         seconds: float = 1.0,
         batch_size: int = 16,
+        fixed: bool = False,
         passes: int = 1,
         speeds: tuple[float, ...] = (1.0,),
         gain: tuple[float, float] = (0.0, 0.0),
@@ -73,7 +75,7 @@ class AudioFolderData(SourceData):
         super().__init__(
             recordings,
             None if val is None else Recordings(val, spec),
-            Segments(samples, recordings, tuple(gain), invert, reverse, tilt, mix),
+            Segments(samples, recordings, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed),
             Segments(samples),
             batch_size=batch_size,
             workers=workers,
@@ -106,6 +108,11 @@ class Recordings(IndexedSource):
     def __len__(self) -> int:
         return len(self.paths) * len(self.speeds) * self.passes
 
+    @property
+    def period(self) -> int:
+        """Positions after which the recordings come again."""
+        return len(self.paths) * len(self.speeds)
+
     def read(self, index: int) -> Record | Skipped:
         signals = self.decoded().signals
         return signals[index % len(signals)]
@@ -131,23 +138,25 @@ class Segments:
     Attributes:
         samples: of a segment.
         others: what is mixed in; None: not training, the middle of the recording as it is.
-        gain, invert, reverse, tilt, mix: as for `AudioFolderData`.
+        gain, invert, reverse, tilt, mix, fixed: as for `AudioFolderData`.
     """
 
     samples: int
-    others: IndexedSource | None = None
+    others: Recordings | None = None
     gain: tuple[float, float] = (0.0, 0.0)
     invert: bool = False
     reverse: float = 0.0
     tilt: float = 0.0
     mix: float = 0.0
+    fixed: bool = False
 
     def __call__(self, record: Record, key: Sequence[int]) -> Tensor:
         """The segment; what is random in it is a function of `key` alone."""
         signal = np.asarray(record.data)
         if self.others is None:
             return torch.from_numpy(_padded(signal[max(0, len(signal) - self.samples) // 2 :], self.samples).T.copy())
-        draw = np.random.default_rng(tuple(key))
+        seed, epoch, index = key
+        draw = np.random.default_rng((seed, index % self.others.period) if self.fixed else (seed, epoch, index))
         segment = self._segment(signal, draw)
         if draw.random() < self.mix:
             other = self.others.read(int(draw.integers(len(self.others))))
@@ -182,5 +191,5 @@ def _tilted(segment: np.ndarray, slope: float) -> np.ndarray:
     spectrum = np.fft.rfft(segment, axis=0)
     octaves = np.log2(np.maximum(np.arange(len(spectrum)), 1) / len(spectrum))
     tilted = spectrum * (10.0 ** (slope * octaves / 20))[:, None]
-    loss = np.linalg.norm(tilted) / max(float(np.linalg.norm(spectrum)), 1e-12)
+    loss = float(np.linalg.norm(tilted)) / max(float(np.linalg.norm(spectrum)), 1e-12)
     return np.fft.irfft(tilted / max(loss, 1e-12), len(segment), axis=0)

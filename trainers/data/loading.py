@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, unreadable
 from zoo.media import MediaError
 from zoo.media.image import evaluation_crop
 from zoo.media.pixels import read_pixels, to_unit
+from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipped, unreadable
 
 logger = logging.getLogger("zoo")
 
+Reads = Callable[[Record, Sequence[int]], Tensor]  # an item and the key of what is random -> a tensor
 NAMED = 20  # skipped files that a loader names one by one; the total is told at the end of every epoch
 
 
@@ -185,7 +186,7 @@ class IndexedBatches(BatchSource):
     left out.
     """
 
-    def __init__(self, source: IndexedSource, reader: Reader, split: Split, *, train: bool, workers: int) -> None:
+    def __init__(self, source: IndexedSource, reader: Reads, split: Split, *, train: bool, workers: int) -> None:
         self.source, self.reader, self.split, self.train = source, reader, split, train
         self.workers = max(1, workers)
         self.control = torch.zeros(1, 4, dtype=torch.int64).share_memory_()
@@ -246,7 +247,8 @@ class ShardedBatches(BatchSource):
     """Batches of a source in shards, each shard read by one worker of one process.
 
     Every pass deals the shards anew; with fewer shards than workers of all processes, several read one shard and take
-    its images in turn. Training shuffles blocks of `buffer` images. With `epoch_images` an epoch is that many images
+    its images in turn. In evaluation several processes always do so, over all shards, so that each has its share of the
+    images whatever lies in which shard; the others' images it reads, but does not decode. Training shuffles blocks of `buffer` images. With `epoch_images` an epoch is that many images
     and the passes run on across epochs; without it an epoch is one pass, in which every image comes exactly once.
 
     Of what lies before a position, nothing but the rest of the shard and the block has to be read again.
@@ -255,7 +257,7 @@ class ShardedBatches(BatchSource):
     def __init__(
         self,
         source: ShardedSource,
-        reader: Reader,
+        reader: Reads,
         split: Split,
         *,
         train: bool,
@@ -281,9 +283,11 @@ class ShardedBatches(BatchSource):
         return dataclasses.replace(position, epoch=position.epoch + 1, batches=0)
 
     def shards(self, number: int, worker: int) -> list[tuple[Shard, int, int]]:
-        """What a worker reads in a pass: shards, of each the images i with i % k == j, as (shard, j, k)."""
+        """What a worker reads in a pass: shards, of each the items i with i % k == j, as (shard, j, k)."""
         shards = self.source.shards
         consumers = self.split.world_size * self.workers
+        if not self.train and (self.split.world_size > 1 or consumers > len(shards)):
+            return [(shard, worker * self.split.world_size + self.split.rank, consumers) for shard in shards]
         order = _permutation(len(shards), self.split.seed, number) if self.train else range(len(shards))
         parts = max(1, math.ceil(consumers / max(1, len(shards))))
         units = [(shards[index], part, parts) for part in range(parts) for index in order]
@@ -326,11 +330,14 @@ class ShardedBatches(BatchSource):
         block: list[tuple[Record | Skipped, tuple[int, ...]]] = []
         start = (unit, record)
         units = self.shards(number, worker)
+        read = 0
         for place in range(unit, len(units)):
             shard, part, parts = units[place]
             first = record if place == unit else 0
             for index, item in enumerate(shard.records(first), first):
-                if index % parts != part:
+                turn = index if self.train else 0 if isinstance(item, Skipped) else read
+                read += isinstance(item, Record)  # in evaluation images are counted over all shards
+                if turn % parts != part:
                     continue
                 block.append((item, (self.split.seed, number, self.split.rank, worker, place, index)))
                 if len(block) == self.buffer:
@@ -346,7 +353,7 @@ class ShardedBatches(BatchSource):
         return [block[index] for index in _permutation(len(block), *key)]
 
 
-def _read(item: Record | Skipped, reader: Reader, key: tuple[int, ...]) -> Tensor | Skipped:
+def _read(item: Record | Skipped, reader: Reads, key: tuple[int, ...]) -> Tensor | Skipped:
     if isinstance(item, Skipped):
         return item
     try:

@@ -11,7 +11,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import Tensor
 
-from trainers.data.loading import BatchLoader, BatchSource, IndexedBatches, Position, Reader, ShardedBatches, Split
+from trainers.data.loading import BatchLoader, BatchSource, IndexedBatches, Position, Reads, ShardedBatches, Split
 from zoo.media.sources import DecodedSource, IndexedSource, Source
 
 logger = logging.getLogger("zoo")
@@ -39,8 +39,8 @@ class SourceData(lightning.LightningDataModule):
         self,
         train: Source,
         val: Source | None,
-        training: Reader,
-        evaluation: Reader,
+        training: Reads,
+        evaluation: Reads,
         *,
         batch_size: int,
         workers: int,
@@ -81,7 +81,7 @@ class SourceData(lightning.LightningDataModule):
     def _cached(self, source: Source) -> Source:
         return DecodedSource(source) if self.cache and not isinstance(source, DecodedSource) else source
 
-    def _batches(self, source: Source, reader: Reader, split: Split, *, train: bool) -> BatchSource:
+    def _batches(self, source: Source, reader: Reads, split: Split, *, train: bool) -> BatchSource:
         if isinstance(source, IndexedSource):
             return IndexedBatches(source, reader, split, train=train, workers=self.workers)
         images = None

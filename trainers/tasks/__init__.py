@@ -1,6 +1,16 @@
 """What is trained and how: one LightningModule per kind of training."""
 
+from trainers.tasks.adaptive import AdaptiveTask
 from trainers.tasks.codec import CodecTask
+from trainers.tasks.inversion import DistillationTask, LinCIRTask, Pic2WordTask, RTDTask
 from trainers.tasks.reconstruction import ReconstructionTask
 
-__all__ = ["CodecTask", "ReconstructionTask"]
+__all__ = [
+    "AdaptiveTask",
+    "CodecTask",
+    "DistillationTask",
+    "LinCIRTask",
+    "Pic2WordTask",
+    "RTDTask",
+    "ReconstructionTask",
+]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
+from trainers.tasks.distillation import Distillation, DistillationConfig
 from trainers.tasks.tokenizer import TokenizerTask
 from zoo import checkpoint
 from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
@@ -44,13 +45,14 @@ class CodecTask(TokenizerTask):
         trainable: "all", or "decoder" to leave encoder and quantizer, and so all tokens, as they are.
         loss: fields of `CodecLossConfig`.
         quantizer_weights: weights of the quantizer's losses by name.
+        distillation: fields of `DistillationConfig`, whose loss comes on top; None for none.
         adversary: fields of `CodecAdversaryTrainingConfig`; None for no discriminators.
         learning_rate: at the end of the warm-up.
         betas, weight_decay: of AdamW.
         warmup_steps: linear rise of the learning rate.
         schedule: of the learning rate after the warm-up: "cosine" to `final_rate` at the last step, "constant",
-            "exponential" to it, or "step" (a tenth at each of `milestones`).
-        final_rate: share of the learning rate at the end of "cosine" and "exponential".
+            "linear" or "exponential" to it, or "step" (a tenth at each of `milestones`).
+        final_rate: share of the learning rate at the end of "cosine", "linear" and "exponential".
         milestones: steps of "step".
         ema_decay: keeps a running average of the weights, which validation and export use; None for none. The decay
             rises to this value as (1 + n) / (10 + n) over the first n updates.
@@ -70,12 +72,13 @@ class CodecTask(TokenizerTask):
         trainable: Literal["all", "decoder"] = "all",
         loss: dict[str, Any] | None = None,
         quantizer_weights: dict[str, float] | None = None,
+        distillation: dict[str, Any] | None = None,
         adversary: dict[str, Any] | None = None,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.8, 0.99),
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        schedule: Literal["cosine", "constant", "exponential", "step"] = "cosine",
+        schedule: Literal["cosine", "constant", "linear", "exponential", "step"] = "cosine",
         final_rate: float = 0.0,
         milestones: tuple[int, ...] = (),
         ema_decay: float | None = None,
@@ -85,6 +88,7 @@ class CodecTask(TokenizerTask):
     ) -> None:
         opponent = None if adversary is None else CodecAdversaryTrainingConfig.from_dict(adversary)
         loss_config = CodecLossConfig.from_dict(loss or {})
+        lessons = None if distillation is None else DistillationConfig.from_dict(distillation)
         super().__init__(
             model=model, changes=changes, init=init, trainable=trainable, quantizer_weights=quantizer_weights,
             adversary=opponent, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay,
@@ -98,6 +102,7 @@ class CodecTask(TokenizerTask):
         self.loss = CodecLoss(loss_config, opponent)
         if opponent is not None and opponent.discriminator_weights is not None:
             checkpoint.load_into(self.loss.discriminator, checkpoint.read(Path(opponent.discriminator_weights)))
+        self.distillation = None if lessons is None else Distillation(lessons, self.model.quantizer.config.dim, rate)
         self.picture = MelSpectrogram(MelConfig(rate, 1024, 256, 80))
         self.leave_loss_to_task()
 
@@ -110,10 +115,19 @@ class CodecTask(TokenizerTask):
             step: updates of the generator made so far.
         """
         quantizer_loss, _ = self.quantizer_loss(output)
+        taught: dict[str, Tensor] = {}
+        if self.distillation is not None:
+            loss = self.distillation(signal, output, self.model.quantizer)
+            quantizer_loss = quantizer_loss + self.distillation.config.weight * loss
+            taught["distillation"] = loss.detach()
         generator = self.loss.generator_loss(signal, output.reconstruction, quantizer_loss, step=step)
         values = {name: value for name, value in generator.values.items() if name != "quantizer"}
         quantizer = {name: value.detach() for name, value in output.quantized.losses.items()}
-        return generator.total, {"total": generator.total.detach(), **values, **quantizer}
+        return generator.total, {"total": generator.total.detach(), **values, **taught, **quantizer}
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        taught = [] if self.distillation is None else list(self.distillation.parameters())
+        return [*super().generator_parameters(), *taught]
 
     # -- validation ------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class ReconstructionTask(TokenizerTask):
         trainable: "all", or "decoder" to leave encoder and quantizer, and so all tokens, as they are.
         reconstruction: "l1" or "l2".
         reconstruction_weight: of that loss.
+        l1_weight: of a mean absolute error beside it.
         perceptual: name of a perceptual distance (see `zoo.losses.perceptual_distance`), or several with their weights;
             None for none.
         perceptual_weight: of all of them.
@@ -68,8 +69,8 @@ class ReconstructionTask(TokenizerTask):
         betas, weight_decay: of AdamW.
         warmup_steps: linear rise of the learning rate.
         schedule: of the learning rate after the warm-up: "cosine" to `final_rate` at the last step, "constant", or
-            "exponential" to it, or "step" (a tenth at each of `milestones`).
-        final_rate: share of the learning rate at the end of "cosine" and "exponential".
+            "linear" or "exponential" to it, or "step" (a tenth at each of `milestones`).
+        final_rate: share of the learning rate at the end of "cosine", "linear" and "exponential".
         milestones: steps of "step".
         ema_decay: keeps a running average of the weights, which validation and export use; None for none. The decay
             rises to this value as (1 + n) / (10 + n) over the first n updates.
@@ -89,6 +90,7 @@ class ReconstructionTask(TokenizerTask):
         trainable: Literal["all", "decoder"] = "all",
         reconstruction: Literal["l1", "l2"] = "l1",
         reconstruction_weight: float = 1.0,
+        l1_weight: float = 0.0,
         perceptual: str | dict[str, float] | None = None,
         perceptual_weight: float = 1.0,
         perceptual_files: dict[str, str] | None = None,
@@ -99,7 +101,7 @@ class ReconstructionTask(TokenizerTask):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        schedule: Literal["cosine", "constant", "exponential", "step"] = "cosine",
+        schedule: Literal["cosine", "constant", "linear", "exponential", "step"] = "cosine",
         final_rate: float = 0.0,
         milestones: tuple[int, ...] = (),
         ema_decay: float | None = None,
@@ -111,6 +113,7 @@ class ReconstructionTask(TokenizerTask):
         loss_config = VQGANLossConfig(
             reconstruction=reconstruction,
             reconstruction_weight=reconstruction_weight,
+            l1_weight=l1_weight,
             perceptual_weight=perceptual_weight,
             entropy_annealing_factor=entropy_annealing[0],
             entropy_annealing_steps=entropy_annealing[1],

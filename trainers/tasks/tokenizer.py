@@ -7,7 +7,7 @@ step is one update of the generator; schedules, logs, `max_steps` and `global_st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -84,7 +84,7 @@ class TokenizerTask(lightning.LightningModule):
         betas: tuple[float, float],
         weight_decay: float,
         warmup_steps: int,
-        schedule: Literal["cosine", "constant", "exponential", "step"],
+        schedule: Literal["cosine", "constant", "linear", "exponential", "step"],
         final_rate: float,
         milestones: tuple[int, ...],
         ema_decay: float | None,
@@ -96,7 +96,7 @@ class TokenizerTask(lightning.LightningModule):
         self.ema: AveragedModel | None = None
         self.sharded = False
         _require(trainable in ("all", "decoder"), "trainable", "all or decoder", trainable)
-        known = ("cosine", "constant", "exponential", "step")
+        known = ("cosine", "constant", "linear", "exponential", "step")
         _require(schedule in known, "schedule", f"{', '.join(known[:-1])} or {known[-1]}", schedule)
         _require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
         _require(schedule != "exponential" or final_rate > 0, "final_rate", "a value > 0 for exponential", final_rate)
@@ -134,13 +134,12 @@ class TokenizerTask(lightning.LightningModule):
     def leave_loss_to_task(self) -> None:
         """To be called when all modules are set: DistributedDataParallel then reduces the model's gradients alone.
 
-        Those of the discriminator are averaged here, so that it may rest in some steps. The names are read by torch.
+        Those of the discriminator are averaged here, so that it may rest in some steps. Buffers follow the joined batch
+        in every process, and are not sent around before each pass: in validation, processes with fewer batches than
+        others would leave these waiting for ever. The names are read by torch.
         """
-        self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name in [*dict(self.named_parameters()), *dict(self.named_buffers())]
-            if name.startswith(("loss.", "ema."))
-        ]
+        others = [name for name, _ in self.named_parameters() if name.startswith(("loss.", "ema."))]
+        self._ddp_params_and_buffers_to_ignore = [*others, *dict(self.named_buffers())]
 
     def model_range(self, batch: Tensor) -> Tensor:
         """What the data module gives -> what the model takes."""
@@ -185,9 +184,8 @@ class TokenizerTask(lightning.LightningModule):
             output = self.reconstructed(signal)
         with _frozen(self.loss.discriminator):
             generator, losses = self.generator_loss(signal, output, step)
-        with nullcontext() if last_of_step else self._without_reduction():
-            with self._types_of_forward():
-                self.manual_backward(generator * share)
+        with nullcontext() if last_of_step else self._without_reduction(), self._types_of_forward():
+            self.manual_backward(generator * share)
 
         # the discriminator tells the same reconstructions from the signals
         fake, active = output.reconstruction.detach(), self.loss.factor(step) > 0
@@ -287,7 +285,7 @@ class TokenizerTask(lightning.LightningModule):
 
         for module in (self.model, None if self.ema is None else self.ema.module):
             if module is not None:
-                _take_from_first(module, self.trainer.strategy.root_device)
+                _take_from_first([*module.parameters(), *module.buffers()], self.trainer.strategy.root_device)
                 fully_shard(module.to(memory_format=torch.contiguous_format), mesh=mesh["data_parallel"])
         self.sharded = True
 
@@ -295,7 +293,9 @@ class TokenizerTask(lightning.LightningModule):
         self.train()
         for module in (self.loss, None if self.sharded else self.ema):
             if module is not None:  # what DistributedDataParallel leaves alone
-                _take_from_first(module, self.device)
+                _take_from_first([*module.parameters(), *module.buffers()], self.device)
+        if not self.sharded:
+            _take_from_first(self.model.buffers(), self.device)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, in which what is frozen stays in evaluation mode: it must not draw or count anything."""
@@ -310,10 +310,15 @@ class TokenizerTask(lightning.LightningModule):
                     module.eval()
         return self
 
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """What the generator's optimizer moves."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizers = [
-            torch.optim.AdamW(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+            torch.optim.AdamW(
+                self.generator_parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+            )
         ]
         starts = [0]
         if self.adversary is not None:
@@ -343,6 +348,8 @@ class TokenizerTask(lightning.LightningModule):
         if self.schedule == "constant":
             return 1.0
         done = (step - self.warmup_steps) / max(1, last - self.warmup_steps)
+        if self.schedule == "linear":
+            return 1 - (1 - self.final_rate) * min(1.0, done)
         if self.schedule == "exponential":
             return self.final_rate ** min(1.0, done)
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
@@ -380,10 +387,10 @@ def _frozen(module: nn.Module | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _take_from_first(module: nn.Module, device: torch.device) -> None:
-    """Parameters and buffers become those of the first process; `device` is that of this process."""
+def _take_from_first(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """They become those of the first process; `device` is that of this process."""
     if world_size() > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in tensors:
             value = tensor.to(device)
             torch.distributed.broadcast(value, src=0)
             tensor.copy_(value)

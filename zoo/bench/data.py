@@ -74,7 +74,7 @@ class Pictures(Problem[Data]):
 
     def _ours(self, data: Data) -> Callable[[], Tensor]:
         spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=(self.side, self.side))
-        return lambda: torch.cat([media.load(file, spec) for file in data.files])
+        return lambda: media.load(list(data.files), spec)
 
     def _torchvision(self, data: Data) -> Callable[[], Tensor]:
         from torchvision.transforms import v2

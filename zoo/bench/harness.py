@@ -28,7 +28,7 @@ from zoo.bench.memory import Peak
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops.nearest_code import backend
 
-_BUDGET = 12.0  # seconds that the rounds of a problem should take
+_BUDGET = {"cpu": 12.0, "cuda": 2.0}  # seconds that the rounds of a problem should take
 _PATIENCE = 30.0  # seconds after which a slow contender leaves the rounds, once it has run three times
 _SHORT = 0.2  # a contender faster than this gets an untimed call first: the one before it has emptied the caches
 _SAMPLE = 0.05  # seconds of calls that make one sample of a fast contender
@@ -64,6 +64,8 @@ def run(
     progress: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """One record: the gate's verdicts, and, if all passed, times, memory, limits and goals; in float32, without TF32.
+
+    On a GPU the peak memory of a contender is that of torch's allocator in a call here.
 
     Args:
         case: its name.
@@ -115,6 +117,8 @@ def _run(
     if not passed:
         record["results"] = [_plain(name, verdict) for name, verdict in verdicts.items()]
         return record
+    if problem.device == "cuda":
+        peaks = {name: Peak(_gpu_peak(action)) for name, action in actions.items()}
     samples, rates = _rounds(problem, actions, quick, progress)
     limit = _limit(problem.work(), rates)
     number, unit = problem.items()
@@ -163,7 +167,11 @@ def _rounds(
     for name, action in timed.items():
         progress(f"{problem.name}: how long does {name} take?")
         pace[name] = _time(action, problem.device).wall
-    count = 2 if quick else min(40, max(5, math.ceil(_BUDGET / sum(max(p, 2 * _SAMPLE) for p in pace.values()))))
+    count = (
+        2
+        if quick
+        else min(40, max(5, math.ceil(_BUDGET[problem.device] / sum(max(p, 2 * _SAMPLE) for p in pace.values()))))
+    )
     samples: dict[str, list[Sample]] = {name: [] for name in timed}
     names = list(timed)
     gc.collect()
@@ -195,6 +203,16 @@ def _time(action: Callable[[], Any], device: str, repeats: int = 1) -> Sample:
         action()
     _synchronise(device)
     return Sample((time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats)
+
+
+def _gpu_peak(action: Callable[[], Any]) -> int:
+    """Bytes that torch allocates at most in a call, beyond what is there before it."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _synchronise(device: str) -> None:
@@ -246,7 +264,12 @@ def _judge(goal: Goal, results: Mapping[str, Mapping[str, Any]]) -> dict[str, An
         if goal.factor < 1:
             text = f"{goal.contender}: at most {1 / goal.factor:.3g}x the {goal.quantity} of {goal.peer}"
             value = None if mine is None or theirs is None else mine / max(theirs, 1e-9)
-            return {"text": text, "unit": "x", "value": value, "met": None if value is None else value <= 1 / goal.factor}
+            return {
+                "text": text,
+                "unit": "x",
+                "value": value,
+                "met": None if value is None else value <= 1 / goal.factor,
+            }
         text = f"{goal.contender}: at least {goal.factor:g}x {what} {goal.peer}"
         value = None if mine is None or theirs is None else theirs / max(mine, 1e-9)
         return {"text": text, "unit": "x", "value": value, "met": None if value is None else value >= goal.factor}

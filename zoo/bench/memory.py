@@ -1,11 +1,11 @@
-"""Peak memory of each contender, each in a process of its own.
+"""Peak memory of each contender on the CPU, each in a process of its own.
 
 Native libraries allocate past Python, keep what they have freed, and share their scratch space. So each contender runs
 once, in a process forked from one that has imported the libraries and computed nothing, after it has solved the small
 problem of its case; what counts is how far the resident set rises above what it was before that run, as the kernel
-tells it, to some 100 kB (on a GPU: how far torch's allocations rise).
+tells it, to some 100 kB.
 
-    python -m zoo.bench.memory CASE DEVICE THREADS [--quick]      # prints a JSON line per problem and contender
+    python -m zoo.bench.memory CASE THREADS [--quick]      # prints a JSON line per problem and contender
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Peak:
 
 
 def measure(
-    case: str, device: str, threads: int, *, quick: bool, progress: Callable[[str], None] = lambda text: None
+    case: str, threads: int, *, quick: bool, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, dict[str, Peak]]:
     """Problem -> contender -> peak.
 
@@ -50,7 +50,7 @@ def measure(
     """
     if not hasattr(os, "fork") or not Path("/proc/self/clear_refs").exists():
         return {}
-    command = [sys.executable, "-m", "zoo.bench.memory", case, device, str(threads), *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", "zoo.bench.memory", case, str(threads), *(["--quick"] if quick else [])]
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     # the last lets libraries ask for a GPU as they are imported, without starting what a fork could not use
@@ -72,7 +72,7 @@ def measure(
 
 def main(arguments: list[str]) -> None:
     """Fork a process per problem and contender, and print what each says."""
-    case, device, threads = arguments[:3]
+    case, threads = arguments[:2]
     if case not in CASES:
         raise ValueError(f"expected a case of {', '.join(CASES)}, got {case!r}")
     import torch
@@ -80,11 +80,11 @@ def main(arguments: list[str]) -> None:
     from zoo.bench.harness import problems
 
     torch.set_num_threads(int(threads))
-    small = problems(case, device, quick=True)[0]
+    small = problems(case, "cpu", quick=True)[0]
     # once for all forks; torch's operators import the first at their first call
     for module in ["torch._dynamo", *(contender.module for contender in small.contenders())]:
         importlib.import_module(module)
-    for problem in problems(case, device, quick="--quick" in arguments):
+    for problem in problems(case, "cpu", quick="--quick" in arguments):
         for i, contender in enumerate(problem.contenders()):
             warm = next(other for other in small.contenders() if other.name == contender.name)
             answer = _in_a_fork(lambda p=problem, c=contender, w=warm: _peak(p, c, small, w))  # type: ignore[misc]
@@ -120,36 +120,22 @@ def _in_a_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _peak(problem: Any, contender: Any, small: Any, warm: Any) -> dict[str, Any]:
-    import torch
-
     warm.build(small.data())()
     data = problem.data()
     action = contender.build(data)
     gc.collect()
-    allowed = 0.0
+    allowed = _limit_memory()
     try:
-        if problem.device == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            kept = action()
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            allowed = _limit_memory()
-            _trim()
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before = _status("VmRSS")
-            kept = action()
-            peak = _status("VmHWM")
+        _trim()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        kept = action()
+        peak = _status("VmHWM")
         del kept
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
-        if allowed > 0:
-            return {"error": f"needs more than {allowed / 1e9:.1f} GB"}
-        return {"error": text.partition("\n")[0]}
+        return {"error": f"needs more than {allowed / 1e9:.1f} GB"}
     return {"bytes": max(0, peak - before)}
 
 

@@ -17,11 +17,15 @@ from zoo.cli import (
     doctor,
     download,
     encode,
+    eval_cir,
     evaluate,
     info,
     listing,
     parity,
+    retrieve,
     roundtrip,
+    stab,
+    sweep,
     tokenize,
     tokens,
     training,
@@ -69,8 +73,12 @@ app.command("roundtrip", rich_help_panel=_MEDIA)(roundtrip.roundtrip)
 app.command("encode", rich_help_panel=_MEDIA)(encode.encode)
 app.command("decode", rich_help_panel=_MEDIA)(decode.decode)
 app.command("compare", rich_help_panel=_MEDIA)(compare.compare)
+app.command("sweep", rich_help_panel=_MEDIA)(sweep.sweep)
 app.command("eval", rich_help_panel=_MEDIA)(evaluate.evaluate)
+app.command("stab", rich_help_panel=_MEDIA)(stab.stab)
 app.command("tokenize", rich_help_panel=_MEDIA)(tokenize.tokenize)
+app.command("retrieve", rich_help_panel=_MEDIA)(retrieve.retrieve)
+app.command("eval-cir", rich_help_panel=_MEDIA)(eval_cir.evaluate)
 app.command("tokens", rich_help_panel=_MEDIA)(tokens.tokens)
 app.command("fit", rich_help_panel=_TRAINING, context_settings=_ARGUMENTS_PASS)(training.fit)
 app.command("units", rich_help_panel=_TRAINING)(units.units)

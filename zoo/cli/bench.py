@@ -83,10 +83,10 @@ def _measure(case: str, devices: list[str], *, quick: bool) -> list[dict[str, An
             bar.update(task, description=text, refresh=True)
 
         peaks = {}
-        for device in [] if quick else devices:
-            peaks[device] = memory.measure(case, device, torch.get_num_threads(), quick=quick, progress=tell)
+        if "cpu" in devices and not quick:
+            peaks = memory.measure(case, torch.get_num_threads(), quick=quick, progress=tell)
         for device, problem in settings:
-            found = peaks.get(device, {}).get(problem.name, {})
+            found = peaks.get(problem.name, {}) if device == "cpu" else {}
             records.append(harness.run(case, problem, quick=quick, peaks=found, progress=tell))
             bar.advance(task)
     return records

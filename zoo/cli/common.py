@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_MODEL = "compact_f8.photos"
+DEFAULT_SPEECH_MODEL = "spectral_codec_16khz.speech"
 
 Images = Annotated[list[str], typer.Argument(metavar="FILES", help="Images: files, folders or glob patterns.")]
 Model = Annotated[str, typer.Option(help="Name in the zoo, hf-hub:owner/repo, or a saved model's file or folder.")]
@@ -129,6 +130,27 @@ def load_any(name: str, device: torch.device | str = "cpu") -> Any:
 def file_name_of(model: Tokenizer) -> str:
     """The model's name as a part of a file name."""
     return re.sub(r"[^\w.-]+", "-", model.name)
+
+
+def default_model(files: Sequence[str]) -> str:
+    """The small model that comes with the zoo for such files: for recordings where all of them are some."""
+    from zoo.media import MediaError
+    from zoo.media.audio import SUFFIXES
+    from zoo.media.audio import files as recordings
+    from zoo.media.image import files as images
+
+    def holds(pattern: str, find: Callable[[str], Sequence[Path]]) -> bool:
+        try:
+            return len(find(pattern)) > 0
+        except MediaError:
+            return False
+
+    def is_sound(pattern: str) -> bool:
+        if Path(pattern).suffix:
+            return Path(pattern).suffix.lower() in SUFFIXES
+        return holds(pattern, recordings) and not holds(pattern, images)
+
+    return DEFAULT_SPEECH_MODEL if files and all(map(is_sound, files)) else DEFAULT_MODEL
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import DEFAULT_MODEL, Device, choose_device, load_model, progress, stdout, strict
+from zoo.cli.common import (
+    DEFAULT_MODEL,
+    DEFAULT_SPEECH_MODEL,
+    Device,
+    choose_device,
+    default_model,
+    load_model,
+    progress,
+    stdout,
+    strict,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
 CURVE = (0, 2, 5, 10, 20, 35, 50, 65, 80, 90, 95)  # quality settings of the codecs' curves in the plot
+AT_LEAST = "for each image the smallest quality whose file has no fewer bytes than the model's packed tokens"
 PLOTS = (".pdf", ".png", ".svg")
 
 
@@ -58,10 +69,16 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[MODEL]... DATA",
-            help=f"Models (default: {DEFAULT_MODEL}), and behind them the images: a folder, a file or a glob pattern.",
+            help=f"Models (default: {DEFAULT_MODEL}, of recordings {DEFAULT_SPEECH_MODEL}), and behind them the images "
+            "or recordings: a folder, a file or a glob pattern.",
         ),
     ],
-    codecs: Annotated[str, typer.Option(help="jpeg, webp, both separated by a comma, or none.")] = "jpeg,webp",
+    codecs: Annotated[
+        str | None, typer.Option(help="jpeg, webp, both separated by a comma (default), or none; of recordings opus.")
+    ] = None,
+    bitrates: Annotated[
+        str | None, typer.Option(help="Bits per second, separated by commas: a row for each, of recordings.")
+    ] = None,
     perceptual: Annotated[str, typer.Option(help="Perceptual distances of zoo.metrics, or none.")] = "lite2_distance",
     size: Annotated[int | None, typer.Option(min=1, help="Crop all images to this many pixels a side.")] = None,
     plot: Annotated[
@@ -74,20 +91,37 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     device: Device = None,
 ) -> None:
-    """Compare models with each other, and with JPEG and WebP at no fewer bytes than each model's tokens."""
+    """Compare models with each other, and with JPEG and WebP, or Opus, at no fewer bits than each model's tokens."""
+    from zoo.cli.compare_sounds import SOUND_CODECS, compare_sounds
     from zoo.cli.measure import CODECS
     from zoo.media.image import files
     from zoo.media.storage import write_atomically
     from zoo.metrics.image import IMAGE_METRICS
 
-    chosen, distances = _names("--codecs", codecs, CODECS), _names("--perceptual", perceptual, IMAGE_METRICS)
-    if plot is not None and plot.suffix.lower() not in PLOTS:
-        raise ValueError(f"--plot: expected a file that ends in {', '.join(PLOTS)}, got {plot}")
     *models, data = arguments
-    paths = files(data)
     where = choose_device(device)
-    tokenizers = [load_model(name, where) for name in models or [DEFAULT_MODEL]]
-    crop = _common_size(tokenizers, size)
+    tokenizers = [load_model(name, where) for name in models or [default_model([data])]]
+    if all(tokenizer.spec.modality == "audio" for tokenizer in tokenizers):
+        if plot is not None or out is not None or size is not None:
+            raise ValueError("expected no --plot, --out or --size with models of recordings")
+        compare_sounds(
+            tokenizers,
+            data,
+            bitrates=[float(rate) for rate in bitrates.split(",")] if bitrates else [],
+            codecs=chosen_names("--codecs", "opus" if codecs is None else codecs, SOUND_CODECS),
+            json_file=json_file,
+            markdown=markdown,
+        )
+        return
+    if bitrates is not None:
+        raise ValueError("--bitrates: expected models of recordings, got one of images")
+    chosen, distances = (
+        chosen_names("--codecs", "jpeg,webp" if codecs is None else codecs, CODECS),
+        chosen_names("--perceptual", perceptual, IMAGE_METRICS),
+    )
+    check_plot(plot)
+    paths = files(data)
+    crop = common_size(tokenizers, size)
     entries: dict[Path, list[Entry]] = {}
     curves: dict[Path, list[Entry]] = {}  # of the plot: each codec at each setting
     sizes: Counter[str] = Counter()
@@ -95,45 +129,44 @@ def compare(
     with progress(paths, "comparing") as steps:
         for path in steps:
             digest.update(path.read_bytes())
-            original = _pixels(path, crop)
+            original = pixels_of(path, crop)
             sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
             results = _entries(original, tokenizers, chosen, distances)
             if out is not None:
                 write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
             entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
             if plot is not None:
-                curves[path] = [point for codec in chosen for point in _curve(original, codec, distances, where)]
+                curves[path] = [point for codec in chosen for point in codec_curve(original, codec, distances, where)]
 
-    rows = [_mean(list(column)) for column in zip(*entries.values(), strict=True)]
-    points = [_mean(list(column)) for column in zip(*curves.values(), strict=True)]
+    rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
+    points = [mean_row(list(column)) for column in zip(*curves.values(), strict=True)]
     protocol = {
         "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest.hexdigest()}",
         "sizes": ", ".join(f"{name} ({count})" for name, count in sizes.most_common()),
         "models": ", ".join(f"{tokenizer.name} (weights {tokenizer.source.fingerprint})" for tokenizer in tokenizers),
-        **_protocol(rows, entries, chosen),
+        **protocol_of(rows, entries, chosen, AT_LEAST),
     }
     if json_file is not None:
-        images = [{"file": str(path), "results": list(map(_plain, results))} for path, results in entries.items()]
-        content = {"protocol": protocol, "rows": list(map(_plain, rows)), "images": images}
+        images = [{"file": str(path), "results": list(map(plain, results))} for path, results in entries.items()]
+        content = {"protocol": protocol, "rows": list(map(plain, rows)), "images": images}
         if points:
-            content["curves"] = list(map(_plain, points))
+            content["curves"] = list(map(plain, points))
         write_atomically(json_file, json.dumps(strict(content), indent=1).encode())
     if plot is not None:
-        names = [tokenizer.name for tokenizer in tokenizers]
-        of_models = rows[:: 1 + len(chosen)]
+        of_models = [(row.name, [row]) for row in rows[:: 1 + len(chosen)]]
         title = f"{len(paths)} images, {protocol['sizes']}; means, 8-bit RGB"
-        write_atomically(plot, _plot(names, of_models, points, title, plot.suffix.lower()[1:]))
-    _print(rows, protocol, markdown=markdown)
+        write_atomically(plot, plotted(of_models, points, title, plot.suffix.lower()[1:]))
+    print_table(rows, protocol, markdown=markdown)
 
 
-def _names(option: str, text: str, known: Container[str]) -> list[str]:
+def chosen_names(option: str, text: str, known: Container[str]) -> list[str]:
     names = [] if text == "none" else text.split(",")
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{option}: expected none or some of {', '.join(known)}, got {', '.join(unknown)}")  # type: ignore[arg-type]
     return names
 
 
-def _common_size(tokenizers: Sequence[Tokenizer], size: int | None) -> tuple[int, ...] | None:
+def common_size(tokenizers: Sequence[Tokenizer], size: int | None) -> tuple[int, ...] | None:
     """The size to which all images are cropped, so that every row is of the same pixels; None: as they are."""
     wanted = {tokenizer.name: tokenizer.spec.size for tokenizer in tokenizers if tokenizer.spec.size is not None}
     if size is not None:
@@ -143,7 +176,7 @@ def _common_size(tokenizers: Sequence[Tokenizer], size: int | None) -> tuple[int
     return next(iter(wanted.values()), None)
 
 
-def _pixels(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
+def pixels_of(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
     """The image as uint8 (H, W, 3), cropped where a size is wanted."""
     from zoo import media
     from zoo.media.image import to_uint8
@@ -179,7 +212,7 @@ def _entries(
     return entries
 
 
-def _curve(original: np.ndarray, codec: str, distances: Sequence[str], device: torch.device) -> list[Entry]:
+def codec_curve(original: np.ndarray, codec: str, distances: Sequence[str], device: torch.device) -> list[Entry]:
     """One image through a codec at each setting of `CURVE`."""
     from zoo.cli.measure import CODECS, bits_per_pixel, encode_with, quality
 
@@ -199,8 +232,16 @@ def _curve(original: np.ndarray, codec: str, distances: Sequence[str], device: t
     return entries
 
 
-def _plot(names: Sequence[str], models: Sequence[Row], points: Sequence[Row], title: str, kind: str) -> bytes:
-    """Each metric over bits per pixel: a mark for every model, a curve for every codec, on the same images."""
+def check_plot(plot: Path | None) -> None:
+    """Raise a ValueError for a plot of another kind than `PLOTS`."""
+    if plot is not None and plot.suffix.lower() not in PLOTS:
+        raise ValueError(f"--plot: expected a file that ends in {', '.join(PLOTS)}, got {plot}")
+
+
+def plotted(models: Sequence[tuple[str, Sequence[Row]]], points: Sequence[Row], title: str, kind: str) -> bytes:
+    """Each metric over bits per pixel, on the same images: of every model a mark or a line of marks, of every codec a
+    curve.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -208,15 +249,16 @@ def _plot(names: Sequence[str], models: Sequence[Row], points: Sequence[Row], ti
     from zoo.cli.measure import label
     from zoo.metrics.image import IMAGE_METRICS
 
-    metrics = list(models[0].quality)
+    metrics = list(models[0][1][0].quality)
     figure = Figure(figsize=(5.2 * len(metrics), 4.4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         for codec in dict.fromkeys(point.name for point in points):
             curve = [point for point in points if point.name == codec]
             rates = [point.bits_per_pixel for point in curve]
             axes.plot(rates, [point.quality[metric] for point in curve], ".-", linewidth=1, label=codec)
-        for name, row, marker in zip(names, models, itertools.cycle("os^Dv*PX")):
-            axes.plot([row.bits_per_pixel], [row.quality[metric]], marker, markersize=9, linestyle="", label=name)
+        for (name, rows), marker in zip(models, itertools.cycle("os^Dv*PX")):
+            rates, size = [row.bits_per_pixel for row in rows], 9 if len(rows) == 1 else 5
+            axes.plot(rates, [row.quality[metric] for row in rows], f"{marker}-", markersize=size, label=name)
         unit = IMAGE_METRICS[metric][0].unit
         axes.set(xscale="log", xlabel="bits per pixel", ylabel=label(metric) + (f" ({unit})" if unit else ""))
         axes.set_title(
@@ -229,7 +271,7 @@ def _plot(names: Sequence[str], models: Sequence[Row], points: Sequence[Row], ti
     return buffer.getvalue()
 
 
-def _mean(entries: Sequence[Entry]) -> Row:
+def mean_row(entries: Sequence[Entry]) -> Row:
     common = [name for name in entries[0].quality if all(name in entry.quality for entry in entries)]
     settings = [entry.setting for entry in entries if entry.setting is not None]
     return Row(
@@ -242,15 +284,17 @@ def _mean(entries: Sequence[Entry]) -> Row:
     )
 
 
-def _protocol(rows: Sequence[Row], entries: dict[Path, list[Entry]], codecs: Sequence[str]) -> dict[str, str]:
-    """What each number means, and what the table leaves out."""
+def protocol_of(
+    rows: Sequence[Row], entries: dict[Path, list[Entry]], codecs: Sequence[str], rule: str
+) -> dict[str, str]:
+    """What each number means, and what the table leaves out; `rule`: which settings of the codecs were taken."""
     from zoo.cli.measure import codec_protocol, label
     from zoo.metrics.image import IMAGE_METRICS
 
     protocol = {
         "numbers": "means over the images, each measured on its 8-bit RGB picture",
         "bytes": "of the whole file, header included: packed tokens or coded image; bits per pixel: 8 x bytes / pixels",
-        **{codec: codec_protocol(codec) for codec in codecs},
+        **{codec: f"{codec_protocol(codec)}, {rule}" for codec in codecs},
         **{label(name): IMAGE_METRICS[name][0].protocol for name in rows[0].quality},
     }
     measured = {name for results in entries.values() for entry in results for name in entry.quality}
@@ -262,7 +306,7 @@ def _protocol(rows: Sequence[Row], entries: dict[Path, list[Entry]], codecs: Seq
     return protocol
 
 
-def _plain(result: Entry | Row) -> dict[str, object]:
+def plain(result: Entry | Row) -> dict[str, object]:
     return {key: value for key, value in dataclasses.asdict(result).items() if key != "image"}
 
 
@@ -278,7 +322,7 @@ def _picture(original: np.ndarray, entries: Sequence[Entry]) -> bytes:
     return png(side_by_side([original, *images], ["original", *labels]))
 
 
-def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> None:
+def print_table(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> None:
     from zoo.cli.measure import label
     from zoo.metrics.image import IMAGE_METRICS
 
@@ -298,6 +342,11 @@ def _print(rows: Sequence[Row], protocol: dict[str, str], *, markdown: bool) -> 
         ]
         for row in rows
     ]
+    print_lines(head, lines, protocol, markdown=markdown)
+
+
+def print_lines(head: list[str], lines: list[list[str]], protocol: dict[str, str], *, markdown: bool) -> None:
+    """A table with its protocol below."""
     if markdown:
         typer.echo(
             "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines])

@@ -1,4 +1,4 @@
-"""`zoo demo`: two photos through the default model, as a page to look at."""
+"""`zoo demo`: two photos and a voice through the default models, as a page to look at and listen to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import DEFAULT_MODEL, Device, Model, choose_device, file_name_of, load_model, progress
+from zoo.cli.common import (
+    DEFAULT_MODEL,
+    DEFAULT_SPEECH_MODEL,
+    Device,
+    choose_device,
+    file_name_of,
+    load_model,
+    progress,
+)
 
 if TYPE_CHECKING:
     from zoo.cli.measure import Reconstruction
@@ -16,21 +24,37 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the page and its pictures.")] = Path("demo"),
-    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Folder of the page and its files.")] = Path("demo"),
+    model: Annotated[
+        str | None, typer.Option(help=f"One model alone; default: {DEFAULT_MODEL} and {DEFAULT_SPEECH_MODEL}.")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Turn two photos that scikit-learn ships into tokens and back; write report.html with pictures and numbers."""
+    """Turn two photos that scikit-learn ships, and a synthetic voice, into tokens and back; write report.html."""
+    from zoo.media.report import write_report
+
+    where = choose_device(device)
+    tokenizers = [load_model(name, where) for name in ([model] if model else [DEFAULT_MODEL, DEFAULT_SPEECH_MODEL])]
+    sections: list[Section] = []
+    for tokenizer in tokenizers:
+        of_sounds = tokenizer.spec.modality == "audio"
+        sections += [_voice(tokenizer, out)] if of_sounds else _photos(tokenizer, out)
+    page = out / "report.html"
+    things = " and ".join("a voice" if t.spec.modality == "audio" else "two photos" for t in tokenizers)
+    names = " and ".join(tokenizer.name for tokenizer in tokenizers)
+    write_report(page, f"{things.capitalize()} as tokens of {names}", sections)
+    typer.echo(f"open {page.resolve()} in a browser")
+
+
+def _photos(tokenizer: Tokenizer, out: Path) -> list[Section]:
     from zoo.cli.measure import png, reconstruct
     from zoo.cli.roundtrip import side_by_side
     from zoo.cli.samples import sample_photos
-    from zoo.media.report import write_report
     from zoo.media.storage import write_atomically
 
     photos = sample_photos()
     if not photos:
         raise ValueError("expected scikit-learn, which ships the demo's photos; run `pip install scikit-learn`")
-    tokenizer = load_model(model, choose_device(device))
     sections = []
     with progress(photos, "reconstructing") as steps:
         for photo in steps:
@@ -41,9 +65,47 @@ def demo(
             sections.append(section)
             facts = ", ".join(f"{name.lower()} {value}" for name, value in section.facts.items())
             typer.echo(f"{photo.name}: {facts}\n  {picture}")
-    page = out / "report.html"
-    write_report(page, f"Two photos as tokens of {tokenizer.name}", sections)
-    typer.echo(f"open {page.resolve()} in a browser")
+    return sections
+
+
+def _voice(tokenizer: Tokenizer, out: Path) -> Section:
+    """A synthetic voice, its spectrogram and sound before and after."""
+    from PIL import Image
+
+    from zoo import media
+    from zoo.cli.measure import png
+    from zoo.cli.samples import synthetic_voice
+    from zoo.cli.sounds import hear, picture
+    from zoo.media.audio import encoded
+    from zoo.media.report import Section
+    from zoo.media.spectrogram import levels, spectrogram_picture
+    from zoo.media.storage import write_atomically
+
+    rate = tokenizer.spec.sample_rate or 0
+    voice = media.load(synthetic_voice(rate), tokenizer.spec, sample_rate=rate)[0]
+    heard = hear(tokenizer, voice)
+    stem = out / f"voice_{file_name_of(tokenizer)}"
+    write_atomically(stem.with_name(f"{stem.name}.png"), png(picture(heard, tokenizer.name)))
+    (sound,) = media.save(heard.sound, stem.with_name(f"{stem.name}.wav"), tokenizer.spec)
+    facts = heard.facts()
+    typer.echo(f"voice: {', '.join(f'{name.lower()} {value}' for name, value in facts.items())}\n  {sound}")
+    loudest = float(levels(heard.original, rate).max())
+    before, after = (
+        Image.fromarray(spectrogram_picture(signal, rate, loudest=loudest)) for signal in (heard.original, heard.sound)
+    )
+    return Section(
+        heading="Voice",
+        text=f"A synthetic voice that glides through five vowels: {len(heard.original[0]):,} samples became "
+        f"{heard.count:,} integers, and those alone became the spectrogram on the right. Time runs to the right, "
+        "frequency upwards.",
+        original=before,
+        reconstruction=after,
+        facts=facts,
+        sounds={
+            "Original": encoded(heard.original.T.numpy(), rate, ".wav", "the voice"),
+            "Reconstruction": encoded(heard.sound.T.numpy(), rate, ".wav", "its reconstruction"),
+        },
+    )
 
 
 def _section(photo: Path, result: Reconstruction, tokenizer: Tokenizer) -> Section:

@@ -1,4 +1,7 @@
-"""`zoo eval`: a model over a folder, shards, Parquet files or a Hugging Face data set; numbers with their protocol."""
+"""`zoo eval`: a model over a folder, shards, Parquet files or a Hugging Face data set; numbers with their protocol.
+
+Models of audio are measured by `zoo.cli.evaluate_audio`.
+"""
 
 from __future__ import annotations
 
@@ -32,37 +35,53 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Name in the zoo, hf-hub:owner/repo, or a saved model.")],
     data: Annotated[str, typer.Argument(help="Folder, glob, WebDataset shards, Parquet, or hf:NAME?split=S.")],
     metrics: Annotated[
-        str | None, typer.Option(help="Names separated by commas; default: psnr, ssim, bits_per_pixel, codebook.")
+        str | None,
+        typer.Option(
+            help="Names separated by commas; default: psnr, ssim, bits_per_pixel, codebook; of audio: si_sdr, "
+            "mel_distance, stft_distance, bitrate, codebook."
+        ),
     ] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="Evaluation crop to this many pixels a side.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images of the data.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images or recordings.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, where their sizes are equal.")] = 8,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights for MODEL in its published or our layout.")] = None,
     weights: Annotated[
-        list[str] | None, typer.Option(help="NETWORK=FILE: inception, lite0, lite2, lpips_alex or lpips_vgg. Repeatable.")
+        list[str] | None,
+        typer.Option(help="NETWORK=FILE: inception, lite0, lite2, lpips_alex or lpips_vgg. Repeatable."),
     ] = None,
     column: Annotated[str | None, typer.Option(help="Image column of Parquet files and Hugging Face data.")] = None,
+    bitrate: Annotated[
+        float | None, typer.Option(min=1, help="Bits per second at most, of codecs; default: all codebooks.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the numbers; - for stdout.")] = None,
     device: Device = None,
 ) -> None:
-    """Measure reconstructions of a data set: PSNR, SSIM, LPIPS, rFID, codebook use and more."""
+    """Measure reconstructions of a data set: PSNR, SSIM, LPIPS, rFID; of audio SI-SDR, PESQ, STOI; codebook use."""
+    from zoo.cli.evaluate_audio import evaluate_audio
     from zoo.media.sources import open_source
     from zoo.media.storage import write_atomically
     from zoo.metrics.evaluation import DEFAULT_METRICS, Evaluation
     from zoo.registry import create_model
 
-    source = open_source(data, column)
     where = choose_device(device)
     tokenizer = create_model(model, checkpoint=checkpoint, device=where) if checkpoint else load_model(model, where)
+    if tokenizer.spec.modality == "audio":
+        if crop or weights or column:
+            raise ValueError("expected no --crop, --weights or --column for recordings")
+        evaluate_audio(tokenizer, data, metrics, limit, bitrate, json_file)
+        return
+    if bitrate is not None:
+        raise ValueError(f"expected no --bitrate for a model of the modality {tokenizer.spec.modality}")
+    source = open_source(data, column)
     if tokenizer.spec.modality != "image":
         raise ValueError(
-            f"zoo eval measures models of images, and {tokenizer.name} is one of {tokenizer.spec.modality}"
+            f"zoo eval measures models of images and audio, and {tokenizer.name} is one of {tokenizer.spec.modality}"
         )
     names = metrics.split(",") if metrics else DEFAULT_METRICS
     evaluation = Evaluation(names, tokenizer.vocab_sizes, weights=_weights(weights or []))
     evaluation.to("cpu" if where.type == "mps" else where)  # sums are in float64, which Apple's GPUs lack
     reference = _Reference(source, _size(tokenizer, crop), limit)
-    with _bar(reference.total) as advance:
+    with counted(reference.total) as advance:
         for batch in _batches(reference, batch_size):
             _measure(tokenizer, evaluation, batch, where)
             advance(len(batch))
@@ -72,12 +91,14 @@ def evaluate(
     measurements = evaluation.compute()
     protocol = _protocol(data, reference, tokenizer)
     if json_file is not None:
-        content = json.dumps(strict(_record(measurements, protocol, reference)), indent=1)
+        content = json.dumps(
+            strict({"metrics": records(measurements, protocol), "skipped": reference.skipped}), indent=1
+        )
         if str(json_file) == "-":
             typer.echo(content)
             return
         write_atomically(json_file, content.encode())
-    _print(measurements, protocol)
+    print_measurements(measurements, protocol)
 
 
 def _weights(options: Sequence[str]) -> dict[str, Path]:
@@ -208,33 +229,32 @@ def _protocol(data: str, reference: _Reference, tokenizer: Tokenizer) -> dict[st
     }
 
 
-def _record(measurements: Sequence[Measurement], protocol: dict[str, str], reference: _Reference) -> dict[str, Any]:
-    return {
-        "metrics": [
-            {
-                "name": one.name,
-                "value": one.value,
-                "unit": one.metric.unit,
-                "better": one.metric.better,
-                "protocol": {
-                    "metric": one.metric.protocol,
-                    "weights": one.weights or None,
-                    "count": one.count,
-                    **protocol,
-                },
-            }
-            for one in measurements
-        ],
-        "skipped": reference.skipped,
-    }
+def records(measurements: Sequence[Measurement], protocol: dict[str, str]) -> list[dict[str, Any]]:
+    """The numbers, each with the metric's and the run's protocol, for JSON."""
+    return [
+        {
+            "name": one.name,
+            "value": one.value,
+            "unit": one.metric.unit,
+            "better": one.metric.better,
+            "protocol": {
+                "metric": one.metric.protocol,
+                "weights": one.weights or None,
+                "count": one.count,
+                **protocol,
+            },
+        }
+        for one in measurements
+    ]
 
 
-def _print(measurements: Sequence[Measurement], protocol: dict[str, str]) -> None:
+def print_measurements(measurements: Sequence[Measurement], protocol: dict[str, str], items: str = "images") -> None:
+    """A table of the numbers, and the run's protocol below it."""
     from rich.table import Table
 
     table = Table(header_style="bold")
-    for column in ("metric", "value", "images", "protocol"):
-        table.add_column(column, justify="right" if column in ("value", "images") else "left")
+    for column in ("metric", "value", items, "protocol"):
+        table.add_column(column, justify="right" if column in ("value", items) else "left")
     for one in measurements:
         arrow = "↑" if one.metric.better == "higher" else "↓"
         unit = f" {one.metric.unit}" if one.metric.unit else ""
@@ -247,7 +267,7 @@ def _print(measurements: Sequence[Measurement], protocol: dict[str, str]) -> Non
 
 
 @contextmanager
-def _bar(total: int | None) -> Iterator[Any]:
+def counted(total: int | None) -> Iterator[Any]:
     """A bar on stderr where that is a terminal; gives the function that advances it."""
     from rich.progress import (
         BarColumn,

@@ -85,7 +85,12 @@ def number(metric: str, value: float) -> str:
 
 
 def reconstruct(
-    model: Tokenizer, source: ImageSource, *, further: Sequence[str] = (), tile: int | None = None
+    model: Tokenizer,
+    source: ImageSource,
+    *,
+    further: Sequence[str] = (),
+    tile: int | None = None,
+    num_tokens: int | None = None,
 ) -> Reconstruction:
     """Encode and decode one image, and measure everything.
 
@@ -94,15 +99,20 @@ def reconstruct(
         source: as `zoo.media.load` takes it.
         further: metrics beyond those that `quality` always takes.
         tile: encode and decode tile by tile of this many pixels a side.
+        num_tokens: of models that take it.
 
     Raises:
         MediaError: an image that cannot be read.
-        ValueError: an image that a further metric does not take, or a model that cannot be tiled.
+        ValueError: an image that a further metric does not take, or a model that cannot be tiled or takes no
+            num_tokens.
     """
     batch = media.load(source, model.spec)
     device = next(model.parameters()).device
     start = time.perf_counter()
-    encoded = model.encode_tiled(batch, tile=tile) if tile else model.encode(batch.to(device))
+    if tile:
+        encoded = model.encode_tiled(batch, tile=tile)
+    else:
+        encoded = model.encode(batch.to(device), num_tokens=num_tokens)
     tokens = encoded.to("cpu")  # the copy waits for the device
     between = time.perf_counter()
     signal = (model.decode_tiled(tokens, tile=tile) if tile else model.decode(tokens)).cpu()
@@ -193,7 +203,4 @@ def codec_protocol(codec: str) -> str:
     library = "libjpeg_turbo" if codec == "jpeg" else "webp"
     version = features.version(library) or "of unknown version"
     options = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return (
-        f"{name}: Pillow {pillow_version} ({library} {version}), {options}, for each image the smallest quality whose "
-        "file has no fewer bytes than the model's packed tokens"
-    )
+    return f"{name}: Pillow {pillow_version} ({library} {version}), {options}"

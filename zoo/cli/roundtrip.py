@@ -1,4 +1,4 @@
-"""`zoo roundtrip`: images through a model and back, as pictures side by side and numbers."""
+"""`zoo roundtrip`: images and recordings through a model and back, as pictures side by side, sounds and numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from zoo.cli.common import (
     DEFAULT_MODEL,
+    DEFAULT_SPEECH_MODEL,
     Device,
-    Images,
     Json,
-    Model,
     Tile,
     choose_device,
+    default_model,
     file_name_of,
     find_all,
     for_each,
@@ -27,24 +27,42 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from zoo.cli.measure import Reconstruction
+    from zoo.cli.sounds import SoundReconstruction
+    from zoo.tokenizer import Tokenizer
 
 
 def roundtrip(
-    files: Images,
-    model: Model = DEFAULT_MODEL,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("."),
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILES", help="Images or recordings: files, folders or glob patterns.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the zoo, hf-hub:owner/repo, or a saved model's file or folder; default: "
+            f"{DEFAULT_MODEL}, of recordings {DEFAULT_SPEECH_MODEL}."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures and sounds.")] = Path("."),
+    bitrate: Annotated[float | None, typer.Option(help="Most bits per second, of recordings.")] = None,
     as_json: Json = False,
     tile: Tile = None,
     device: Device = None,
 ) -> None:
-    """Encode and decode images; write original and reconstruction side by side, and print tokens, size and quality."""
+    """Encode and decode images or recordings; write both side by side, and print tokens, size and quality."""
     from zoo.cli.measure import png, reconstruct
     from zoo.media.image import files as images
     from zoo.media.storage import write_atomically
 
-    found = find_all(files, images)
     where = choose_device(device)
-    tokenizer = load_model(model, where)
+    tokenizer = load_model(default_model(files) if model is None else model, where)
+    if tokenizer.spec.modality == "audio":
+        if tile is not None:
+            raise ValueError(f"--tile: {tokenizer.name} is a model of recordings, which has no tiles")
+        _sounds(files, tokenizer, out, bitrate, as_json=as_json)
+        return
+    if bitrate is not None:
+        raise ValueError(f"--bitrate: {tokenizer.name} is no model of recordings")
+    found = find_all(files, images)
     targets = pair(found, out, lambda path: f"{path.stem}_{file_name_of(tokenizer)}.png")
 
     def work(pair: tuple[Path, Path]) -> None:
@@ -58,6 +76,53 @@ def roundtrip(
             typer.echo(f"{source} -> {target}\n  {tokenizer.name}: {facts}")
 
     for_each(targets, work, "reconstructing")
+
+
+def _sounds(files: list[str], tokenizer: Tokenizer, out: Path, bitrate: float | None, *, as_json: bool) -> None:
+    """Recordings: a WAV file of each, and the spectrograms in a PNG file beside it."""
+    from zoo import media
+    from zoo.cli.measure import png
+    from zoo.cli.sounds import hear, picture
+    from zoo.media.audio import files as recordings
+    from zoo.media.storage import write_atomically
+
+    targets = pair(find_all(files, recordings), out, lambda path: f"{path.stem}_{file_name_of(tokenizer)}.wav")
+
+    def work(pair: tuple[Path, Path]) -> None:
+        source, target = pair
+        heard = hear(tokenizer, source, bitrate=bitrate)
+        shown = target.with_suffix(".png")
+        write_atomically(shown, png(picture(heard, tokenizer.name)))
+        media.save(heard.sound, target, tokenizer.spec)
+        if as_json:
+            print_json(_sound_record(heard, tokenizer, source, target, shown))
+        else:
+            facts = ", ".join(f"{name.lower()} {value}" for name, value in heard.facts().items())
+            typer.echo(f"{source} -> {target}, {shown.name}\n  {tokenizer.name}: {facts}")
+
+    for_each(targets, work, "reconstructing")
+
+
+def _sound_record(
+    heard: SoundReconstruction, tokenizer: Tokenizer, source: Path, target: Path, shown: Path
+) -> dict[str, object]:
+    return {
+        "file": str(source),
+        "sound": str(target),
+        "picture": str(shown),
+        "model": tokenizer.name,
+        "fingerprint": tokenizer.source.fingerprint,
+        "sample_rate": heard.sample_rate,
+        "seconds": heard.seconds,
+        "tokens": heard.count,
+        "bits": heard.bits,
+        "bytes": heard.file_bytes,
+        "bits_per_second": heard.rate(heard.sample_rate),
+        **heard.quality,
+        "encode_seconds": heard.encode_seconds,
+        "decode_seconds": heard.decode_seconds,
+        "device": heard.device,
+    }
 
 
 def side_by_side(result: Reconstruction, model: str) -> Image.Image:

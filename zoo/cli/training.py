@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def run(verb: str, arguments: Sequence[str]) -> None:
                 settings["logger"] = [board := TensorBoardLogger(out, name=None), CSVLogger(board.log_dir, "", "")]
                 if (project := self._get(self.config, "wandb")) is not None:
                     settings["logger"].append(WandbLogger(project=project, save_dir=board.log_dir))
+            if settings.get("devices") == "auto" and settings.get("num_nodes", 1) == 1:
+                settings |= launched(os.environ)
             if self._get(self.config_init, "trainer.plugins") is None:
                 settings["plugins"] = [AtomicCheckpointIO()]
             return super().instantiate_trainer(**settings)
@@ -125,6 +128,25 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             raise
         summary = "\n".join(str(error).splitlines()[:4])
         raise ValueError(f"--ckpt_path: expected a checkpoint of the recipe's model, got another: {summary}") from error
+
+
+def launched(environment: Mapping[str, str]) -> dict[str, int]:
+    """The Trainer's `devices` and `num_nodes` where torchrun or SLURM has started this process; empty elsewhere.
+
+    Raises:
+        ValueError: nodes with unequal numbers of processes, which Lightning cannot run.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        count, local = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        nodes = count // local
+    elif "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment:  # the second is set by srun alone
+        count, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", "1"))
+        local = count // nodes
+    else:
+        return {}
+    if nodes * local != count:
+        raise ValueError(f"expected as many processes on every node, got {count} processes on {nodes} nodes")
+    return {"devices": local, "num_nodes": nodes}
 
 
 def _with_recipe_paths(arguments: Sequence[str], find: Any) -> list[str]:

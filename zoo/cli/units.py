@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +63,7 @@ def units(
     typer.echo(f"{path}: {count} units, {metric.name} {metric.value:.4g} ({metric.protocol})" if metric else str(path))
 
 
-def _clips(paths: Iterator[Path], spec: InputSpec) -> Iterator[Tensor]:
+def _clips(paths: Iterable[Path], spec: InputSpec) -> Iterator[Tensor]:
     """The recordings that can be read, as signals (1, T); the others are told."""
     from zoo import media
 

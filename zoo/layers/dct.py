@@ -16,20 +16,20 @@ def dct_matrix(length: int, device: torch.device | None = None) -> Tensor:
 
 
 def dct2(x: Tensor) -> Tensor:
-    """(B, h, w, C) -> its frequencies (B, h, w, C) in float32, the constant one at the upper left.
+    """(B, h, w, C) -> its frequencies (B, h, w, C), computed in float32, the constant one at the upper left.
 
     Orthonormal but for the constant one, which is the mean, so that its size does not grow with the grid's.
     """
     with torch.autocast(x.device.type, enabled=False):
         rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
-        return torch.einsum("uh,bhwc,vw->buvc", rows, x.float(), columns) / _constant_scale(x)
+        return (torch.einsum("uh,bhwc,vw->buvc", rows, x.float(), columns) / _constant_scale(x)).to(x.dtype)
 
 
 def inverse_dct2(x: Tensor) -> Tensor:
     """Undo `dct2`."""
     with torch.autocast(x.device.type, enabled=False):
         rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
-        return torch.einsum("uh,buvc,vw->bhwc", rows, x.float() * _constant_scale(x), columns)
+        return torch.einsum("uh,buvc,vw->bhwc", rows, x.float() * _constant_scale(x), columns).to(x.dtype)
 
 
 def _constant_scale(x: Tensor) -> Tensor:

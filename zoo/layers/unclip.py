@@ -6,47 +6,28 @@ Its networks are those of diffusers, in the sizes of Stable Diffusion 2.1's unCL
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.config import Config
 from zoo.layers.ddim import ddim, item_noise, trailing_times
+from zoo.layers.latent_diffusion import TRAIN_STEPS, LatentDiffusionConfig, fields_of
 from zoo.layers.positions import waves
-
-_TRAIN_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class UnCLIPConfig(Config):
+class UnCLIPConfig(LatentDiffusionConfig):
     """Sizes of the networks, and how they are sampled."""
 
     embedding_width: int = 1024
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # of the UNet's levels; all but the last attend to the prompt
-    blocks: int = 2
-    heads: tuple[int, ...] = (5, 10, 20, 20)
-    prompt_length: int = 77
-    prompt_width: int = 1024
-    latent_size: int = 96
-    latent_channels: int = 4
-    decoder_channels: tuple[int, ...] = (128, 256, 512, 512)  # of the autoencoder's levels
-    decoder_blocks: int = 2
-    latent_scale: float = 0.18215
-    norm_groups: int = 32
-    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
-    first_beta: float = 0.00085  # the noise schedule is linear in the root
-    last_beta: float = 0.012
     embedding_share: float = 1.0  # of the embedding in the variance of the least noised one, which is what is read
     steps: int = 20
     guidance_scale: float = 10.0
 
     def __post_init__(self) -> None:
-        self.require(len(self.heads) == len(self.channels) > 1, "heads of every level, of at least 2", self.heads)
-        self.require(len(self.decoder_channels) > 0, "at least one level", self.decoder_channels)
-        self.require(1 <= self.steps <= _TRAIN_STEPS, f"1 to {_TRAIN_STEPS} steps", self.steps)
-        known = self.prediction in ("v_prediction", "epsilon")
-        self.require(known, "prediction v_prediction or epsilon", self.prediction)
+        super().__post_init__()
+        self.require(1 <= self.steps <= TRAIN_STEPS, f"1 to {TRAIN_STEPS} steps", self.steps)
 
 
 class UnCLIP(nn.Module):
@@ -58,33 +39,10 @@ class UnCLIP(nn.Module):
 
     def __init__(self, config: UnCLIPConfig) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-
         self.config = config
-        levels, stages = len(config.channels), len(config.decoder_channels)
-        self.unet = UNet2DConditionModel(
-            sample_size=config.latent_size,
-            in_channels=config.latent_channels,
-            out_channels=config.latent_channels,
-            down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
-            block_out_channels=config.channels,
-            layers_per_block=config.blocks,
-            attention_head_dim=config.heads,
-            cross_attention_dim=config.prompt_width,
-            class_embed_type="projection",
-            projection_class_embeddings_input_dim=2 * config.embedding_width,
-            use_linear_projection=True,
-            norm_num_groups=config.norm_groups,
-        )
-        self.autoencoder = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * stages,
-            up_block_types=("UpDecoderBlock2D",) * stages,
-            block_out_channels=config.decoder_channels,
-            layers_per_block=config.decoder_blocks,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_groups,
-        )
+        width = 2 * config.embedding_width
+        self.unet = config.unet(class_embed_type="projection", projection_class_embeddings_input_dim=width)
+        self.autoencoder = config.autoencoder()
         self.register_buffer("prompt", torch.zeros(1, config.prompt_length, config.prompt_width))  # the empty one
         self.register_buffer("mean", torch.zeros(1, config.embedding_width))
         self.register_buffer("deviation", torch.ones(1, config.embedding_width))
@@ -101,34 +59,15 @@ class UnCLIP(nn.Module):
         Raises:
             ValueError: another schedule than one that is linear in the root.
         """
-        unet, autoencoder, schedule = pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config
-        if schedule.beta_schedule != "scaled_linear" or schedule.num_train_timesteps != _TRAIN_STEPS:
-            found = f"{schedule.beta_schedule}, {schedule.num_train_timesteps}"
-            raise ValueError(f"expected a scaled_linear schedule of {_TRAIN_STEPS} steps, got {found}")
         if prompt is None:
             with torch.no_grad():
                 prompt = pipeline.encode_prompt("", pipeline.unet.device, 1, False)[0]
-        heads = unet.attention_head_dim
-        model = UnCLIP(
-            UnCLIPConfig(
-                embedding_width=pipeline.image_normalizer.mean.shape[1],
-                channels=tuple(unet.block_out_channels),
-                blocks=unet.layers_per_block,
-                heads=(heads,) * len(unet.block_out_channels) if isinstance(heads, int) else tuple(heads),
-                prompt_length=prompt.shape[1],
-                prompt_width=prompt.shape[2],
-                latent_size=unet.sample_size,
-                latent_channels=unet.in_channels,
-                decoder_channels=tuple(autoencoder.block_out_channels),
-                decoder_blocks=autoencoder.layers_per_block,
-                latent_scale=autoencoder.scaling_factor,
-                norm_groups=unet.norm_num_groups,
-                prediction=schedule.prediction_type,
-                first_beta=schedule.beta_start,
-                last_beta=schedule.beta_end,
-                embedding_share=float(pipeline.image_noising_scheduler.alphas_cumprod[0]),
-            )
+        config = UnCLIPConfig(
+            **fields_of(pipeline.unet.config, pipeline.vae.config, pipeline.scheduler.config, prompt),
+            embedding_width=pipeline.image_normalizer.mean.shape[1],
+            embedding_share=float(pipeline.image_noising_scheduler.alphas_cumprod[0]),
         )
+        model = UnCLIP(config)
         model.unet.load_state_dict(pipeline.unet.state_dict())
         model.autoencoder.load_state_dict(pipeline.vae.state_dict())
         model.prompt.copy_(prompt)
@@ -156,12 +95,11 @@ class UnCLIP(nn.Module):
         config, count = self.config, len(embedding)
         steps = config.steps if steps is None else steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        shape = (count, config.latent_channels, config.latent_size, config.latent_size)
+        shape = (count, *config.latent_shape)
         noise = item_noise(shape, seed) if noise is None else noise
         if noise.shape != shape:
             raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
-        times = trailing_times(_TRAIN_STEPS, steps)
-        betas = torch.linspace(config.first_beta**0.5, config.last_beta**0.5, _TRAIN_STEPS, device="cpu").square()
+        times = trailing_times(TRAIN_STEPS, steps)
         given = self._condition(embedding)
         condition = given if scale == 1 else torch.cat([torch.zeros_like(given), given])
 
@@ -175,8 +113,8 @@ class UnCLIP(nn.Module):
             without, towards = found.chunk(2)
             return without + scale * (towards - without)
 
-        share, hop = (1 - betas).cumprod(0), _TRAIN_STEPS // steps
-        latent = ddim(predict, noise.to(embedding), share, times, hop, config.prediction, clip=False)
+        hop = TRAIN_STEPS // steps
+        latent = ddim(predict, noise.to(embedding), config.share(), times, hop, config.prediction, clip=False)
         images = self.autoencoder.decode(latent.to(embedding.dtype) / config.latent_scale, return_dict=False)[0]
         return images / 2 + 0.5
 

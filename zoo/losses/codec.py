@@ -13,19 +13,25 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.losses.audio_discriminators import (
-    AudioDiscriminatorConfig,
     Judgement,
     Objective,
     STFTDiscriminatorConfig,
+    WaveDiscriminatorConfig,
     discriminator_loss,
     feature_loss,
     generator_loss,
     summed_feature_loss,
 )
 from zoo.losses.balancer import Balancer, BalancerConfig
+from zoo.losses.magnitude_discriminators import MagnitudeDiscriminatorConfig
 from zoo.losses.mel import LogMelLoss, LogMelLossConfig
+from zoo.losses.scale_discriminators import ScaleDiscriminatorConfig
 from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
 from zoo.losses.vqgan import LossTerms
+
+AnyDiscriminators = (
+    STFTDiscriminatorConfig | WaveDiscriminatorConfig | MagnitudeDiscriminatorConfig | ScaleDiscriminatorConfig
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class CodecAdversaryConfig(Config):
         discriminator_start: the step from which the discriminators learn and count.
     """
 
-    discriminators: tuple[AudioDiscriminatorConfig, ...] = (STFTDiscriminatorConfig(),)
+    discriminators: tuple[AnyDiscriminators, ...] = (STFTDiscriminatorConfig(),)
     objective: Objective = "hinge"
     adversarial_weight: float = 4.0
     feature_weight: float = 4.0
@@ -128,7 +134,8 @@ class CodecLoss(nn.Module):
             values |= self._adversarial(signal, reconstruction)
         terms = {name: self.weights[name] * value for name, value in values.items()}
         if self.balancer is not None and torch.is_grad_enabled() and reconstruction.requires_grad:
-            balanced = self.balancer(values, reconstruction)
+            with torch.autocast(signal.device.type, enabled=False):  # which would change the types of gradients
+                balanced = self.balancer(values, reconstruction)
             surrogate = (balanced.gradient.detach() * reconstruction).sum()
             total = surrogate + (balanced.effective - surrogate).detach()
         else:

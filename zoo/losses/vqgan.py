@@ -59,6 +59,7 @@ class VQGANLossConfig(AdversaryConfig):
 
     reconstruction: Literal["l1", "l2"] = "l2"
     reconstruction_weight: float = 4.0
+    l1_weight: float = 0.0  # of a mean absolute error beside it (UniTok)
     perceptual_weight: float = 0.1
     quantizer_weight: float = 1.0
     entropy_annealing_factor: float = 2.0  # the entropy term starts at 1 + factor times its weight ...
@@ -144,6 +145,9 @@ class VQGANLoss(nn.Module):
         config = self.config
         values = {"reconstruction": RECONSTRUCTION_LOSSES[config.reconstruction](reconstructions, images).mean()}
         terms = {"reconstruction": config.reconstruction_weight * values["reconstruction"]}
+        if config.l1_weight:
+            values["l1"] = RECONSTRUCTION_LOSSES["l1"](reconstructions, images).mean()
+            terms["l1"] = config.l1_weight * values["l1"]
         if self.perceptual is not None:
             low, high = self.image_range
             scale, shift = 2 / (high - low), (high + low) / (high - low)

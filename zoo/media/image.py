@@ -78,9 +78,13 @@ def load(source: ImageSource | Sequence[ImageSource], spec: ImageSpec) -> Tensor
     if len({image.shape for image in images}) > 1:
         sizes = ", ".join(f"{name} {image.shape[0]}x{image.shape[1]}" for name, image in zip(names, images))
         raise MediaError(f"images of one batch need equal sizes (height x width), got {sizes}; load them one by one")
-    batch = torch.stack([torch.from_numpy(to_unit(image)).permute(2, 0, 1) for image in images]).contiguous()
+    if any(image.dtype != np.uint8 for image in images):
+        images = [to_unit(image) for image in images]
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    if batch.dtype == torch.uint8:
+        batch = batch.float() / 255
     low, high = spec.value_range
-    return batch * (high - low) + low
+    return batch if (low, high) == (0, 1) else batch * (high - low) + low
 
 
 def evaluation_crop(image: np.ndarray, size: tuple[int, ...], name: str = "image") -> np.ndarray:
@@ -105,12 +109,15 @@ def evaluation_crop(image: np.ndarray, size: tuple[int, ...], name: str = "image
     else:
         covering = (height * columns // width, columns)
     top, left = round((covering[0] - rows) / 2), round((covering[1] - columns) / 2)
-    planes = [
-        np.asarray(Image.fromarray(plane).resize(covering[::-1], Image.Resampling.LANCZOS))
-        for plane in np.moveaxis(image, -1, 0)
-    ]
-    resized = np.stack(planes, axis=-1)[top : top + rows, left : left + columns]
-    return resized if resized.dtype == np.uint8 else resized.clip(0, 1)
+    inside = (left, top, left + columns, top + rows)
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(pixels).resize(covering[::-1], Image.Resampling.LANCZOS).crop(inside))
+
+    if image.dtype == np.uint8:
+        return resized(image)
+    # Pillow has no images of three float channels
+    return np.stack([resized(plane) for plane in np.moveaxis(image, -1, 0)], axis=-1).clip(0, 1)
 
 
 def to_uint8(images: Tensor, spec: ImageSpec) -> np.ndarray:

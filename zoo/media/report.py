@@ -1,4 +1,4 @@
-"""A self-contained HTML page of originals and reconstructions with a slider between them, and pictures of tokens."""
+"""A self-contained HTML page of originals and reconstructions with a slider between them, tokens and sounds."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ class Section:
         reconstruction: what came out, of the same size.
         token_map: a picture of the tokens between the two (see `token_map`).
         facts: name -> value as the reader sees it, in order of importance.
+        sounds: label -> WAV file, to be heard below the pictures.
 
     Raises:
         MediaError: original and reconstruction differ in size.
@@ -36,6 +37,7 @@ class Section:
     reconstruction: Image.Image
     token_map: Image.Image | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    sounds: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.original.size != self.reconstruction.size:
@@ -106,6 +108,12 @@ def _section(section: Section) -> str:
     if section.token_map is not None:
         picture = _image(section.token_map, f"Token map of {heading}")
         tokens = f"<figure>{picture}<figcaption>The tokens: equal colour, equal token</figcaption></figure>"
+    players = "".join(
+        f'<figure><figcaption>{escape(name)}</figcaption><audio controls src="data:audio/wav;base64,'
+        f'{b64encode(data).decode()}"></audio></figure>'
+        for name, data in section.sounds.items()
+    )
+    sounds = f'<div class="below">{players}</div>' if players else ""
     return f"""<section>
 <h2>{heading}</h2>
 {paragraphs}
@@ -116,6 +124,7 @@ def _section(section: Section) -> str:
 <input type="range" min="0" max="100" step="2" value="50" aria-label="Share of the original that is shown: {heading}">
 <span class="handle" aria-hidden="true"></span>
 </div>
+{sounds}
 <div class="below">{facts}{tokens}</div>
 </section>"""
 
@@ -133,7 +142,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+  content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -197,6 +206,7 @@ img { display: block; width: 100%; height: auto; }
 input:focus-visible + .handle::after { outline: 4px solid var(--accent); outline-offset: 2px; }
 .below { display: flex; flex-wrap: wrap; gap: 1.25rem; align-items: start; }
 figure { flex: 1 1 17rem; max-width: 24rem; }
+audio { display: block; width: 100%; margin-top: .4rem; }
 figure img { border-radius: 10px; image-rendering: pixelated; }
 figcaption { margin-top: .5rem; color: var(--muted); font-size: .875rem; }
 dl {

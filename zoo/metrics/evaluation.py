@@ -87,8 +87,8 @@ class Evaluation(nn.Module):
     Args:
         metrics: names in `METRICS`.
         vocab_sizes: codes of each level of the model.
-        weights: local files of the metrics' networks by name: "inception", "lite0", "lite2", "lpips_alex", "lpips_vgg"; what is
-            not named is resolved as any weight.
+        weights: local files of the metrics' networks by name: "inception", "lite0", "lite2", "lpips_alex", "lpips_vgg";
+            what is not named is resolved as any weight.
 
     Raises:
         ValueError: an unknown name, or weights that no metric asks for.
@@ -199,18 +199,20 @@ class Evaluation(nn.Module):
             elif name == "bits_per_pixel":
                 measurements.append(Measurement(TOKEN_METRICS[name], bits, count))
             else:
-                measurements += self._codebook(count)
+                measurements += codebook_measurements(self.codebook, self.vocab_sizes, count)
         return measurements
 
-    def _codebook(self, count: int) -> list[Measurement]:
-        measurements = []
-        for level, statistics in self.codebook.compute().items():
-            suffix = f"_{level}" if len(self.vocab_sizes) > 1 else ""
-            for name, (unit, better, text) in _CODEBOOK.items():
-                protocol = f"{text}; counts of all indices of the set, {self.vocab_sizes[level]} codes"
-                metric = Metric(f"{name}{suffix}", unit, better, protocol)
-                measurements.append(Measurement(metric, float(statistics[name]), count))
-        return measurements
+
+def codebook_measurements(use: CodebookUse, vocab_sizes: Sequence[int], count: int) -> list[Measurement]:
+    """How a model's codebooks were used in `count` items, level by level."""
+    measurements = []
+    for level, statistics in use.compute().items():
+        suffix = f"_{level}" if len(vocab_sizes) > 1 else ""
+        for name, (unit, better, text) in _CODEBOOK.items():
+            protocol = f"{text}; counts of all indices of the set, {vocab_sizes[level]} codes"
+            metric = Metric(f"{name}{suffix}", unit, better, protocol)
+            measurements.append(Measurement(metric, float(statistics[name]), count))
+    return measurements
 
 
 def _function(name: str, weights: Path | None) -> _Function:

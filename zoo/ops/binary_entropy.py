@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +37,7 @@ def binary_entropy(
         z: (N, D) latents; gradients flow to it. Of no latents at all both entropies are 0.
         temperature: T > 0 of the softmax of 2 z.c / T.
         floor: lower clamp of each probability inside the logarithms (MaskBit and vector-quantize-pytorch: 1e-5); 0 is
-            exact. It costs a sort of the half tables, no table of 2^D a row.
+            exact. It costs a sort of the half tables, no table of 2^D a row, and keeps (N, D) for the backward pass.
         shift: added to the mean probabilities inside the logarithm (Open-MAGVIT2: 1e-5); 0 is exact.
         group_bits: bits of a group, a divisor of D, at most 24; None puts all D in one. Groups are runs of consecutive
             channels; the entropies of the groups are added. For the first that changes nothing but what `floor` clamps;
@@ -66,7 +67,7 @@ def mean_assignment(logits: Tensor, group_bits: int | None = None) -> Tensor:
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         logits = _group(logits, group_bits).clamp(-_CERTAIN, _CERTAIN)
-        total = _total(logits, 0.0)[0]
+        total, _, _ = _total(logits, 0.0)
         sum_over_ranks(total)
         return (total / total.sum(dim=(1, 2), keepdim=True)).flatten(1)
 
@@ -93,7 +94,7 @@ class _BinaryEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, floor: float, shift: float) -> tuple[Tensor, Tensor]:
         logits = logits.clamp(-_CERTAIN, _CERTAIN)
-        total, correction = _total(logits, floor)
+        total, correction, slope = _total(logits, floor)
         # H(sigmoid(l)) = softplus(l) - l sigmoid(l), the same for -l, whose terms do not cancel where l < 0
         rare = -logits.abs()
         entropy = (F.softplus(rare) - rare * rare.sigmoid()).sum(dtype=correction.dtype) + correction
@@ -107,7 +108,7 @@ class _BinaryEntropy(torch.autograd.Function):
             codebook = -torch.special.xlogy(mean, mean.clamp_min(floor) + shift).sum()
         else:
             codebook = torch.special.entr(mean).sum()
-        ctx.save_for_backward(logits, mean.to(logits.dtype), count)
+        ctx.save_for_backward(logits, mean.to(logits.dtype), count, slope)
         ctx.floor, ctx.shift = floor, shift
         return entropy / count, codebook
 
@@ -119,12 +120,10 @@ class _BinaryEntropy(torch.autograd.Function):
 
 
 def _gradient(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> Tensor:
-    logits, mean, count = ctx.saved_tensors
+    logits, mean, count, of_clamp = ctx.saved_tensors
     scale = world_size() / count
     of_sample = (of_sample * scale).to(logits.dtype)
     slope = (_codebook_slope(mean, ctx.floor, ctx.shift) * (of_codebook * scale)).to(logits.dtype)
-    bits = logits.shape[1]
-    half = (bits + 1) // 2
     gradient = torch.empty_like(logits)
     width = _rows(logits)
     for start in range(0, logits.shape[2], width):
@@ -132,17 +131,16 @@ def _gradient(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> Tensor:
         one, zero, low, high = _halves(chunk)
         # derivatives by the joint probabilities of a half, times these: derivatives by their logarithms
         of_low, of_high = slope.transpose(1, 2).bmm(high).mul_(low), slope.bmm(low).mul_(high)
-        if ctx.floor > 0:
-            by_low, by_high = _clamped_slopes(low, high, ctx.floor)
-            of_low.add_(by_low * of_sample)
-            of_high.add_(by_high * of_sample)
-        result = gradient[..., start : start + width]
-        # the logarithm of a joint probability with bit d set has the slope 1 - p_d to the log odds, else -p_d
-        for of_half, part in ((of_low, slice(half)), (of_high, slice(half, bits))):
-            is_one, is_zero = sum_by_bit(of_half)
-            result[:, part] = zero[:, part] * is_one - one[:, part] * is_zero
-        result -= of_sample * chunk * one * zero
-    return gradient
+        gradient[..., start : start + width] = _by_log_odds(of_low, of_high, one, zero) - of_sample * chunk * one * zero
+    return gradient if of_clamp is None else gradient.add_(of_clamp * of_sample)
+
+
+def _by_log_odds(of_low: Tensor, of_high: Tensor, one: Tensor, zero: Tensor) -> Tensor:
+    """Derivatives by the logarithms of the joint probabilities of both halves -> by the log odds (groups, bits, n)."""
+    low_one, low_zero = sum_by_bit(of_low)
+    high_one, high_zero = sum_by_bit(of_high)
+    # the logarithm of a joint probability with bit d set has the slope 1 - p_d to the log odds, else -p_d
+    return zero * torch.cat([low_one, high_one], dim=1) - one * torch.cat([low_zero, high_zero], dim=1)
 
 
 def _rows(logits: Tensor) -> int:
@@ -160,18 +158,25 @@ def _halves(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return one, zero, low, joint_probabilities(one[:, half:], zero[:, half:])
 
 
-def _total(logits: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Sum over tokens of the joint probabilities (groups, 2^high bits, 2^low bits), and of `_clamped_part`."""
+def _total(logits: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums over tokens of the joint probabilities (groups, 2^high bits, 2^low bits), and of what the floor adds.
+
+    With a floor, also the derivative of what it adds by the log odds.
+    """
     groups, bits, _ = logits.shape
     half = (bits + 1) // 2
     total = logits.new_zeros(groups, 2 ** (bits - half), 2**half)
-    clamped = logits.new_zeros((), dtype=_wide(logits))
-    for chunk in logits.split(_rows(logits), dim=2):
-        _, _, low, high = _halves(chunk)
+    added = logits.new_zeros((), dtype=_wide(logits))
+    slope = torch.empty_like(logits) if floor > 0 else None
+    width = _rows(logits)
+    for start in range(0, logits.shape[2], width):
+        one, zero, low, high = _halves(logits[..., start : start + width])
         total.baddbmm_(high, low.transpose(1, 2))
-        if floor > 0:
-            clamped += _clamped_part(low, high, floor)
-    return total, clamped
+        if slope is not None:
+            more, of_low, of_high = _added_by_floor(low, high, floor)
+            added += more
+            slope[..., start : start + width] = _by_log_odds(of_low, of_high, one, zero)
+    return total, added, slope
 
 
 def _codebook_slope(mean: Tensor, floor: float, shift: float) -> Tensor:
@@ -194,23 +199,21 @@ def _codebook_slope(mean: Tensor, floor: float, shift: float) -> Tensor:
 # and their running sums, the sum over all b is read off at one place.
 
 
-def _clamped_part(low: Tensor, high: Tensor, floor: float) -> Tensor:
-    low, high = _tokens_first(low), _tokens_first(high)
-    mass, entropy = _sums_below(low, high, floor)
-    return (high * entropy + (_times_log(high) - high * math.log(floor)) * mass).sum(dtype=_wide(low))
-
-
-def _clamped_slopes(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Derivatives of `_clamped_part` by the logarithms of both tables, each of the shape of its table."""
-    groups, _, n = low.shape
+def _added_by_floor(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """That sum over the tokens of a chunk, and its derivatives by the logarithms of both tables, of their shapes."""
+    shape = low.shape[0], low.shape[2]
     low, high = _tokens_first(low), _tokens_first(high)
 
-    def slopes(table: Tensor, other: Tensor) -> Tensor:
+    def slopes(table: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives, and sums of p < floor for each entry of the table."""
         mass, entropy = _sums_below(other, table, floor)
-        own = table * entropy + (_times_log(table) + table * (1 - math.log(floor))) * mass
-        return own.unflatten(0, (groups, n)).transpose(1, 2)
+        below = table * mass
+        return table * entropy + _times_log(table) * mass + below * (1 - math.log(floor)), below
 
-    return slopes(low, high), slopes(high, low)
+    of_low, _ = slopes(low, high)
+    of_high, below = slopes(high, low)
+    added = (of_high - below).sum(dtype=_wide(low))
+    return added, *(by.unflatten(0, shape).transpose(1, 2) for by in (of_low, of_high))
 
 
 def _tokens_first(table: Tensor) -> Tensor:
@@ -220,11 +223,18 @@ def _tokens_first(table: Tensor) -> Tensor:
 
 def _sums_below(table: Tensor, factors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Of rows p of `table`, sums of p and of p log p where p * factor < floor, for each of the row's factors."""
-    ascending = table.sort(dim=1).values
+    ascending = _sorted(table)
     places = torch.searchsorted(ascending, floor / factors)
     mass = F.pad(ascending.cumsum(1), (1, 0)).gather(1, places)
     entropy = F.pad(_times_log(ascending).cumsum(1), (1, 0)).gather(1, places)
     return mass, entropy
+
+
+def _sorted(table: Tensor) -> Tensor:
+    """Each row sorted; on the CPU by NumPy, whose sort is tens of times faster than torch's for short rows."""
+    if table.device.type == "cpu":
+        return torch.from_numpy(np.sort(table.numpy(), axis=1))
+    return table.sort(dim=1).values
 
 
 def _times_log(p: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from typing import Literal
 
 import torch
@@ -27,8 +28,9 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "euclidean") -> T
     arithmetic on the given values, on every device and for a vector alone or in any batch. Codes that not even float64
     can tell apart count as equal.
 
-    The compiled form, used on CPUs with a C++ compiler (g++, clang++ or $CXX), is built at its first use; the
-    environment variable ZOO_COMPILED=0 switches it off. Works inside torch.compile and torch.export as one operator.
+    The compiled forms, for CPUs (with a C++ compiler: g++, clang++ or $CXX) and CUDA, are built at their first use; the
+    environment variable ZOO_COMPILED=0 switches them off. Works inside torch.compile and torch.export as one operator,
+    and, in its CUDA form, in CUDA graphs.
 
     Args:
         x: (N, D) or, with one codebook each, (G, N, D); floating point, half precision included.
@@ -61,16 +63,12 @@ def check_metric(metric: str) -> None:
 
 @torch.library.custom_op("zoo::nearest_code", mutates_args=())
 def _nearest_code(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
-    indices = x.new_zeros(x.shape[:-1], dtype=torch.int64)
     if x.numel() == 0:
-        return indices
+        return x.new_zeros(x.shape[:-1], dtype=torch.int64)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if x.ndim == 2:
-            indices[:] = _search(x, codebook, metric)
-        else:
-            for group, vectors, codes in zip(indices, x, codebook):
-                group[:] = _search(vectors, codes, metric)
-    return indices
+            return search(x, codebook, metric)
+        return torch.stack([search(vectors, codes, metric) for vectors, codes in zip(x, codebook)])
 
 
 @_nearest_code.register_fake
@@ -82,17 +80,20 @@ def backend(device: torch.device) -> Literal["compiled", "triton", "torch"]:
     """What the search runs on for tensors of a device; the first call builds it, or logs why it cannot be had."""
     if device.type == "cpu" and nearest_code_compiled.available():
         return "compiled"
-    return "triton" if device.type == "cuda" and _triton_works(device) else "torch"
+    switched_off = os.environ.get("ZOO_COMPILED") == "0"
+    return "triton" if device.type == "cuda" and not switched_off and _triton_works(device) else "torch"
 
 
-def _search(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+def search(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    """As `nearest_code`, for (N, D) and (K, D) with N, K, D >= 1 that are known to fit, outside autocast."""
     chosen = backend(x.device)
     if chosen == "compiled":
         return nearest_code_compiled.search(x, [codebook], metric)[:, 0]
     if chosen == "triton":
         from zoo.ops import nearest_code_triton
 
-        return nearest_code_triton.search(x, codebook, metric)
+        with torch.cuda.device_of(x):
+            return nearest_code_triton.search(x, codebook, metric)
     if x.device.type == "mps":  # has no float64
         return nearest_code_torch.search(x.cpu(), codebook.cpu(), metric).to(x.device)
     return nearest_code_torch.search(x, codebook, metric)
@@ -104,7 +105,8 @@ def _triton_works(device: torch.device) -> bool:
     try:
         from zoo.ops import nearest_code_triton
 
-        nearest_code_triton.check(device)
+        with torch.cuda.device(device):
+            nearest_code_triton.check(device)
     except Exception as error:  # triton has no base class for what it raises without compiler, driver or hardware
         message = "nearest codes on %s are searched by torch, which is slower: %s"
         logging.getLogger(__name__).warning(message, device, error)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.ops import nearest_code_torch
 
-_MEASURED = 64  # codes of a program of _measure
+_MEASURED = 32  # codes of a program of _measure
 _DECIDED = 4096  # of a program of _decide: vectors times lanes
 
 
@@ -54,17 +54,17 @@ def tiling(dim: int) -> Tiling:
 @triton.jit
 def _measure(
     codes, squared, longest, shortest,
-    count, code_row, code_column,
-    DIM: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr, COSINE: tl.constexpr,
+    count, dim, code_row, code_column,
+    CODES: tl.constexpr, STRIP: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
     """Squared lengths of CODES codes in float64, -1 of those that are not finite, and their extreme scaled lengths."""
     code = tl.program_id(0) * CODES + tl.arange(0, CODES)
     strip = tl.arange(0, STRIP)
     sums = tl.zeros((CODES,), tl.float64)
-    for d in range(0, DIM, STRIP):
+    for d in range(0, dim, STRIP):
         some = d + strip
         places = codes + code[:, None].to(tl.int64) * code_row + some[None, :] * code_column
-        values = tl.load(places, mask=(code[:, None] < count) & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        values = tl.load(places, mask=(code[:, None] < count) & (some[None, :] < dim), other=0.0).to(tl.float64)
         sums += tl.sum(values * values, axis=1)
     usable = (sums < float("inf")) & (code < count)
     lengths = tl.sqrt(tl.where(usable, sums, 0.0))
@@ -142,9 +142,9 @@ def _best_lanes(
 @triton.jit
 def _decide(
     x, codes, squared, longest, shortest, best_in, second_in, index_in, rest_in, index_out,
-    rows, count, part, parts, blocks, x_row, x_column, code_row, code_column,
+    rows, count, dim, part, parts, blocks, x_row, x_column, code_row, code_column,
     rounding, tiny, rounding64,
-    DIM: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr,
     STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
     """Index of the nearest code of ROWS vectors, from the LANES lanes that `_best_lanes` has found for each."""
@@ -161,10 +161,10 @@ def _decide(
     numbers = tl.arange(0, ROWS)
     row = tl.program_id(0).to(tl.int64) * ROWS + numbers
     sums = tl.zeros((ROWS,), tl.float64)
-    for d in range(0, DIM, STRIP):
+    for d in range(0, dim, STRIP):
         some = d + strip
         places = x + row[:, None] * x_row + some[None, :] * x_column
-        values = tl.load(places, mask=(row[:, None] < rows) & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        values = tl.load(places, mask=(row[:, None] < rows) & (some[None, :] < dim), other=0.0).to(tl.float64)
         sums += tl.sum(values * values, axis=1)
     finite = (sums < float("inf")) & (row < rows)
     length = tl.sqrt(tl.where(finite, sums, 0.0))
@@ -205,8 +205,8 @@ def _decide(
                     tl.program_id(0).to(tl.int64) * ROWS + r,
                     tl.sum(tl.where(mine, threshold, 0.0)), tl.sum(tl.where(mine, length, 0.0)),
                     tl.max((every & mine).to(tl.int32)), tl.max((crowded & mine).to(tl.int32)),
-                    rows, count, part, parts, x_column, code_row, code_column, rounding64,
-                    DIM, LANES, CODES, STRIP, EUCLIDEAN, COSINE,
+                    rows, count, dim, part, parts, x_column, code_row, code_column, rounding64,
+                    WIDTH, CODES, STRIP, EUCLIDEAN, COSINE,
                 )  # fmt: skip
                 chosen = tl.where(mine, found, chosen)
     tl.store(index_out + row, tl.where(finite, chosen, 0).to(tl.int64), mask=row < rows)
@@ -215,8 +215,8 @@ def _decide(
 @triton.jit
 def _settle(
     vector, codes, squared, best_in, second_in, index_in, row, threshold, length, every, crowded,
-    rows, count, part, parts, x_column, code_row, code_column, rounding64,
-    DIM: tl.constexpr, LANES: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr,
+    rows, count, dim, part, parts, x_column, code_row, code_column, rounding64,
+    WIDTH: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr,
     EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
     """Lowest index among the codes that float64 cannot tell from the nearest one of a vector.
@@ -224,7 +224,7 @@ def _settle(
     These are the codes whose score, within its rounding, may be the largest; with the Euclidean metric, only those of
     them whose distance, taken from the differences and thus precise where it is small, may be the least.
     """
-    lane = tl.arange(0, LANES)
+    lane = tl.arange(0, WIDTH)
     places = lane.to(tl.int64) * rows + row
     fits = lane < 2 * parts
     best = tl.load(best_in + places, mask=fits, other=float("-inf"))
@@ -239,35 +239,38 @@ def _settle(
     if crowded != 0:
         steps = part // CODES
     if every != 0:
-        steps = (count + LANES - 1) // LANES
+        steps = (count + WIDTH - 1) // WIDTH
     step = CODES
     if every != 0:  # the codes are dealt out to the lanes
-        step = LANES
+        step = WIDTH
         active = fits | (lane >= 0)
         start, end = lane, tl.zeros_like(lane) + count
 
     least = tl.full((), float("-inf"), tl.float64)
     for j in range(steps):
         code = start + j * step
+        inside = active & (code < end)
         valid, score, slack, _ = _scores(
-            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
-            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         least = tl.maximum(least, tl.max(tl.where(valid, score - slack, float("-inf"))))
     nearest = tl.full((), float("inf"), tl.float64)
     for j in range(steps):
         code = start + j * step
+        inside = active & (code < end)
         valid, score, slack, distance = _scores(
-            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
-            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         nearest = tl.minimum(nearest, tl.min(tl.where(valid & (score + slack >= least), distance, float("inf"))))
     found = tl.full((), 2147483647, tl.int32)
     for j in range(steps):
         code = start + j * step
+        inside = active & (code < end)
         valid, score, slack, distance = _scores(
-            vector, codes, squared, code, active & (code < end), length, x_column, code_row, code_column, rounding64,
-            DIM, LANES, STRIP, EUCLIDEAN, COSINE,
+            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         near = valid & (score + slack >= least) & (distance * (1 - rounding64) <= nearest * (1 + rounding64))
         found = tl.minimum(found, tl.min(tl.where(near, code, 2147483647)))
@@ -276,20 +279,20 @@ def _settle(
 
 @triton.jit
 def _scores(
-    vector, codes, squared, code, valid, length, x_column, code_row, code_column, rounding64,
-    DIM: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
+    vector, codes, squared, code, valid, length, dim, x_column, code_row, code_column, rounding64,
+    WIDTH: tl.constexpr, STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
-    """Of codes (LANES,): which are usable, scores, bounds of their rounding, and squared distances (0 if unneeded)."""
+    """Of codes (WIDTH,): which are usable, scores, bounds of their rounding, and squared distances (0 if unneeded)."""
     strip = tl.arange(0, STRIP)
     lengths = tl.load(squared + code, mask=valid, other=-1.0)
     valid = valid & (lengths >= 0)
-    score = tl.zeros((LANES,), tl.float64)
-    distance = tl.zeros((LANES,), tl.float64)
-    for d in range(0, DIM, STRIP):
+    score = tl.zeros((WIDTH,), tl.float64)
+    distance = tl.zeros((WIDTH,), tl.float64)
+    for d in range(0, dim, STRIP):
         some = d + strip
-        x = tl.load(vector + some * x_column, mask=some < DIM, other=0.0).to(tl.float64)
+        x = tl.load(vector + some * x_column, mask=some < dim, other=0.0).to(tl.float64)
         places = codes + code[:, None].to(tl.int64) * code_row + some[None, :] * code_column
-        values = tl.load(places, mask=valid[:, None] & (some[None, :] < DIM), other=0.0).to(tl.float64)
+        values = tl.load(places, mask=valid[:, None] & (some[None, :] < dim), other=0.0).to(tl.float64)
         score += tl.sum(values * x[None, :], axis=1)
         if EUCLIDEAN:
             difference = values - x[None, :]
@@ -321,10 +324,10 @@ def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None
     rest = x.new_empty(parts, rows, dtype=torch.float32)
     indices = x.new_empty(rows, dtype=torch.int64)
     index = index.view(torch.int32)
-    strip = min(64, max(16, triton.next_power_of_2(dim)))
+    strip = 16 if dim <= 16 else 32
     _measure[(blocks,)](
-        codebook, squared, longest, shortest, count, *codebook.stride(),
-        DIM=dim, CODES=_MEASURED, STRIP=strip, COSINE=kind["COSINE"], num_warps=4,
+        codebook, squared, longest, shortest, count, dim, *codebook.stride(),
+        CODES=_MEASURED, STRIP=strip, COSINE=kind["COSINE"], num_warps=4,
     )  # fmt: skip
     _best_lanes[(row_programs, parts)](
         x, codebook, squared, best, second, index, rest,
@@ -336,10 +339,11 @@ def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None
     decided = max(1, min(32, _DECIDED // lanes))
     _decide[(triton.cdiv(rows, decided),)](
         x, codebook, squared, longest, shortest, best, second, index, rest, indices,
-        rows, count, part, parts, blocks, *x.stride(), *codebook.stride(),
+        rows, count, dim, part, parts, blocks, *x.stride(), *codebook.stride(),
         # three products of shorter numbers leave 2^-20; the tensor cores cut sums off where others round them
         2.0**-20 + (dim + 6) * 2.0**-22, (dim + 6) * 2.0**-126, 4 * dim**0.5 * 2.0**-52,
-        DIM=dim, ROWS=decided, LANES=lanes, PARTS=lanes // 2, CODES=tiles.codes, STRIP=16, **kind, num_warps=4,
+        ROWS=decided, LANES=lanes, PARTS=lanes // 2, WIDTH=max(64, lanes), CODES=tiles.codes, STRIP=16, **kind,
+        num_warps=4,
     )  # fmt: skip
     return indices
 

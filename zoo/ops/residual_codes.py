@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops import nearest_code_compiled
-from zoo.ops.nearest_code import Metric, check_metric, nearest_code
+from zoo.ops.nearest_code import Metric, check_metric, search
 
 
 def residual_codes(x: Tensor, codebooks: Tensor | Sequence[Tensor], metric: Metric = "euclidean") -> Tensor:
@@ -51,10 +51,10 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
     for tensor in (x, *codebooks):
         dtype = torch.promote_types(dtype, tensor.dtype)
     residual, levels = x.to(dtype), []
-    for codebook in codebooks:
-        codes = codebook.to(dtype)
-        levels.append(nearest_code(residual, codes, metric))  # type: ignore[arg-type]
-        residual = residual - codes[levels[-1]]
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        for codes in (codebook.to(dtype) for codebook in codebooks):
+            levels.append(search(residual, codes, metric))
+            residual = residual - codes[levels[-1]]
     return torch.stack(levels, dim=1)
 
 

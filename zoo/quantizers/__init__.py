@@ -14,6 +14,7 @@ from zoo.quantizers.codebooks import (
     InPlaceCodebookConfig,
 )
 from zoo.quantizers.dimension_wise import DimensionWise, DimensionWiseConfig
+from zoo.quantizers.finite_discrete import FiniteDiscrete, FiniteDiscreteConfig
 from zoo.quantizers.finite_scalar import FiniteScalar, FiniteScalarConfig, NoiseDropoutConfig
 from zoo.quantizers.finite_scalar_perturbation import (
     FiniteScalarPerturbation,
@@ -33,6 +34,7 @@ from zoo.quantizers.projected import Projected, ProjectedConfig
 from zoo.quantizers.random_projection import RandomProjection, RandomProjectionConfig
 from zoo.quantizers.regularisers import CrossEntropyConfig, OrthogonalityConfig, SoftEntropyConfig
 from zoo.quantizers.residual import Residual, ResidualConfig
+from zoo.quantizers.rotated import Rotated, RotatedConfig
 from zoo.quantizers.sim_vq import SimVQ, SimVQConfig
 from zoo.quantizers.spherical_binary import SphericalBinary, SphericalBinaryConfig
 from zoo.quantizers.strided import Strided, StridedConfig
@@ -68,7 +70,9 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
     "vq_bridge": VQBridgeConfig,
     "index_backpropagation": IndexBackpropagationConfig,
     "gumbel": GumbelConfig,
+    "finite_discrete": FiniteDiscreteConfig,
     "projected": ProjectedConfig,
+    "rotated": RotatedConfig,
 }
 
 __all__ = [
@@ -88,6 +92,8 @@ __all__ = [
     "DimensionWiseConfig",
     "DirectionCodebookConfig",
     "EmaCodebookConfig",
+    "FiniteDiscrete",
+    "FiniteDiscreteConfig",
     "FiniteScalar",
     "FiniteScalarConfig",
     "FiniteScalarPerturbation",
@@ -121,6 +127,8 @@ __all__ = [
     "RandomProjectionConfig",
     "Residual",
     "ResidualConfig",
+    "Rotated",
+    "RotatedConfig",
     "RotationConfig",
     "SamplingConfig",
     "SimVQ",

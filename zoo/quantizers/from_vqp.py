@@ -38,6 +38,7 @@ from zoo.quantizers.projected import Projected, ProjectedConfig
 from zoo.quantizers.random_projection import RandomProjectionConfig
 from zoo.quantizers.regularisers import CrossEntropyConfig, OrthogonalityConfig, SoftEntropyConfig
 from zoo.quantizers.residual import ResidualConfig
+from zoo.quantizers.rotated import Rotated, RotatedConfig
 from zoo.quantizers.sim_vq import SimVQConfig
 from zoo.quantizers.spherical_binary import SphericalBinaryConfig
 from zoo.quantizers.vector import SamplingConfig, Vector, VectorConfig
@@ -231,21 +232,30 @@ def _sim_vq(module: nn.Module) -> Quantizer:
 
 
 def _in_its_width(module, config: QuantizerConfig, codebooks: int = 1) -> Quantizer:  # type: ignore[no-untyped-def]
-    """The quantizer of a config, once for each codebook, between the module's projections if it has any."""
+    """The quantizer of a config, once for each codebook, between the module's projections if it has any.
+
+    In its orthogonal rotation if it has one, which is the same for all codebooks.
+    """
+    if rotated := getattr(module, "orthogonal_rotation", False):
+        config = RotatedConfig(config)
     if codebooks > 1:
         config = GroupedConfig(config, num_groups=codebooks)
-    if not module.has_projections:
-        return config.build()
+    if module.has_projections:
+        config = ProjectedConfig(module.dim, config)
+    quantizer = config.build()
+    for part in quantizer.modules():
+        if rotated and isinstance(part, Rotated):
+            copy(part, rotation=module.orthogonal_rot)
+    if not isinstance(quantizer, Projected):
+        return quantizer
     refuse(module, **{"projection_has_bias=False": getattr(module.project_in, "bias", None) is None})
-    quantizer = ProjectedConfig(module.dim, config).build()
-    quantizer.project_in.load_state_dict(module.project_in.state_dict())  # type: ignore[union-attr]
-    quantizer.project_out.load_state_dict(module.project_out.state_dict())  # type: ignore[union-attr]
+    quantizer.project_in.load_state_dict(module.project_in.state_dict())
+    quantizer.project_out.load_state_dict(module.project_out.state_dict())
     return quantizer
 
 
 def _finite_scalar(module) -> Quantizer:  # type: ignore[no-untyped-def]
     """Noise has its stated probability here; theirs has 1/2 whatever is stated."""
-    refuse(module, orthogonal_rotation=module.orthogonal_rotation)
     config = FiniteScalarConfig(
         levels=tuple(module._levels.tolist()),
         symmetric=module.preserve_symmetry,
@@ -260,14 +270,15 @@ def _lookup_free(module) -> Quantizer:  # type: ignore[no-untyped-def]
 
     Given a mask, their codebook entropy takes no mean over tokens; ours is that of the tokens left.
     """
+    rotated = module.orthogonal_rotation
     refuse(
         module,
-        orthogonal_rotation=module.orthogonal_rotation,
         cosine_sim_project_in=type(module.project_in).__name__ == "CosineSimLinear",
         straight_through_activation=not isinstance(module.activation, nn.Identity),
         experimental_softplus_entropy_loss=module.experimental_softplus_entropy_loss,
         **{"spherical together with codebook_scale": module.spherical and module.codebook_scale != 1},
         **{"spherical together with soft_clamp_input_value": module.spherical and module.soft_clamp_input_value},
+        **{"orthogonal_rotation after soft_clamp_input_value": rotated and module.soft_clamp_input_value},
     )
     entropy = BinaryEntropyConfig(temperature=0.01, gamma=float(module.diversity_gamma), floor=1e-5)
     config: QuantizerConfig

@@ -8,12 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from tokenizers_visual.inversion.clip import ClipPair, OpenClipPair, TransformersPair
 from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.vocabulary import nearest_words
 from tokenizers_visual.parity.inversion import open_clip_pair, transformers_pair
+from zoo.checkpoint import CheckpointError
 from zoo.parity import Fixture
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -182,15 +185,106 @@ def test_the_table_of_embeddings_is_itself_again_after_an_error(pair: OpenClipPa
     assert torch.equal(pair.text_features(ids), expected)
 
 
-def test_half_precision_finds_the_same_neighbours(pair: OpenClipPair) -> None:
-    prompts, found = torch.tensor([row(letter, DOLLAR) for letter in range(1, 21)]), []
-    for dtype in (torch.float32, torch.bfloat16):
-        pair.to(dtype)
-        features = torch.nn.functional.normalize(pair.compose(prompts, words(20, 1)).float(), dim=-1)
-        found.append(features[:1] @ features.T)
-    pair.to(torch.float32)
-    assert found[0].topk(5).indices[0, 0] == found[1].topk(5).indices[0, 0]
-    assert (found[0] - found[1]).abs().max() < 0.03
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", ["", "in_"])
+def test_half_precision_ranks_the_same_ten_first(make: Callable, dtype: torch.dtype, case: str) -> None:
+    """The retrieval of a fixture: words and their domain against a gallery, in either library."""
+    arrays = Fixture.read(PARITY / "freedom").arrays
+    weights, gallery = arrays[f"{case}weights"], arrays[f"{case}database"]
+    features = tiny(make).to(dtype).text_features(arrays[f"{case}text_ids"]).float()
+    unit = torch.nn.functional.normalize(features, dim=-1).unflatten(0, weights.shape)
+    similarity = (weights[..., None] * unit).sum(1) @ gallery.T
+    assert torch.equal(similarity.topk(10).indices, arrays[f"{case}ranking"][:, :10])
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_words_of_half_precision_compose_in_that_of_the_clip(make: Callable, dtype: torch.dtype) -> None:
+    pair, ids = tiny(make), torch.tensor([row(3, DOLLAR)])
+    exact = pair.compose(ids, words(1, 1))
+    pair.to(dtype)
+    for word in (words(1, 1), words(1, 1).to(dtype)):
+        features = pair.compose(ids, word)
+        assert features.dtype == dtype
+        assert torch.nn.functional.cosine_similarity(features.float(), exact) > 0.999
+
+
+# -- frozen --------------------------------------------------------------------------------------------------------
+
+
+def resnet_pair() -> OpenClipPair:
+    """A CLIP whose image encoder has batch norms, which training would move."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "head_width": 8},
+        text_cfg={"context_length": 12, "vocab_size": 50, "width": 24, "heads": 2, "layers": 1},
+    )
+    return OpenClipPair(model, backbone="resnet", placeholder_id=9)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny(open_clip_pair), lambda: tiny(transformers_pair), resnet_pair])
+def test_training_through_a_pair_leaves_it_as_it_was(make: Callable[[], ClipPair]) -> None:
+    pair = make()
+    start, mark, end = pair.start_id, pair.placeholder_id, pair.end_id
+    ids = torch.tensor([[start, mark, end, *[0] * (pair.context_length - 3)]] * 3)
+    width = pair.token_embeddings(ids).shape[-1]
+    images = torch.randn(3, 3, 32, 32)
+    phi = torch.nn.Linear(pair.image_features(images).shape[-1], width)
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    both_modules = torch.nn.ModuleList([phi, pair]).train()
+    assert not pair.training
+    assert not any(module.training for module in pair.modules())
+    optimizer = torch.optim.AdamW(both_modules.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(3):
+        features = pair.image_features(images)
+        texts = pair.compose(ids, PseudoWords(phi(features)[:, None], pair.backbone))
+        loss = -torch.nn.functional.cosine_similarity(texts, features).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert phi.weight.grad.abs().sum() > 0
+    assert any("running_mean" in name for name in before) == (pair.backbone == "resnet")
+    assert all(torch.equal(before[name], value) for name, value in pair.state_dict().items())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in pair.parameters())
+
+
+# -- words read back and kept --------------------------------------------------------------------------------------
+
+
+def test_words_read_back_as_the_nearest_of_the_vocabulary(pair: OpenClipPair) -> None:
+    real = pair.token_embeddings(torch.tensor([[ord("c"), ord("t")], [START, ord("d")]]))
+    near_real = PseudoWords(3 * real + 0.001, "tiny_clip")
+    pair.decode = lambda ids: f"{chr(ids[0])} "
+    read = nearest_words(pair, near_real, 3)
+    assert [len(word) for item in read for word in item] == [3] * 4
+    assert [read[0][0][0].text, read[0][1][0].text, read[1][1][0].text] == ["c", "t", "d"]
+    assert read[0][0][0].id == ord("c")
+    assert read[0][0][0].cosine == pytest.approx(1, abs=1e-3)
+    cosines = [near.cosine for near in read[0][0]]
+    assert cosines == sorted(cosines, reverse=True)
+    assert START not in {near.id for item in read for word in item for near in word}
+    pair.decode = None
+    assert nearest_words(pair, near_real, 1)[0][0][0].text == ""
+    with pytest.raises(ValueError, match="expected words of the CLIP tiny_clip, got words of other"):
+        nearest_words(pair, PseudoWords(real, "other"))
+    with pytest.raises(ValueError, match="1 to 398 tokens, got 399"):
+        nearest_words(pair, near_real, 399)
+
+
+def test_words_come_back_from_a_file_with_their_clip(tmp_path: Path) -> None:
+    words(2, 3).save(tmp_path / "words.safetensors")
+    again = PseudoWords.load(tmp_path / "words.safetensors")
+    assert torch.equal(again.embeddings, words(2, 3).embeddings)
+    assert again.backbone == "tiny_clip"
+    assert torch.equal(again.truncate(2).embeddings, words(2, 3).embeddings[:, :2])
+    save_file({"words": torch.zeros(1, 1, 4)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: expected a file of PseudoWords\.save"):
+        PseudoWords.load(tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "words.safetensors").read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors"):
+        PseudoWords.load(tmp_path / "broken.safetensors")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

@@ -3,42 +3,34 @@
 import warnings
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from tiny_pipeline import WIDTH, clip_tokenizer, stable_diffusion, text_encoder
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tokenizers_visual.inversion.clip import TransformersPair
 from tokenizers_visual.inversion.diffusion import (
     load_learned_embeddings,
-    prompt_embeddings,
     save_learned_embeddings,
+    text_encoders,
+    to_prompt_embeds,
 )
 from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.vocabulary import nearest_words
 from zoo.checkpoint import CheckpointError
-
-WIDTH = 16
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's own vocabulary."""
-    known = open_clip.get_tokenizer("ViT-B-32")
-    merges = sorted(known.bpe_ranks, key=known.bpe_ranks.get)
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {names.get(word, word): place for word, place in known.encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return clip_tokenizer()
 
 
-def encoder(layers: int = 3) -> CLIPTextModel:
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=WIDTH, intermediate_size=32, projection_dim=WIDTH, num_hidden_layers=layers,
-        num_attention_heads=2, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407,
-    )  # fmt: skip
-    return CLIPTextModel(config).eval()
+def copied(tokenizer: CLIPTokenizer, folder: Path, **changes: str) -> CLIPTokenizer:
+    """A tokenizer of its own, since pipelines add tokens to theirs."""
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", **changes)
 
 
 def words(count: int) -> PseudoWords:
@@ -46,7 +38,7 @@ def words(count: int) -> PseudoWords:
 
 
 def test_tokens_are_those_of_the_tokenizer(tokenizer: CLIPTokenizer) -> None:
-    pair = TransformersPair(encoder(), tokenizer, backbone="tiny")
+    pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
     text = "a photo of a cat, that is red."
     own = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt")["input_ids"]
     assert torch.equal(pair.tokenize(text), own)
@@ -58,20 +50,91 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer: CLIPTokenizer) -> None:
 def test_a_pipeline_that_loads_the_file_computes_the_same_prompt(
     tokenizer: CLIPTokenizer, tmp_path: Path, suffix: str, count: int
 ) -> None:
-    pair = TransformersPair(encoder(), tokenizer, backbone="tiny")
-    ours = prompt_embeddings([pair], "a photo of $ in rain", [words(count)]).prompt
+    pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
+    ours = to_prompt_embeds([pair], "a photo of $ in rain", [words(count)]).prompt
     path = tmp_path / f"learned{suffix}"
     save_learned_embeddings(path, "<cat>", words(count).embeddings[0])
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = StableDiffusionPipeline(
-            vae=None, text_encoder=encoder(), tokenizer=CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"),
+            vae=None, text_encoder=text_encoder(), tokenizer=copied(tokenizer, tmp_path),
             unet=None, scheduler=None, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
     pipeline.load_textual_inversion(str(tmp_path), weight_name=path.name, local_files_only=True)
     theirs, _ = pipeline.encode_prompt("a photo of <cat> in rain", "cpu", 1, False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pipeline_paints_the_same_from_prompt_embeddings_and_from_the_file(
+    tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    settings = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "pt"}
+
+    def paint(pipeline: StableDiffusionPipeline, **prompt: object) -> torch.Tensor:
+        return pipeline(**prompt, **settings, generator=torch.Generator().manual_seed(0)).images
+
+    pipeline = stable_diffusion(copied(tokenizer, tmp_path))
+    (pair,) = text_encoders(pipeline, ["tiny"])
+    embedded = to_prompt_embeds([pair], "a photo of $ in rain", [words(2)])
+    ours = paint(pipeline, prompt_embeds=embedded.prompt, negative_prompt="ugly")
+    save_learned_embeddings(tmp_path / "learned.safetensors", "<cat>", words(2).embeddings[0])
+    pipeline.load_textual_inversion(str(tmp_path), weight_name="learned.safetensors", local_files_only=True)
+    theirs = paint(pipeline, prompt="a photo of <cat> in rain", negative_prompt="ugly")
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    other = paint(pipeline, prompt="a photo of cat in rain", negative_prompt="ugly")
+    assert (theirs - other).abs().max() > 1e-4
+
+
+def test_both_encoders_of_xl_take_their_own_words(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = text_encoder().config.to_dict() | {"hidden_size": 24, "num_hidden_layers": 4, "projection_dim": 20}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**config)).eval()
+    pads = copied(tokenizer, tmp_path, pad_token="!")
+    pipeline = StableDiffusionXLPipeline(
+        vae=None, text_encoder=text_encoder(), text_encoder_2=second, unet=None, scheduler=None, tokenizer_2=pads,
+        tokenizer=copied(tokenizer, tmp_path), add_watermarker=False,
+    )  # fmt: skip
+    pairs = text_encoders(pipeline, ["one", "two"])
+    learned = [PseudoWords(torch.randn(1, 2, width), name) for width, name in ((WIDTH, "one"), (24, "two"))]
+    for skip in (None, 1):
+        ours = to_prompt_embeds(pairs, "a photo of $ in rain", learned, clip_skip=skip)
+        if skip is None:
+            parts = zip(learned, ("", "_2"))
+            for part, suffix in parts:
+                pipeline.load_textual_inversion(
+                    part.embeddings[0], token="<cat>", text_encoder=getattr(pipeline, f"text_encoder{suffix}"),
+                    tokenizer=getattr(pipeline, f"tokenizer{suffix}"),
+                )  # fmt: skip
+        theirs = pipeline.encode_prompt(
+            "a photo of <cat> in rain", device="cpu", do_classifier_free_guidance=False, clip_skip=skip
+        )
+        torch.testing.assert_close(ours.prompt, theirs[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_loaded_files_go_back_into_prompts(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
+    save_learned_embeddings(tmp_path / "x.bin", "<cat>", words(2).embeddings[0])
+    loaded = PseudoWords(load_learned_embeddings(tmp_path / "x.bin")["<cat>"][None], "tiny")
+    one, other = (to_prompt_embeds([pair], "a $", [given]).prompt for given in (words(2), loaded))
+    assert torch.equal(one, other)
+
+
+def test_the_pipelines_clip_is_told_by_its_width_and_must_be_known(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    pipeline = stable_diffusion(copied(tokenizer, tmp_path))
+    with pytest.raises(ValueError, match=r"a backbone for each text encoder, got \[''\] for widths \[16\]"):
+        text_encoders(pipeline)
+    with pytest.raises(ValueError, match="a backbone for each text encoder"):
+        text_encoders(pipeline, ["one", "two"])
+    pipeline.text_encoder.config.hidden_size = 768
+    assert text_encoders(pipeline)[0].backbone == "openai/clip-vit-large-patch14"
+
+
+def test_words_read_back_in_the_real_vocabulary(tokenizer: CLIPTokenizer) -> None:
+    pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
+    ids = tokenizer("red cat", add_special_tokens=False)["input_ids"]
+    real = PseudoWords(pair.token_embeddings(torch.tensor([ids])), "tiny")
+    assert [word[0].text for word in nearest_words(pair, real, 1)[0]] == ["red", "cat"]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
@@ -103,8 +166,8 @@ def test_what_does_not_fit_is_refused(tokenizer: CLIPTokenizer, tmp_path: Path) 
     (tmp_path / "broken.pt").write_bytes(b"no pickle")
     with pytest.raises(CheckpointError, match=r"broken\.pt"):
         load_learned_embeddings(tmp_path / "broken.pt")
-    pair = TransformersPair(encoder(), tokenizer, backbone="tiny")
+    pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
     with pytest.raises(ValueError, match="to leave one of 3 layers, got 3"):
-        prompt_embeddings([pair], "$", [words(1)], clip_skip=3)
+        to_prompt_embeds([pair], "$", [words(1)], clip_skip=3)
     with pytest.raises(ValueError, match="words for 1 or 2 encoders, got 2 for 1"):
-        prompt_embeddings([pair], "$", [words(1)] * 2)
+        to_prompt_embeds([pair], "$", [words(1)] * 2)

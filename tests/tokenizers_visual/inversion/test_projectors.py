@@ -32,7 +32,15 @@ PROJECTORS = [name for name in registry.families() if issubclass(registry.family
 CARDS = [card for manifest in MANIFESTS for card in manifest.cards]
 every = pytest.mark.parametrize("name", PROJECTORS)
 
-FOLDERS = [name for name in PROJECTORS if (PARITY / name).is_dir()]  # of their fixtures
+FAMILIES = [manifest.family for manifest in MANIFESTS]
+FOLDERS = [name for name in FAMILIES if (PARITY / name).is_dir()]  # of their fixtures
+
+# sizes of the projectors that no fixture narrows
+SMALL: dict[str, dict[str, Any]] = {
+    "isa": {"image_dim": 12, "word_dim": 10, "words": 3, "hidden_dim": 8},
+    "vilex": {"image_dim": 12, "word_dim": 10, "words": 4, "heads": 2},
+    "sitta": {"image_dim": 12, "word_dim": 10},
+}
 
 # list of published names and shapes -> model
 KEY_LISTS = {
@@ -41,7 +49,12 @@ KEY_LISTS = {
     "searle/keys_searle_xl_vit_l14": "searle_xl_vit_l14.imagenet",
     "lincir/keys_lincir_vit_l14": "lincir_vit_l14.navervision",
     "ladi_vton/keys_ladi_vton_dresscode": "ladi_vton.dresscode",
+    "neti/keys_neti_default": "neti.sd14",
+    "fdt/keys_clip_fdt_cc3m_without_text_tower": "clip_fdt_vit_b32.cc3m",
+    "precise_control/keys_precise_control_wt_mapper": "precise_control.sd21",
 }
+# what a file of the list's layout holds elsewhere
+ELSEWHERE = {"neti.sd14": {"frequencies"}}
 # published files -> models; the listings name those that lie in no hub repository in their own way
 PUBLISHED = {
     "pic2word_vit_l14": "pic2word_vit_l14.cc3m",
@@ -51,7 +64,21 @@ PUBLISHED = {
     "lincir_vit_l14": "lincir_vit_l14.navervision",
     "ladi_vton_dresscode": "ladi_vton.dresscode",
     "ladi_vton_vitonhd": "ladi_vton.vitonhd",
+    "neti_paper_concepts": "neti.sd14",
+    "clip_fdt_vitb32_cc3m": "clip_fdt_vit_b32.cc3m",
+    "precise_control_wt_mapper": "precise_control.sd21",
+    "sitta_flan-t5-base_rn50x64_linear_reg": "sitta_flan_t5_base.linear",
+    "sitta_t5-v1_1-base_rn50x64_linear_reg": "sitta_t5_v1_1_base.linear",
+    "sitta_t5-v1_1-large_rn50x64_linear_reg": "sitta_t5_v1_1_large.linear",
+    "sitta_t5-v1_1-xl_rn50x64_linear_reg": "sitta_t5_v1_1_xl.linear",
+    "sitta_t5-v1_1-xxl_rn50x64_linear_reg": "sitta_t5_v1_1_xxl.linear",
+    "sitta_flan-t5-large_rn50x64_linear_reg": "sitta_flan_t5_large.linear",
+    "sitta_flan-t5-xl_rn50x64_linear_reg": "sitta_flan_t5_xl.linear",
+    "sitta_flan-t5-xxl_rn50x64_linear_reg": "sitta_flan_t5_xxl.linear",
+    "sitta_llama-7b-hf_rn50x64_linear_reg": "sitta_llama_7b.linear",
+    "sitta_llama-7b-hf_rn50x64_procrustes": "sitta_llama_7b.procrustes",
 }
+IN_A_FOLDER = {"neti.sd14", "precise_control.sd21"}  # published without an address of the file itself
 
 
 def meta(name: str) -> dict[str, Any]:
@@ -59,9 +86,10 @@ def meta(name: str) -> dict[str, Any]:
 
 
 def build(name: str) -> Projector:
-    """The model of the family's fixture."""
+    """A small model: of the family's fixture where that has one."""
     family = registry.family(name)
-    return family.model(family.module.config_from_original(meta(name))).eval()
+    config = family.config(**SMALL[name]) if name in SMALL else family.module.config_from_original(meta(name))
+    return family.model(config).eval()
 
 
 def features(model: Projector, count: int = 3, seed: int = 0) -> Tensor:
@@ -81,7 +109,7 @@ def test_words_have_the_width_and_the_clip_of_the_config(name: str) -> None:
     model = build(name)
     words = model.project(features(model))
     assert words.embeddings.shape == (3, getattr(model.config, "words", 1), model.config.word_dim)
-    assert words.backbone == model.config.backbone
+    assert words.backbone == getattr(model.config, "language_model", model.config.backbone)
     assert not words.embeddings.requires_grad
 
 
@@ -95,7 +123,8 @@ def test_an_item_alone_in_any_batch_and_while_training_gives_the_same_words(name
     model.train()
     assert torch.equal(model.project(x).embeddings, expected)  # dropout never touches it
     assert model.training
-    assert not torch.equal(model(x), expected)
+    if any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
+        assert not torch.equal(model(x), expected)
 
 
 @every
@@ -226,33 +255,40 @@ def test_full_size_model_matches_the_published_names_and_shapes(key_list: str, n
         model = family.model(family.config.from_dict(card.config))
         published = {key: torch.empty(shape) for key, shape in shapes(key_list).items()}
     mapped = getattr(family.module, card.key_map)(published)
-    assert {k: v.shape for k, v in mapped.items()} == {k: v.shape for k, v in model.state_dict().items()}
+    own = {k: v.shape for k, v in model.state_dict().items() if k not in ELSEWHERE.get(name, ())}
+    assert {k: v.shape for k, v in mapped.items()} == own
 
 
 def numbers(stated: object) -> set[float]:
-    if isinstance(stated, dict):
-        return set().union(*map(numbers, stated.values()))
-    return set().union(*map(numbers, stated)) if isinstance(stated, list) else {stated}  # type: ignore[arg-type]
+    """The numbers in a listing's metrics, without the texts beside them."""
+    if isinstance(stated, dict | list):
+        return set().union(*map(numbers, stated.values() if isinstance(stated, dict) else stated))
+    return set() if isinstance(stated, str) else {stated}  # type: ignore[arg-type]
 
 
 def test_every_published_checkpoint_is_a_manifest_entry() -> None:
-    listings = [PARITY / name / "published.json" for name in FOLDERS]
+    listings = [path for name in FOLDERS if (path := PARITY / name / "published.json").exists()]
     found = set()
     for listed in [entry for path in listings for entry in json.loads(path.read_text())]:
         card = registry.card(PUBLISHED[listed["name"]])
         found.add(card.full_name)
         family = registry.family(card.family)
-        stated = family.module.config_from_original({"original": {"kwargs": listed["kwargs"]}})
-        assert family.config.from_dict(card.config) == stated
-        assert card.source is not None
-        if listed["repo"]:
+        if card.family == "sitta":
+            assert card.config["image_dim"] == listed["kwargs"]["source_dim"]
+            assert listed["kwargs"]["target_dim"] in (None, card.config["word_dim"])
+        else:
+            stated = family.module.config_from_original({"original": {"kwargs": listed["kwargs"]}})
+            assert family.config.from_dict(card.config) == stated
+        if card.full_name in IN_A_FOLDER:
+            assert card.source is None
+        elif listed["repo"]:
             assert (card.source.repo, card.source.file) == (listed["repo"], listed["file"])
         else:
-            assert listed["file"].split()[-1] in card.source.url
+            assert {word for word in listed["file"].split() if word in card.source.url}
         assert {metric.value for metric in card.metrics} == numbers(listed["paper_metrics"])
         assert card.container == listed["container"]
         assert card.non_commercial == ("NC" in listed["licence"])
-    assert found == {card.full_name for card in CARDS}
+    assert found == {card.full_name for card in CARDS if card.source is not None} | IN_A_FOLDER
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

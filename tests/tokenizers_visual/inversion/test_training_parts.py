@@ -86,11 +86,33 @@ def test_inversion_repeats_with_its_seed_alone() -> None:
     assert not torch.equal(one, other)
 
 
+def test_noise_on_the_features_moves_words_and_repeats_with_the_seed() -> None:
+    pair = open_clip_pair(Fixture.read(PARITY / "tiny_clip"), 259)
+    images, start = torch.randn(2, 32), 0.02 * torch.randn(2, 40)
+
+    def found(noise: float, seed: int = 0) -> torch.Tensor:
+        config = searle.InversionConfig(feature_noise=noise)
+        inversion = searle.Inversion(pair, images, config, initial=start, seed=seed)
+        for _ in range(3):
+            inversion.step(sentences(20))
+        return inversion.words.embeddings
+
+    assert torch.equal(found(0.5), found(0.5))
+    assert not torch.equal(found(0.5), found(0.5, seed=1))
+    assert not torch.equal(found(0.5), found(0.0))
+    assert torch.equal(found(0.0), found(0.0, seed=1))
+
+
 def test_inversion_refuses_what_does_not_fit() -> None:
     pair = open_clip_pair(Fixture.read(PARITY / "tiny_clip"), 259)
     with pytest.raises(ValueError, match="expected 2 words to start from, got 3"):
         searle.Inversion(pair, torch.randn(2, 32), initial=torch.zeros(3, 40))
-    for fields in ({"learning_rate": 0.0}, {"ema_decay": 1.0}, {"cosine_weight": 0.0, "phrase_weight": 0.0}):
+    for fields in (
+        {"learning_rate": 0.0},
+        {"ema_decay": 1.0},
+        {"feature_noise": -1.0},
+        {"cosine_weight": 0.0, "phrase_weight": 0.0},
+    ):
         with pytest.raises(ConfigError):
             searle.InversionConfig(**fields)
 

@@ -210,7 +210,7 @@ def work(calls: list[str], name: str, size: int) -> Callable[[], int]:
 
 
 def test_rounds_are_interleaved_and_goals_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "_BUDGET", 0.0)  # five rounds
+    monkeypatch.setitem(harness._BUDGET, "cpu", 0.0)  # five rounds
     monkeypatch.setattr(harness, "_SHORT", 0.0)  # one call each
     calls: list[str] = []
     toy = Toy((("zoo", work(calls, "zoo", 100)), ("slow", work(calls, "slow", 4_000_000))))
@@ -294,7 +294,7 @@ def test_a_crash_of_the_measured_process_is_told() -> None:
 @on_linux
 def test_every_contender_is_measured_in_a_process_of_its_own() -> None:
     told: list[str] = []
-    peaks = memory.measure("quantize", "cpu", 1, quick=True, progress=told.append)
+    peaks = memory.measure("quantize", 1, quick=True, progress=told.append)
     problems = harness.problems("quantize", "cpu", quick=True)
     assert list(peaks) == [problem.name for problem in problems]
     for problem in problems:
@@ -308,7 +308,7 @@ def test_every_contender_is_measured_in_a_process_of_its_own() -> None:
 def test_an_error_of_the_process_that_measures_is_passed_on() -> None:
     if hasattr(memory.os, "fork"):
         with pytest.raises(RuntimeError, match="ValueError: expected a case of"):
-            memory.measure("no_such_case", "cpu", 1, quick=True)
+            memory.measure("no_such_case", 1, quick=True)
 
 
 # -- what the gates compare with -----------------------------------------------------------------------------------

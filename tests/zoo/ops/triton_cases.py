@@ -34,7 +34,7 @@ def test_types(dtype: torch.dtype, metric: str) -> None:
 def test_ties_and_near_ties(metric: str) -> None:
     codebook = torch.randn(1, 8) + 1e-7 * torch.randn(200, 8)
     codebook[120:] = codebook[:80]
-    x = torch.randn(60, 8)
+    x = torch.randn(6, 8)
     expected = nearest_code_torch.search(x, codebook, metric)
     assert bool((expected < 120).all())
     assert torch.equal(nearest_code_triton.search(x, codebook, metric), expected)
@@ -54,16 +54,16 @@ def test_values_that_are_not_finite(metric: str) -> None:
 @pytest.mark.parametrize("tile", [16, 32])
 def test_tiles_and_parts_of_the_codebook_do_not_show(programs: int, tile: int) -> None:
     tiling = Tiling(rows=tile, codes=tile, strip=16, programs=programs)
-    x, codebook = torch.randn(20, 19), torch.randn(2111, 19)
-    codebook[1500] = codebook[3]
+    x, codebook = torch.randn(20, 19), torch.randn(1111, 19)
+    codebook[1050] = codebook[3]
     expected = nearest_code_torch.search(x, codebook, "euclidean")
     assert torch.equal(nearest_code_triton.search(x, codebook, "euclidean", tiling), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("places", [[0], [0, 64], [5, 69, 133], [5, 6], [5, 6, 7, 90], list(range(300))])
+@pytest.mark.parametrize("places", [[0], [0, 64], [5, 69, 133], [5, 6], [5, 6, 7, 90], list(range(150))])
 def test_close_codes_of_one_lane_and_of_several(places: list[int], metric: str) -> None:
-    x, codebook = torch.randn(24, 12), torch.randn(600, 12) * 0.1
+    x, codebook = torch.randn(4, 12), torch.randn(330, 12) * 0.1
     codebook[places] = x[0] + 1e-7 * torch.randn(len(places), 12)
     expected = nearest_code_torch.search(x, codebook, metric)
     assert torch.equal(nearest_code_triton.search(x, codebook, metric), expected)
@@ -72,10 +72,10 @@ def test_close_codes_of_one_lane_and_of_several(places: list[int], metric: str) 
 
 
 @given(
-    st.integers(1, 70), st.integers(1, 300), st.integers(1, 80), st.sampled_from(METRICS),
+    st.integers(1, 7), st.integers(1, 200), st.integers(1, 80), st.sampled_from(METRICS),
     st.sampled_from([1e-20, 1e-3, 1.0, 1e4, 1e17]), st.sampled_from([0.0, 1e-6, 1.0]), st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 def test_drawn_settings(rows: int, count: int, dim: int, metric: str, scale: float, spread: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, dim, generator=generator) * scale

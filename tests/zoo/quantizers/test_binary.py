@@ -137,22 +137,26 @@ def test_a_soft_clamp_below_the_scale_is_refused() -> None:
 @settings(max_examples=40)
 @given(
     st.integers(1, 8), st.integers(1, 3), st.booleans(), st.sampled_from([0.25, 1.0]), st.sampled_from([None, 1.5]),
-    st.sampled_from([0.0, 1.0, 2.0]), st.booleans(), st.booleans(), st.integers(0, 1000),
+    st.sampled_from([0.0, 1.0, 2.0]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
 def test_it_agrees_with_vector_quantize_pytorch(
     bits: int, codebooks: int, spherical: bool, scale: float, soft_clamp: float | None, gamma: float, training: bool,
-    masked: bool, seed: int,
+    masked: bool, rotated: bool, seed: int,
 ) -> None:  # fmt: skip
     from vector_quantize_pytorch import LFQ
 
     if spherical:
         scale, soft_clamp = 1.0, None
+    if rotated:
+        soft_clamp = None  # theirs would come before the rotation
+    torch.manual_seed(seed)
     theirs = LFQ(
         codebook_size=2**bits,
         num_codebooks=codebooks,
         spherical=spherical,
         codebook_scale=scale,
         soft_clamp_input_value=soft_clamp,
+        orthogonal_rotation=rotated,
         diversity_gamma=gamma,
         entropy_loss_weight=0.5,
         commitment_loss_weight=0.25,
@@ -195,7 +199,6 @@ def test_projections_of_vector_quantize_pytorch_are_taken_over() -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("orthogonal_rotation", True),
         ("straight_through_activation", torch.nn.Tanh()),
         ("experimental_softplus_entropy_loss", True),
         ("cosine_sim_project_in", True),

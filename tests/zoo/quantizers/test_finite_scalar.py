@@ -154,15 +154,21 @@ def clear_of_ties(z: Tensor, theirs: torch.nn.Module) -> Tensor:
     st.booleans(),
     st.sampled_from([0.0, 0.5]),  # its noise ignores any other probability
     st.booleans(),
+    st.booleans(),
     st.integers(0, 1000),
 )
 def test_it_agrees_with_vector_quantize_pytorch(
-    levels: list[int], symmetric: bool, clamp: bool, noise: float, training: bool, seed: int
+    levels: list[int], symmetric: bool, clamp: bool, noise: float, training: bool, rotated: bool, seed: int
 ) -> None:
     from vector_quantize_pytorch import FSQ
 
+    torch.manual_seed(seed)
     theirs = FSQ(
-        levels, preserve_symmetry=symmetric, bound_hard_clamp=clamp, noise_dropout=noise if symmetric else 0.0
+        levels,
+        preserve_symmetry=symmetric,
+        bound_hard_clamp=clamp,
+        noise_dropout=noise if symmetric else 0.0,
+        orthogonal_rotation=rotated,
     ).train(training)
     ours = from_vqp(theirs)
     z = torch.randn(3, 20, len(levels), generator=torch.Generator().manual_seed(seed)) * 1.5
@@ -179,14 +185,18 @@ def test_it_agrees_with_vector_quantize_pytorch(
     quantized.codes.square().sum().backward()
     codes.square().sum().backward()
     # at the end of the range noise is cut off or not by the rounding of their code, and the gradient with it
-    inside = (codes.abs() < 1 - 1e-5) if noise > 0 else torch.ones_like(codes, dtype=torch.bool)
+    inside = torch.ones_like(codes, dtype=torch.bool)
+    if noise > 0 and rotated:
+        inside &= ((codes @ theirs.orthogonal_rot).abs() < 1 - 1e-5).all(dim=-1, keepdim=True)
+    elif noise > 0:
+        inside = codes.abs() < 1 - 1e-5
     torch.testing.assert_close(x.grad[inside], y.grad[inside])  # type: ignore[index]
 
 
 def test_projections_and_codebooks_of_vector_quantize_pytorch_are_taken_over() -> None:
     from vector_quantize_pytorch import FSQ
 
-    theirs = FSQ([5, 4, 3], dim=10, num_codebooks=2)
+    theirs = FSQ([5, 4, 3], dim=10, num_codebooks=2, orthogonal_rotation=True)
     ours = from_vqp(theirs)
     z = torch.randn(3, 20, 10)
     quantized, (codes, indices) = ours(z), theirs(z)
@@ -197,8 +207,6 @@ def test_projections_and_codebooks_of_vector_quantize_pytorch_are_taken_over() -
 def test_what_has_no_counterpart_is_named() -> None:
     from vector_quantize_pytorch import FSQ
 
-    with pytest.raises(ValueError, match="orthogonal_rotation"):
-        from_vqp(FSQ([5, 5], orthogonal_rotation=True))
     with pytest.raises(ValueError, match="projection_has_bias"):
         from_vqp(FSQ([5, 5], dim=7, projection_has_bias=False))
 

@@ -25,7 +25,7 @@ class FDTCase(Case):
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         images = self.model.ground(self.model.image_features(inputs["image"])[0], "image").features
-        texts = self.model.ground(inputs["features"], "text", inputs["pad_mask"]).features
+        texts = self.model.ground(inputs["features"], "text", inputs.get("pad_mask")).features
         losses = self.model.losses(images, texts)
         total = (losses["image"] + losses["text"]) / 2
         total.backward()

@@ -128,7 +128,7 @@ class NeTICase(TextEncoderCase):
         }
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        mapped = self.model(inputs["timesteps"], inputs["unet_layers"], keep=inputs["dropout_idxs"])
+        mapped = self.model(inputs["timesteps"], inputs["unet_layers"], keep=inputs.get("dropout_idxs"))
         loss = F.mse_loss(mapped, inputs["target"])
         loss.backward()
         slopes = self.gradients()
@@ -153,7 +153,7 @@ class BaTexCase:
             channels = F.cosine_similarity(self.table, self.table[word][None], dim=0)
             return {"ids": channels.topk(size).indices}
         named = {"Vector_dot": "dot", "L2": "l2", "Cosine_similarity": "cosine"}[measure]
-        return {"ids": batex.choose_basis(self.table, word, size, named, second=settings["second_id"])}  # type: ignore[arg-type]
+        return {"ids": batex.choose_basis(self.table, word, size, named, second=settings.get("second_id"))}  # type: ignore[arg-type]
 
     def initial_weight(self, inputs: Named, settings: dict[str, Any]) -> Named:
         return {"weight": batex.BaTex(self.config.replace(size=settings["k"])).weight}

@@ -31,7 +31,8 @@ class CoReCase:
         words = PseudoWords(word[None, None], self.pair.backbone)
         states = self.pair.encode_text(*self.pair.embed(inputs["input_ids"], words)).hidden
         reference = self.pair.encode_text(inputs["reference_ids"]).hidden
-        loss = core_ti.context_embedding_loss(states, reference, inputs["context_mask"])
+        measure = settings.get("measure", "cosine")
+        loss = core_ti.context_embedding_loss(states, reference, inputs["context_mask"], measure)
         loss.backward()
         return {"states": states, "reference_states": reference, "loss": loss, "grad.word": gradient(word)}
 

@@ -1,0 +1,116 @@
+"""Recordings as training batches: segments, augmentation, order, and files that cannot be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from trainers.data import AudioFolderData
+from trainers.data.audio import Segments
+from zoo.media import MediaError
+from zoo.media.sources import Record
+
+RATE = 8000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, seconds in enumerate((0.5, 0.8, 0.2)):
+        time = np.arange(int(seconds * RATE)) / RATE
+        soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(2 * np.pi * 200 * (number + 1) * time), RATE)
+    return tmp_path
+
+
+def data(folder: Path, **settings: object) -> AudioFolderData:
+    return AudioFolderData(str(folder), **{"sample_rate": RATE, "seconds": 0.4, "batch_size": 2, **settings})  # type: ignore[arg-type]
+
+
+def test_batches_are_segments_and_short_recordings_end_in_zeros(folder: Path) -> None:
+    batches = list(data(folder, passes=4).train_dataloader())
+    assert len(batches) == 6
+    assert all(batch.shape == (2, 1, 3200) and batch.dtype == torch.float32 for batch in batches)
+    ends = [bool((segment[0, 1600:] == 0).all()) for batch in batches for segment in batch]
+    assert sum(ends) == 4  # the short recording, once a pass
+
+
+def test_order_and_augmentation_are_a_function_of_the_seed(folder: Path) -> None:
+    random = {"gain": (-6.0, 6.0), "invert": True, "reverse": 0.5, "tilt": 3.0, "mix": 0.5, "speeds": (0.9, 1.0)}
+    one, same, other = (torch.cat(list(data(folder, **random, seed=seed).train_dataloader())) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert float(one.abs().max()) <= 1
+
+
+def test_a_speed_changes_pitch_and_length(folder: Path) -> None:
+    module = data(folder, speeds=(1.0, 2.0), passes=1)
+    module.train_dataloader()
+    plain, fast = (module.train_source.read(index).data for index in (1, 4))
+    assert len(fast) == pytest.approx(len(plain) / 2, abs=1)
+    peaks = [np.abs(np.fft.rfft(signal[:, 0])).argmax() / len(signal) * RATE for signal in (plain, fast)]
+    assert peaks == pytest.approx([400, 800], abs=3)
+
+
+def test_other_rates_are_resampled(folder: Path) -> None:
+    (batch,) = data(folder, sample_rate=16000, batch_size=3).train_dataloader()
+    assert batch.shape == (3, 1, 6400)
+
+
+def test_validation_takes_the_middle_of_every_recording_unchanged(folder: Path) -> None:
+    module = data(folder, val=str(folder), gain=(-20.0, -10.0), batch_size=8)
+    (batch,) = module.val_dataloader()
+    longest, _ = soundfile.read(folder / "1.wav", dtype="float32")
+    assert torch.equal(batch[1, 0], torch.from_numpy(longest[1600:4800]))
+
+
+def test_augmentation_does_what_it_says() -> None:
+    signal = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32) * 0.1
+    record = Record("x", signal)
+
+    class One:
+        period = 1
+
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, index: int) -> Record:
+            return record
+
+    def segment(key: int, **settings: object) -> np.ndarray:
+        return Segments(64, One(), **settings)(record, (0, 0, key)).numpy().T  # type: ignore[arg-type]
+
+    np.testing.assert_allclose(segment(0, gain=(6.0, 6.0)), signal * 10 ** (6 / 20), rtol=1e-5)
+    np.testing.assert_array_equal(segment(0, reverse=1.0), signal[::-1])
+    signs = {float(np.sign(segment(key, invert=True)[0, 0] / signal[0, 0])) for key in range(20)}
+    assert signs == {-1.0, 1.0}
+    tilted = segment(0, tilt=6.0)
+    assert np.linalg.norm(tilted) == pytest.approx(np.linalg.norm(signal), rel=0.05)
+    ratio = np.log2(np.abs(np.fft.rfft(tilted[:, 0]) / np.fft.rfft(signal[:, 0])))[1:-1]
+    slope = np.diff(ratio) / np.diff(np.log2(np.arange(1, 32)))
+    assert slope == pytest.approx(np.full(30, slope[0]), rel=1e-2)
+    assert abs(slope[0]) <= 6 / (20 * np.log10(2)) + 1e-3
+    mixed = segment(0, mix=1.0)
+    assert (mixed / signal).std() < 1e-3  # its only recording at another level
+    assert 1.1 - 1e-3 <= (mixed / signal).mean() <= 2 + 1e-3
+
+
+def test_an_unreadable_file_is_skipped_and_told(folder: Path) -> None:
+    (folder / "3.wav").write_bytes(b"no sound")
+    module = data(folder, batch_size=4)
+    (batch,) = module.train_dataloader()
+    assert batch.shape[0] == 4  # another stands in for it
+    assert [Path(name).name for name in module.skipped] == ["3.wav"]
+
+
+def test_places_and_settings_that_cannot_work_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaError):
+        data(tmp_path / "none")
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
+        data(folder, batch_size=0)
+    with pytest.raises(ValueError, match="speeds"):
+        data(folder, speeds=())
+    for path in folder.glob("*.wav"):
+        path.write_bytes(b"no sound")
+    with pytest.raises(MediaError, match="no recording of 3 can be read"):
+        data(folder).train_dataloader()

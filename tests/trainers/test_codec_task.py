@@ -1,0 +1,161 @@
+"""The task of codecs: terms, discriminators, schedules, averages, pictures, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trainers.callbacks import ReconstructionGrid
+from trainers.tasks import CodecTask
+from zoo.config import ConfigError
+
+SMALL = {
+    "n_fft": 64, "hop_length": 16, "encoder_widths": [8, 8], "encoder_blocks": [1, 1], "decoder_widths": [8, 8],
+    "decoder_blocks": [1, 1],
+    "quantizer": {"kind": "residual", "level": {"kind": "vector", "codebook_size": 8, "dim": 4}, "num_levels": 2,
+                  "dropout": {}},
+}  # fmt: skip
+LOSS = {
+    "balanced": False,
+    "waveform_weight": 1.0,
+    "mel_weight": 1.0,
+    "mel": {"kind": "log_mel", "resolutions": [{"sample_rate": 16000, "n_fft": 128, "hop_length": 32, "n_mels": 8}]},
+}
+ADVERSARY = {
+    "discriminators": [
+        {"kind": "stft", "filters": 2, "n_ffts": [64], "hop_lengths": [16], "window_lengths": [64]},
+        {"kind": "wave", "periods": [2], "period_channels": [2], "windows": [128], "band_channels": 2},
+    ],
+    "objective": "least_squares",
+    "discriminator_start": 2,
+    "learning_rate": 1e-2,
+}
+WEIGHTS = {"codebook": 1.0, "commitment": 0.25}
+
+
+def task(seed: int = 0, **settings: Any) -> CodecTask:
+    torch.manual_seed(seed)
+    defaults: dict[str, Any] = {"loss": LOSS, "quantizer_weights": WEIGHTS, "learning_rate": 3e-3}
+    return CodecTask("spectral_codec_16khz.speech", SMALL, **{**defaults, **settings})
+
+
+def sounds(count: int, size: int = 2) -> Tensor:
+    """Batches of harmonic sounds of random pitch."""
+    draw = torch.Generator().manual_seed(0)
+    pitch = 100 + 300 * torch.rand(count, size, 1, 1, generator=draw)
+    time = torch.arange(1024) / 16000
+    return sum(0.2 / k * torch.sin(2 * torch.pi * k * pitch * time) for k in range(1, 5))  # type: ignore[return-value]
+
+
+class Watch(lightning.Callback):
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.rows.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+def fit(module: CodecTask, batches: Tensor, **settings: Any) -> Watch:
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    watch = Watch()
+    callbacks = [watch, *settings.pop("callbacks", [])]
+    validation = settings.pop("validation", None)
+    run = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, log_every_n_steps=1, callbacks=callbacks, **{**quiet, **settings}
+    )
+    run.fit(
+        module,
+        DataLoader(batches, batch_size=None),
+        None if validation is None else DataLoader(validation, batch_size=None),  # type: ignore[arg-type]
+    )
+    return watch
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_codec_learns_its_sounds(balanced: bool) -> None:
+    module = task(loss={**LOSS, "balanced": balanced}, learning_rate=1e-2, ema_decay=0.9)
+    rows = fit(module, sounds(1).expand(60, -1, -1, -1)).rows
+    assert rows[-1]["train/mel"] < 0.7 * rows[0]["train/mel"]
+
+
+def test_discriminators_start_at_their_step_with_their_own_rate() -> None:
+    module = task(adversary=ADVERSARY)
+    before = [parameter.clone() for parameter in module.loss.discriminator.parameters()]
+    rows = fit(module, sounds(4)).rows
+    assert [("train/adversarial" in row, "train/logits_real" in row) for row in rows] == [
+        (False, False), (False, False), (True, True), (True, True),
+    ]  # fmt: skip
+    assert all(not torch.equal(a, b) for a, b in zip(before, module.loss.discriminator.parameters(), strict=True))
+    generator, discriminator = module.trainer.optimizers
+    assert discriminator.param_groups[0]["initial_lr"] == 1e-2
+    assert {int(state["step"]) for state in discriminator.state.values()} == {2}
+    assert {int(state["step"]) for state in generator.state.values()} == {4}
+
+
+def test_the_decoder_alone_leaves_all_tokens_as_they_are() -> None:
+    module = task(trainable="decoder", adversary={**ADVERSARY, "discriminator_start": 0})
+    signal = sounds(1)[0]
+    tokens = module.model.eval().encode(signal)
+    codes = module.model.codes(tokens)
+    sound = module.model.reconstruct(codes)
+    fit(module, sounds(3))
+    assert module.model.eval().encode(signal).levels[0].equal(tokens.levels[0])
+    assert not torch.equal(module.model.reconstruct(codes), sound)
+
+
+def test_exponential_schedule_ends_at_its_rate() -> None:
+    module = task(schedule="exponential", final_rate=0.01, warmup_steps=2)
+    rates = [module.rate(step, 12) for step in range(13)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:] == pytest.approx([0.01 ** (i / 10) for i in range(11)])
+
+
+def test_linear_schedule_ends_at_its_rate() -> None:
+    module = task(schedule="linear", final_rate=0.1, warmup_steps=1)
+    assert [module.rate(step, 10) for step in (0, 1, 10, 20)] == pytest.approx([1.0, 1.0, 0.1, 0.1])
+    assert module.rate(5, 9) == pytest.approx(0.55)
+
+
+def test_validation_measures_the_average_and_pictures_spectrograms(tmp_path: Path) -> None:
+    module = task(ema_decay=0.9)
+    watch = fit(
+        module,
+        sounds(2),
+        validation=sounds(1),
+        callbacks=[ReconstructionGrid()],
+        default_root_dir=tmp_path,
+        logger=None,
+    )
+    metrics = module.trainer.callback_metrics
+    assert {"val/si_sdr", "val/mel", "val/total"} <= set(metrics)
+    assert len(watch.rows) == 2
+    assert sorted(path.name for path in tmp_path.rglob("step_*.png")) == ["step_0000000.png", "step_0000002.png"]
+    pictures = module.pictures(sounds(1)[0])
+    assert pictures.shape == (2, 1, 80, 5)
+    assert float(pictures.min()) >= 0
+    assert float(pictures.max()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "compact_f8.photos"}, "one of sounds"),
+        ({"loss": {"mel_weigt": 1.0}}, "mel_weigt"),
+        ({"adversary": {"objective": "none"}}, "objective"),
+        ({"adversary": {"discriminators": []}}, "at least one discriminator"),
+        ({"adversary": {"discriminator_weights": "no.safetensors"}}, "discriminator_weights to be a file"),
+        ({"quantizer_weights": {"entropy": 1.0}}, "the losses of this quantizer"),
+        ({"schedule": "exponential"}, "final_rate"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+    ],
+)
+def test_a_wrong_setting_is_told(settings: dict[str, Any], message: str) -> None:
+    model = settings.pop("model", None)
+    with pytest.raises((ValueError, ConfigError), match=message):
+        task(**settings) if model is None else CodecTask(model)

@@ -1,0 +1,112 @@
+"""The codec's training loss: what it sums, and that weights are shares of the gradient when it is balanced."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.config import ConfigError
+from zoo.losses.audio_discriminators import (
+    STFTDiscriminatorConfig,
+    WaveDiscriminatorConfig,
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    summed_feature_loss,
+)
+from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
+from zoo.losses.mel import LogMelLossConfig, MelConfig
+
+MEL = LogMelLossConfig(resolutions=(MelConfig(16000, 64, 16, 8), MelConfig(16000, 128, 32, 8)))
+PLAIN = CodecLossConfig(waveform_weight=3.0, mel=MEL, mel_weight=0.5, stft_weight=0.25, balanced=False)
+ADVERSARY = CodecAdversaryConfig(
+    discriminators=(
+        STFTDiscriminatorConfig(filters=2, n_ffts=(64,), hop_lengths=(16,), window_lengths=(64,)),
+        WaveDiscriminatorConfig(periods=(2,), period_channels=(2, 4), windows=()),
+    ),
+    adversarial_weight=1.5,
+    feature_weight=2.5,
+    discriminator_start=3,
+)
+
+
+def signals() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 1, 4096, generator=draw) - 0.5
+    return x, (x + 0.1 * torch.rand(2, 1, 4096, generator=draw)).requires_grad_()
+
+
+def loss(config: CodecLossConfig = PLAIN, adversary: CodecAdversaryConfig | None = None) -> CodecLoss:
+    torch.manual_seed(0)
+    return CodecLoss(config, adversary).train()
+
+
+def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
+    x, y = signals()
+    found = loss(PLAIN, ADVERSARY).generator_loss(x, y, torch.tensor(0.7), step=3)
+    assert set(found.values) == {"waveform", "mel", "stft", "adversarial", "features", "quantizer"}
+    weights = {"waveform": 3.0, "mel": 0.5, "stft": 0.25, "adversarial": 1.5, "features": 2.5, "quantizer": 1.0}
+    expected = sum(weights[name] * value for name, value in found.values.items())
+    torch.testing.assert_close(found.total.detach(), expected)
+    torch.testing.assert_close(found.values["waveform"], (x - y).abs().mean().detach())
+    assert all(not value.requires_grad for value in (*found.values.values(), *found.terms.values()))
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_several_discriminators_judge_together(summed: bool) -> None:
+    x, y = signals()
+    module = loss(PLAIN, ADVERSARY.replace(summed=summed))
+    real, fake = ([judged for part in module.discriminator for judged in part(z)] for z in (x, y.detach()))
+    found = module.generator_loss(x, y, torch.zeros(()), step=3).values
+    factor = len(real) if summed else 1
+    torch.testing.assert_close(found["adversarial"], generator_loss(fake, "hinge").detach() * factor)
+    features = summed_feature_loss if summed else feature_loss
+    torch.testing.assert_close(found["features"], features(real, fake).detach())
+    discriminator = module.discriminator_loss(x, y, step=3)
+    torch.testing.assert_close(discriminator.total, discriminator_loss(real, fake, "hinge") * factor)
+    discriminator.total.backward()
+    assert y.grad is None
+
+
+def test_discriminators_wait_for_their_start_and_for_training() -> None:
+    x, y = signals()
+    module = loss(PLAIN, ADVERSARY)
+    assert [module.factor(step) for step in (0, 2, 3, 9)] == [0, 0, 1, 1]
+    assert "adversarial" not in module.generator_loss(x, y, torch.zeros(()), step=2).values
+    assert "adversarial" not in module.eval().generator_loss(x, y, torch.zeros(()), step=3).values
+    assert loss().factor(9) == 0
+    with pytest.raises(ValueError, match="a loss with discriminators"):
+        loss().discriminator_loss(x, y, step=9)
+
+
+def test_balanced_weights_are_shares_of_the_gradient() -> None:
+    """Of one loss alone the gradient at an item has norm 1 whatever its scale; the quantizer's loss stays as it is."""
+    x, y = signals()
+    for weight in (1.0, 100.0):
+        alone = CodecLossConfig(waveform_weight=weight, mel=None, mel_weight=0.0, balanced=True)
+        y.grad = None
+        scale = torch.ones((), requires_grad=True)
+        loss(alone).generator_loss(x, y, 5 * scale, step=0).total.backward()
+        torch.testing.assert_close(y.grad.flatten(1).norm(dim=1).mean(), torch.tensor(1.0))
+        assert float(scale.grad) == 5
+
+
+def test_without_gradient_the_balanced_loss_is_the_weighted_sum() -> None:
+    x, y = signals()
+    config = PLAIN.replace(balanced=True)
+    with torch.no_grad():
+        total = loss(config).eval().generator_loss(x, y, torch.tensor(0.5), step=0).total
+    expected = loss(PLAIN).eval().generator_loss(x, y, torch.tensor(0.5), step=0).total
+    torch.testing.assert_close(total, expected.detach())
+
+
+def test_a_term_of_weight_zero_is_left_out() -> None:
+    x, y = signals()
+    only = CodecLossConfig(waveform_weight=1.0, mel=MEL, mel_weight=0.0, balanced=False)
+    assert set(loss(only).generator_loss(x, y, torch.zeros(()), step=0).values) == {"waveform", "quantizer"}
+
+
+def test_settings_that_cannot_work_are_told() -> None:
+    with pytest.raises(ConfigError, match="not all 0"):
+        CodecLossConfig(waveform_weight=0.0, mel_weight=0.0)
+    with pytest.raises(ConfigError, match="at least one discriminator"):
+        CodecAdversaryConfig(discriminators=())

@@ -1,0 +1,295 @@
+"""GaussianToken: an image as a set of two-dimensional Gaussians, each a feature, a place, an angle and two widths.
+
+Paper: arXiv 2501.15619. Original: ChrisDong-THU/GaussianToken (no licence stated); its Gaussians and their rendering
+are checked by tests/parity/gaussian_token. There the features alone are quantised and the other five numbers stay
+floats; here these are integers too, of 16 bits by default, so that tokens hold all that an image is decoded from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.checkpoint import KeyMap
+from zoo.config import Config
+from zoo.layers.deformable_attention import DeformableAttention
+from zoo.layers.positions import sine_grid
+from zoo.layers.vqgan import Decoder, Encoder, levels
+from zoo.ops.splat import splat
+from zoo.quantizers import EmaCodebookConfig, FiniteScalarConfig, GroupedConfig, QuantizerConfig, VectorConfig
+from zoo.registry import register
+from zoo.tokenizer import InputSpec, Tokenizer
+
+GEOMETRY = 5  # numbers of a Gaussian beside its feature: x, y, angle, and the widths along its own axes
+_LOGIT_BOUND = 9.21024  # beyond which a sigmoid is taken as constant
+_SLOWNESS = 0.99  # of the running mean width
+_STEP = 1e-3  # of the largest width, at each training pass
+
+
+def gaussian_quantizer(codebook_size: int, features: int, bits: int = 16) -> GroupedConfig:
+    """A codebook for the features, and 2^bits even steps for each number of the geometry."""
+    codebook = EmaCodebookConfig(decay=0.8, start="kmeans", revive_below=2)
+    steps = FiniteScalarConfig(levels=(2**bits,), margin=0.0, symmetric=True, squash="clamp")
+    vectors = VectorConfig(codebook_size=codebook_size, dim=features, codebook=codebook)
+    return GroupedConfig(group=(vectors, *(steps,) * GEOMETRY), num_groups=1 + GEOMETRY)
+
+
+@dataclass(frozen=True)
+class GaussianTokenConfig(Config):
+    """Sizes of the network; the defaults are those of the published ImageNet model, as far as they are known."""
+
+    resolution: int = 256
+    channels: int = 128  # width of the first convolution
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)  # one per level; stride = 2 ** (levels - 1)
+    blocks: int = 4  # residual blocks a level
+    norm_groups: int = 32
+    width: int = 64  # of the feature map and of the Gaussians' states
+    gaussians: int = 256
+    features: int = 8  # of a Gaussian, which its token tells
+    map_layers: int = 2  # of attention over the feature map
+    stages: int = 3  # in which Gaussians look at the map and are refined
+    heads: int = 4
+    points: int = 4  # that each head looks at
+    scale_range: tuple[float, float] = (0.1, 4.0)  # widths in pixels of the feature map, at the start of training
+    final_scale: float = 3.0  # to which the largest width falls in training
+    quantizer: QuantizerConfig = gaussian_quantizer(1024, 8)
+
+    def __post_init__(self) -> None:
+        stride = 2 ** (len(self.channel_multipliers) - 1)
+        self.require(self.resolution % stride == 0, f"a resolution that is a multiple of {stride}", self.resolution)
+        self.require(self.width % self.heads == 0, f"a width that {self.heads} heads divide", self.width)
+        self.require(min(self.gaussians, self.features, self.stages) >= 1, "gaussians, features, stages >= 1", self)
+        low, high = self.scale_range
+        self.require(0 < low < self.final_scale <= high, "0 < least < final_scale <= largest width", self.scale_range)
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """means (B, N, 2) in [-1, 1], rotations (B, N) in [0, pi], scales (B, N, 2) in pixels, features (B, N, C)."""
+
+    means: Tensor
+    rotations: Tensor
+    scales: Tensor
+    features: Tensor
+
+
+@register("gaussian_token")
+class GaussianToken(Tokenizer):
+    """Images (B, 3, resolution, resolution) in [-1, 1] to N Gaussians: a sequence of N places with six indices each."""
+
+    layout = "sequence"
+    config: GaussianTokenConfig  # type: ignore[assignment]
+
+    def __init__(self, config: GaussianTokenConfig) -> None:
+        spec = InputSpec("image", 3, (-1.0, 1.0), (config.resolution, config.resolution))
+        super().__init__(config, spec, config.quantizer)
+        count, width, groups = len(config.channel_multipliers), config.width, config.norm_groups
+        self.grid = config.resolution // 2 ** (count - 1)
+        widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
+        down, up = (levels(order, config.blocks, [False] * count) for order in (widths, widths[::-1]))
+        self.encoder = Encoder(3, config.channels, down, width, groups, middle_attention=False)
+        self.lift = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(groups, width))
+        self.register_buffer("map_positions", sine_grid(width, self.grid), persistent=False)
+        self.map_layers = nn.ModuleList(MapLayer(config) for _ in range(config.map_layers))
+        self.anchors = nn.Parameter(torch.randn(config.gaussians, GEOMETRY + width))
+        nn.init.uniform_(self.anchors.data[:, :2], -2, 2)
+        self.states = nn.Parameter(torch.randn(config.gaussians, width))
+        self.anchor_encoder = AnchorEncoder(width)
+        self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
+        self.to_features = head(width, config.features)
+        self.scales = ScaleSchedule(config.scale_range, config.final_scale)
+        dim, raw = config.quantizer.dim, config.features + GEOMETRY
+        self.to_latent = nn.Identity() if dim == raw else nn.Linear(raw, dim)
+        self.from_codes = nn.Identity() if dim == raw else nn.Linear(dim, raw)
+        self.decoder = Decoder(config.features, up, 3, groups, middle_attention=False)
+
+    def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.config.gaussians,)
+
+    def latent(self, x: Tensor) -> Tensor:
+        """(B, N, D): of each Gaussian the feature, then the geometry as five numbers in [-1, 1]."""
+        anchors = self.refined(x)
+        geometry = 2 * safe_sigmoid(anchors[..., :GEOMETRY]) - 1
+        if self.training:
+            self.scales.follow(self.scales(geometry[..., 3:]))
+        return self.to_latent(torch.cat([self.to_features(anchors[..., GEOMETRY:]), geometry], dim=-1))
+
+    def refined(self, x: Tensor) -> Tensor:
+        """Images -> anchors (B, N, 5 + width): x, y, angle and widths as logits, and a state."""
+        features = self.lift(self.encoder(x))
+        for layer in self.map_layers:
+            features = layer(features, self.map_positions)
+        anchors, states = (start.expand(len(x), -1, -1) for start in (self.anchors, self.states))
+        for stage in self.stages:
+            states, anchors = stage(states, anchors, self.anchor_encoder(anchors), features)
+        return anchors
+
+    def gaussians(self, codes: Tensor) -> Gaussians:
+        """Codes (B, N, D) -> what they stand for."""
+        features, geometry = self.from_codes(codes).split([self.config.features, GEOMETRY], dim=-1)
+        geometry = geometry.float().clamp(-1, 1)
+        return Gaussians(
+            geometry[..., :2], (geometry[..., 2] + 1) / 2 * math.pi, self.scales(geometry[..., 3:]), features
+        )
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        found = self.gaussians(codes)
+        features = splat(found.means, found.rotations, found.scales, found.features, (self.grid, self.grid))
+        return self.decoder(features.to(codes.dtype))
+
+
+def safe_sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid of logits that are cut off, so that it never reaches 0 or 1."""
+    return x.clamp(-_LOGIT_BOUND, _LOGIT_BOUND).sigmoid()
+
+
+class ScaleSchedule(nn.Module):
+    """Widths of Gaussians, whose upper bound falls while they are narrower than the middle of its range."""
+
+    largest: Tensor
+    mean: Tensor
+
+    def __init__(self, scale_range: tuple[float, float], final: float) -> None:
+        super().__init__()
+        self.least, self.final = scale_range[0], final
+        self.register_buffer("largest", torch.tensor(scale_range[1]))
+        self.register_buffer("mean", torch.tensor(sum(scale_range) / 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers in [-1, 1] -> widths in pixels."""
+        return self.least + (self.largest - self.least) * (x + 1) / 2
+
+    @torch.no_grad()
+    def follow(self, scales: Tensor) -> None:
+        """One training pass with these widths."""
+        self.mean.lerp_(scales.mean().to(self.mean.dtype), 1 - _SLOWNESS)
+        distance = (self.mean - (self.largest + self.least) / 2).clamp_min(0.01)
+        self.largest.copy_((self.largest - _STEP * distance).clamp_min(self.final))
+
+
+class Scale(nn.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def perceptron(*widths: int, norms: int) -> list[nn.Module]:
+    """Linear layers and ReLU, with a LayerNorm after each `norms` of them."""
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(pairwise(widths), start=1):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.LayerNorm(after)] if number % norms == 0 else []
+    return layers
+
+
+def head(width: int, out: int) -> nn.Sequential:
+    """What a state tells: four layers, and a linear map whose outputs have learned factors."""
+    return nn.Sequential(*perceptron(*(width,) * 5, norms=2), nn.Linear(width, out), Scale(out))
+
+
+class AnchorEncoder(nn.Module):
+    """Anchors (B, N, 5 + width) -> (B, N, width): place, angle, widths and state, each by itself, are added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.place, self.angle, self.widths, self.state, self.output = (
+            nn.Sequential(*perceptron(given, width, width, norms=1)) for given in (2, 1, 2, width, width)
+        )
+
+    def forward(self, anchors: Tensor) -> Tensor:
+        place, angle, widths, state = anchors.tensor_split([2, 3, GEOMETRY], dim=-1)
+        return self.output(self.place(place) + self.angle(angle) + self.widths(widths) + self.state(state))
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps with ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+
+class MapLayer(nn.Module):
+    """The feature map (B, width, H, W) attends to itself around each of its places."""
+
+    def __init__(self, config: GaussianTokenConfig) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(config.width, config.heads, config.points)
+        self.feed_forward = FeedForward(config.width)
+        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        height, width = features.shape[2:]
+        rows = (torch.arange(height, device=features.device) + 0.5) / height
+        columns = (torch.arange(width, device=features.device) + 0.5) / width
+        places = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], dim=-1)
+        x, query = features.flatten(2).mT, (features + positions.to(features.dtype)).flatten(2).mT
+        x = self.norm1(x + self.attention(query, places.expand(len(x), -1, -1), features))
+        x = self.norm2(x + self.feed_forward(x))
+        return x.mT.unflatten(2, (height, width))
+
+
+class Stage(nn.Module):
+    """Gaussians look at the map around their places, think, and change: places move, all else is told anew."""
+
+    def __init__(self, config: GaussianTokenConfig) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(config.width, config.heads, config.points)
+        self.feed_forward = FeedForward(config.width)
+        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.refine = head(config.width, GEOMETRY + config.width)
+
+    def forward(self, states: Tensor, anchors: Tensor, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        places = safe_sigmoid(anchors[..., :2])
+        states = self.norm1(states + self.attention(states + embedded, places, features))
+        states = self.norm2(states + self.feed_forward(states))
+        return states, self.refined(states, embedded, anchors)
+
+    def refined(self, states: Tensor, embedded: Tensor, anchors: Tensor) -> Tensor:
+        """The next anchors (B, N, 5 + width)."""
+        changes = self.refine(states + embedded)
+        return changes + F.pad(anchors[..., :2], (0, changes.shape[-1] - 2))
+
+
+# -- the original --------------------------------------------------------------------------------------------------
+
+
+def config_from_original(meta: dict[str, Any]) -> GaussianTokenConfig:
+    """The config of the original refinement module's constructor arguments, which tell the sizes of Gaussians alone."""
+    kwargs = meta["original"]["kwargs"]
+    width, features = kwargs["embed_dim"], kwargs["z_channels"]
+    return GaussianTokenConfig(
+        width=width,
+        features=features,
+        norm_groups=math.gcd(width, 32),
+        heads=math.gcd(width, 4),
+        scale_range=tuple(kwargs["initial_scale_range"]),
+        final_scale=kwargs["final_scale_range"][1],
+        quantizer=gaussian_quantizer(1024, features),
+    )
+
+
+KEY_MAP = KeyMap(
+    {
+        "gs_embed.anchor_encoder.xy_fc.*": "anchor_encoder.place.*",
+        "gs_embed.anchor_encoder.rot_fc.*": "anchor_encoder.angle.*",
+        "gs_embed.anchor_encoder.scale_fc.*": "anchor_encoder.widths.*",
+        "gs_embed.anchor_encoder.feature_fc.*": "anchor_encoder.state.*",
+        "gs_embed.anchor_encoder.output_fc.*": "anchor_encoder.output.*",
+        "gs_embed.layers.2.layers.*": "stages.0.refine.*",
+        "gs_embed.layers.5.layers.*": "stages.1.refine.*",
+        "gs_embed.layers.8.layers.*": "stages.2.refine.*",
+        "gs_embed.layers.8.to_features.*": "to_features.*",
+        "gs_embed.layers.8.range_scheduler.current_range_max": "scales.largest",
+    }
+)

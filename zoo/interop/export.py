@@ -1,0 +1,272 @@
+"""Models as programs that need nothing of the zoo: torch.export archives and ONNX files of encoding and decoding.
+
+`encode` takes signals of a size that needs no padding and gives the index tensors of the levels; `decode` takes these
+and gives signals. Every program is run once more after it was written, on other signals than those it was traced with,
+and must give what the model gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
+
+Form = Literal["torch-export", "onnx"]
+SUFFIXES: dict[Form, str] = {"torch-export": ".pt2", "onnx": ".onnx"}
+DEFAULT_SIDE = 256  # pixels, of models of any size
+TOKENS_AGREE = 0.999  # an ONNX runtime sums in another order, which moves a latent on the border of two codes
+SIGNALS_AGREE = 1e-3  # of the value range
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or whose program gives something else; the message says why."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One program.
+
+    Attributes:
+        file: where it lies.
+        part: "encode" or "decode".
+        free: the axes whose length is free: "batch", and of models of any size the sides.
+        agreement: share of equal tokens (encode), or the largest difference of a sample as a share of the value range.
+    """
+
+    file: Path
+    part: Literal["encode", "decode"]
+    free: tuple[str, ...]
+    agreement: float
+
+
+def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int, ...] | None = None) -> list[Exported]:
+    """Write `encode` and `decode` of a model, as far as it has them, and run what was written.
+
+    Args:
+        model: in float32, on the CPU.
+        folder: is made where it is missing.
+        form: "torch-export": archives of `torch.export.save`, which `torch.export.load` reads; "onnx".
+        size: of the signals, sides or samples that need no padding, where the model takes any; default: about 256
+            pixels a side, or a second.
+
+    Returns:
+        The programs.
+
+    Raises:
+        ExportError: a model whose method is no fixed program (its number of steps depends on the signal, say), or a
+            program that gives something else than the model; nothing of it is left.
+        ImportError: ONNX is not installed.
+    """
+    if form not in SUFFIXES:
+        raise ValueError(f"form: expected one of {', '.join(SUFFIXES)}, got {form!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sides = _sides(model, size)
+    done = []
+    with torch.no_grad(), model._evaluating(), _quiet():
+        traced, other = (_signal(model, sides, count, seed) for count, seed in ((2, 0), (2, 1)))
+        tokens, fresh = model.encode(traced), model.encode(other)
+        parts: list[tuple[Literal["encode", "decode"], nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]] = [
+            ("encode", _Encode(model), (traced,), (other,))
+        ]
+        if model.has_decoder:
+            parts.append(("decode", _Decode(model, tokens), tokens.levels, fresh.levels))
+        for part, module, arguments, others in parts:
+            file = folder / f"{part}{SUFFIXES[form]}"
+            try:
+                program, free = _traced(module, arguments, model, part)
+                wanted = module(*others)
+                found = _write(program, file, form)(others)
+                agreement = _agreement(wanted, found, model, part, form)
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
+            done.append(Exported(file, part, free, agreement))
+    return done
+
+
+class _Encode(nn.Module):
+    def __init__(self, model: Tokenizer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        levels, lengths = self.model.encode_levels(x)
+        if lengths is not None:
+            raise ExportError(f"{self.model.name}: the number of its tokens depends on the signal")
+        return tuple(levels)
+
+
+class _Decode(nn.Module):
+    def __init__(self, model: Tokenizer, tokens: Tokens) -> None:
+        super().__init__()
+        self.model, self.tokens = model, tokens
+
+    def forward(self, *levels: Tensor) -> Tensor:
+        quantizer = self.model.quantizer
+        if self.model.layout == "scales" and self.tokens.extent is not None:
+            positions = self.model.positions(self.tokens.extent.sizes[0])
+            codes = quantizer.prefix_to_codes(positions, *levels)
+        else:
+            codes = quantizer.indices_to_codes(*levels)
+        options = {"seed": 0} if "seed" in self.model.decode_options else {}
+        return self.model.decode_codes(codes.to(self.model.dtype), self.tokens, **options)
+
+
+# -- signals ---------------------------------------------------------------------------------------------------------
+
+
+def _sides(model: Tokenizer, size: tuple[int, ...] | None) -> tuple[int, ...]:
+    spec = model.spec
+    if spec.size is not None:
+        if size not in (None, spec.size):
+            raise ValueError(f"size: {model.name} takes {spec.size} alone, got {size}")
+        return spec.size
+    if size is None:
+        near = spec.sample_rate if spec.sample_rate is not None else DEFAULT_SIDE
+        side = max(1, round(near / spec.multiple)) * spec.multiple
+        size = {"audio": (side,), "image": (side, side)}.get(spec.modality, (1 + spec.frame_multiple, side, side))
+    if any(spec.padding(size)):
+        raise ValueError(f"size: expected sides that need no padding (multiples of {spec.multiple}), got {size}")
+    return size
+
+
+def _signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: int) -> Tensor:
+    """Smooth noise over the whole value range."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, model.spec.channels, *(max(2, side // 16) for side in sides), generator=generator)
+    modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
+    smooth = nn.functional.interpolate(coarse, sides, mode=modes[len(sides)], align_corners=False)
+    low, high = model.spec.value_range
+    return smooth * (high - low) + low
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+
+def _traced(
+    module: nn.Module, arguments: tuple[Tensor, ...], model: Tokenizer, part: str
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """The program with as many free axes as the model allows."""
+    reasons = []
+    for free in _freedoms(model):
+        try:
+            shapes = _dynamic_shapes(arguments, free, model, part)
+            program = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+            return program.run_decompositions(_plain_searches()), free
+        except ExportError:
+            raise
+        except Exception as error:  # the tracer raises nearly anything
+            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    raise ExportError(f"{part} of {model.name} cannot be traced into one program: {reasons[-1]}")
+
+
+def _freedoms(model: Tokenizer) -> Iterator[tuple[str, ...]]:
+    sides = {"image": ("height", "width"), "audio": ("samples",)}.get(model.spec.modality, ())
+    if sides and model.spec.size is None and model.layout in ("grid", "frames"):
+        yield ("batch", *sides)
+    yield ("batch",)
+    yield ()
+
+
+def _dynamic_shapes(arguments: tuple[Tensor, ...], free: tuple[str, ...], model: Tokenizer, part: str) -> Any:
+    if not free:
+        return None
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    axes: dict[int, Any] = {0: batch}
+    for place, name in enumerate(free[1:]):
+        positions = torch.export.Dim(f"{name}_positions", min=2, max=1 << 16)
+        axes[place + (2 if part == "encode" else 1)] = model.spec.multiple * positions if part == "encode" else positions
+    shapes = tuple(dict(axes) for _ in arguments)
+    return shapes if part == "encode" else (shapes,)  # those of *levels are one argument
+
+
+def _plain_searches() -> dict[Any, Callable[..., Any]]:
+    """What stands for the searches of the zoo in a program: the same scores by plain operations."""
+    table = torch.export.default_decompositions()
+    table[torch.ops.zoo.nearest_code.default] = _nearest_code
+    table[torch.ops.zoo.residual_codes.default] = _residual_codes
+    return table
+
+
+def _nearest_code(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    x, codes = x.double(), codebook.double()
+    if metric == "cosine":
+        codes = codes / codes.norm(dim=-1, keepdim=True)
+    scores = x @ codes.transpose(-1, -2)
+    if metric == "euclidean":
+        scores = scores - codes.square().sum(-1).unsqueeze(-2) / 2
+    return scores.argmax(dim=-1)
+
+
+def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
+    levels = []
+    for codebook in codebooks:
+        levels.append(_nearest_code(x, codebook, metric))
+        x = x - codebook[levels[-1]]
+    return torch.stack(levels, dim=1)
+
+
+def _write(program: torch.export.ExportedProgram, file: Path, form: Form) -> Callable[[tuple[Tensor, ...]], Any]:
+    """Write it, and give what runs the file."""
+    if form == "torch-export":
+        torch.export.save(program, file)
+        return lambda arguments: torch.export.load(file).module()(*arguments)
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch needs it
+    except ImportError as error:
+        raise ImportError(f"{error}; ONNX needs it: pip install 'tokenizer-zoo[onnx]'") from error
+    try:
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        exported.save(str(file), external_data=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ExportError(f"{file.stem} has an operation that ONNX lacks: {reason[-1] if reason else error!r}") from error
+
+    def run(arguments: tuple[Tensor, ...]) -> Any:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        names = [entry.name for entry in session.get_inputs()]
+        given = dict(zip(names, (argument.numpy() for argument in arguments), strict=True))
+        found = [torch.from_numpy(value) for value in session.run(None, given)]
+        return tuple(found) if file.stem == "encode" else found[0]
+
+    return run
+
+
+def _agreement(wanted: Any, found: Any, model: Tokenizer, part: str, form: Form) -> float:
+    if part == "encode":
+        pairs = list(zip(wanted, found, strict=True))
+        same = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+        if same < TOKENS_AGREE:
+            raise ExportError(f"encode of {model.name} as {form}: {1 - same:.2%} of the tokens are others")
+        return same
+    low, high = model.spec.value_range
+    difference = float((wanted - found).abs().max()) / (high - low)
+    if not difference < SIGNALS_AGREE:
+        raise ExportError(f"decode of {model.name} as {form}: samples differ by {difference:.2g} of the value range")
+    return difference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of the tracers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

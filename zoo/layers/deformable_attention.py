@@ -1,0 +1,46 @@
+"""Deformable attention: each query looks at a few places of a feature map that it chooses itself (arXiv 2010.04159)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DeformableAttention(nn.Module):
+    """Each of `heads` reads the map, bilinearly, at `points` places around the query's own; zeros lie beyond the map.
+
+    Queries (B, N, width), their places (B, N, 2) as x and y from 0 to 1 over the map, and the map (B, width, H, W)
+    -> (B, N, width). Memory grows with N, not with N x H x W.
+    """
+
+    def __init__(self, width: int, heads: int, points: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"expected a width that {heads} heads divide, got {width}")
+        self.heads, self.points = heads, points
+        self.offsets = nn.Linear(width, heads * points * 2)
+        self.weights = nn.Linear(width, heads * points)
+        self.value = nn.Linear(width, width)
+        self.project = nn.Linear(width, width)
+        nn.init.zeros_(self.offsets.weight)
+        with torch.no_grad():  # each head at first looks into a direction of its own, its points ever farther
+            angles = torch.arange(heads) * (2 * math.pi / heads)
+            directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+            directions = directions / directions.abs().amax(-1, keepdim=True)
+            self.offsets.bias.copy_((directions[:, None] * torch.arange(1, points + 1)[:, None]).flatten())
+
+    def forward(self, query: Tensor, places: Tensor, features: Tensor) -> Tensor:
+        batch, count, width = query.shape
+        size = places.new_tensor(features.shape[:1:-1])  # W, H
+        offsets = self.offsets(query).view(batch, count, self.heads, self.points, 2)
+        weights = self.weights(query).view(batch, count, self.heads, self.points).softmax(-1)
+        at = (places[:, :, None, None] + offsets / size) * 2 - 1
+        values = (
+            self.value(features.movedim(1, -1)).movedim(-1, 1).reshape(-1, width // self.heads, *features.shape[2:])
+        )
+        read = F.grid_sample(values, at.transpose(1, 2).flatten(0, 1).to(values.dtype), align_corners=False)
+        weighed = (read * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)  # (B * heads, D / heads, N)
+        return self.project(weighed.view(batch, width, count).mT)
