@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from audio.dac import projected_codebook
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d
 from zoo.layers.ddim import item_noise
 from zoo.layers.snake import Snake, SnakeUnit, check_sizes
 from zoo.quantizers import Quantized, QuantizerConfig, ResidualConfig, StridedConfig
@@ -100,7 +101,7 @@ class NoiseBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear = nn.Conv1d(channels, channels, 1, bias=False)
+        self.linear = WaveConv1d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         return x + noise * self.linear(x)
@@ -111,7 +112,7 @@ class SNACStage(nn.Sequential):
 
     def __init__(self, config: SNACConfig, channels: int, stride: int) -> None:
         width = channels // 2
-        up = nn.ConvTranspose1d(channels, width, 2 * stride, stride, math.ceil(stride / 2), stride % 2)
+        up = WaveConvTranspose1d(channels, width, 2 * stride, stride, math.ceil(stride / 2), stride % 2)
         groups = width if config.depthwise else 1
         units = [SnakeUnit(width, dilation, groups) for dilation in _DILATIONS]
         super().__init__(Snake(channels), up, *([NoiseBlock(width)] if config.noise else []), *units)
@@ -145,29 +146,29 @@ class SNAC(Tokenizer):
     @staticmethod
     def _encoder_layers(config: SNACConfig, dim: int) -> list[nn.Module]:
         width = config.channels
-        layers: list[nn.Module] = [nn.Conv1d(1, width, 7, padding=3)]
+        layers: list[nn.Module] = [WaveConv1d(1, width, 7, padding=3)]
         for stride in config.strides:
             units = [SnakeUnit(width, dilation, width if config.depthwise else 1) for dilation in _DILATIONS]
-            down = nn.Conv1d(width, 2 * width, 2 * stride, stride, math.ceil(stride / 2))
+            down = WaveConv1d(width, 2 * width, 2 * stride, stride, math.ceil(stride / 2))
             layers.append(nn.Sequential(*units, Snake(width), down))
             width *= 2
         if config.attention_window is not None:
             layers.append(WindowAttention(width, config.attention_window))
         groups = width if config.depthwise and dim == width else 1
-        return [*layers, nn.Conv1d(width, dim, 7, padding=3, groups=groups)]
+        return [*layers, WaveConv1d(width, dim, 7, padding=3, groups=groups)]
 
     @staticmethod
     def _decoder_layers(config: SNACConfig, dim: int) -> list[nn.Module]:
         width = config.decoder_channels
-        layers: list[nn.Module] = [nn.Conv1d(dim, width, 7, padding=3)]
+        layers: list[nn.Module] = [WaveConv1d(dim, width, 7, padding=3)]
         if config.depthwise:
-            layers = [nn.Conv1d(dim, dim, 7, padding=3, groups=dim), nn.Conv1d(dim, width, 1)]
+            layers = [WaveConv1d(dim, dim, 7, padding=3, groups=dim), WaveConv1d(dim, width, 1)]
         if config.attention_window is not None:
             layers.append(WindowAttention(width, config.attention_window))
         for stride in config.decoder_strides:
             layers.append(SNACStage(config, width, stride))
             width //= 2
-        return [*layers, Snake(width), nn.Conv1d(width, 1, 7, padding=3), nn.Tanh()]
+        return [*layers, Snake(width), WaveConv1d(width, 1, 7, padding=3), nn.Tanh()]
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (size[0] // self.config.hop_length,)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zoo import cards
 from zoo.bench import CASES, report
 
@@ -49,6 +51,8 @@ def inversion_table() -> str:
 
 def compare_table(path: Path) -> str:
     """The table of `zoo compare --json`, with its protocol."""
+    if not path.is_file():
+        return "Not measured yet."
     result = json.loads(path.read_text())
     names = list(result["rows"][0]["quality"])
     lines = [f"| | bytes | bits per pixel | {' | '.join(names)} |", "|---|" + "---|" * (len(names) + 2)]
@@ -57,6 +61,22 @@ def compare_table(path: Path) -> str:
         lines.append(f"| {row['name']} | {row['file_bytes']:.0f} | {row['bits_per_pixel']:.3f} | {quality} |")
     protocol = "\n".join(f"- {name}: {text}" for name, text in result["protocol"].items())
     return "\n".join([*lines, "", "Means over the images. How it was measured:", "", protocol])
+
+
+def sweep_table(path: Path) -> str:
+    """The table of `zoo sweep --json`, of the codecs those settings that reach down to the model's rates."""
+    if not path.is_file():
+        return "Not measured yet."
+    rows = json.loads(path.read_text())["rows"]
+    names = list(rows[0]["quality"])
+    lines = [f"| | bytes | bits per pixel | {' | '.join(names)} |", "|---|" + "---:|" * (len(names) + 2)]
+    for row in rows:
+        setting = row["setting"]
+        if setting is None or setting <= 10:
+            name = row["name"] if setting is None else f"{row['name']}, quality {setting:.0f}"
+            quality = " | ".join(f"{row['quality'][name]:.3f}" for name in names)
+            lines.append(f"| {name} | {row['file_bytes']:.0f} | {row['bits_per_pixel']:.3f} | {quality} |")
+    return "\n".join(lines)
 
 
 def benchmark_records(case: str) -> list[dict[str, Any]]:
@@ -75,14 +95,66 @@ def goals_table() -> str:
     return report.goal_table(record for case in CASES for record in benchmark_records(case))
 
 
+def recipe_table(*tasks: str) -> str:
+    """Every recipe of some tasks: what its head says, and the model."""
+    lines = ["| recipe | model | what it is |", "|---|---|---|"]
+    for path in sorted((ROOT / "trainers" / "configs").glob("*.yaml")):
+        text = path.read_text()
+        settings = yaml.safe_load(text)["model"]
+        if settings["class_path"].rpartition(".")[2] in tasks:
+            head = re.match(r"((?:# (?! ).*\n)+)", text)
+            about = " ".join(line.removeprefix("# ") for line in head[1].splitlines()) if head else ""
+            lines.append(f"| `{path.stem}` | `{settings['init_args']['model']}` | {about} |")
+    return "\n".join(lines)
+
+
+def quantizer_table() -> str:
+    """The rows of benchmarks/compare_quantizers.py, their protocol, and the commands."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("compare_quantizers*.json"))]
+    if not results:
+        return "Not measured yet."
+    rows = [row for result in results for row in result["rows"]]
+    columns = {"psnr": "PSNR", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lite2_distance": "Lite2 distance"}
+    columns |= {"feature_fid_lite2": "feature FID", "usage": "usage", "perplexity": "perplexity"}
+    lines = [f"| quantizer | {' | '.join(columns.values())} | images/s |", "|---|" + "---:|" * (len(columns) + 1)]
+    for row in sorted(rows, key=lambda row: row["metrics"]["lite2_distance"]):
+        values = " | ".join(report.figures(row["metrics"][name]) for name in columns)
+        lines.append(f"| {row['name']} ({row['paper']}) | {values} | {row['images_per_second']:,.0f} |")
+    machine, protocol = results[0]["machine"], rows[0]["protocol"]
+    notes = [
+        f"{results[0]['steps']} steps on {machine['device']}, torch {machine['torch']}; images/s: of training, median "
+        "of a run, while other runs shared the device.",
+        f"{protocol['psnr']['count']} images, sha256 {protocol['psnr']['sha256']}; {protocol['psnr']['crop']}.",
+        *(f"{title}: {protocol[name]['metric']}{_weights(protocol[name])}." for name, title in columns.items()),
+    ]
+    commands = "\n".join(command for row in rows for command in [f"# {row['name']}", *row["commands"]])
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), "", "Each row:", "", f"```sh\n{commands}\n```"])
+
+
+def _weights(protocol: dict[str, Any]) -> str:
+    return f" ({protocol['weights']})" if protocol["weights"] else ""
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "models": model_table,
     "inversion": inversion_table,
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
+    "recipes": lambda: recipe_table("ReconstructionTask"),
+    "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
+    "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
+    "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
+    "quantizers": quantizer_table,
     **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
 }
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/inversion.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/adaptive.md",
+    "docs/benchmarks.md",
+    "docs/inversion.md",
+    "docs/quantizers.md",
+    "docs/training.md",
+)
 
 
 def generated(text: str) -> str:

@@ -1,9 +1,10 @@
-"""A hub on the loopback: an HTTP server that speaks the part of the Hugging Face hub's protocol which downloads need,
-with a second origin for the file bodies, as the real one has, and with faults on request.
+"""A hub on the loopback: an HTTP server that speaks the part of the Hugging Face hub's protocol which downloads and
+uploads need, with a second origin for the file bodies, as the real one has, and with faults on request.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.pause = 0.0
         self.ranges = True
+        self.writers: set[str] = set()  # tokens that may write
         self._faults: list[tuple[int | None, int]] = []  # for the next bodies: (cut after n bytes | None, status)
         self._servers = [_server(self, "hub"), _server(self, "storage")]
 
@@ -133,12 +135,76 @@ def _server(served: HubServer, name: str) -> ThreadingHTTPServer:
             else:
                 self._body(path, headers)
 
+        def do_PUT(self) -> None:
+            """Storage: the body of an upload."""
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            digest = urlsplit(self.path).path.rpartition("/")[2]
+            fits = hashlib.sha256(body).hexdigest() == digest
+            if fits:
+                served.bodies[f"/blobs/{digest}"] = body
+            self._answer(200 if fits else 400, {})
+
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            headers = {key.lower(): value for key, value in self.headers.items()}
+            served.requests.append(Request(self.origin, "POST", path, headers))
+            body = self.rfile.read(int(headers.get("content-length", 0)))
+            token = headers.get("authorization", "").removeprefix("Bearer ")
+            if token not in served.writers:
+                self._refuse(403 if token else 401, "Unauthorized")
+                return
+            answer = self._written(path, body)
+            self._answer(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+        def _written(self, path: str, body: bytes) -> dict[str, Any]:
+            """Making a repository, asking how files are to be sent, and committing them."""
+            if path == "/api/repos/create":
+                about = json.loads(body)
+                name = f"{about['organization']}/{about['name']}" if about.get("organization") else about["name"]
+                first = hashlib.sha1(f"{name}@main".encode()).hexdigest()
+                served.repos.setdefault(name, Repo(commits={"main": first, first: first}))
+                return {"url": f"{served.url}/{name}", "id": name, "name": name}
+            if path.endswith("/preupload/main"):
+                files = json.loads(body)["files"]
+                mode = {True: "lfs", False: "regular"}
+                return {
+                    "files": [
+                        {
+                            "path": f["path"],
+                            "uploadMode": mode[f["path"].endswith(".safetensors")],
+                            "shouldIgnore": False,
+                        }
+                        for f in files
+                    ]
+                }
+            if path.endswith("/info/lfs/objects/batch"):
+                objects = json.loads(body)["objects"]
+                href = f"{served.storage_url}/upload/"
+                sent = [{**o, "actions": {"upload": {"href": href + o["oid"]}}} for o in objects]
+                return {"transfer": "basic", "objects": sent}
+            if path.endswith("/commit/main"):
+                repo = "/".join(path.split("/")[3:5])
+                for line in map(json.loads, body.decode().splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        served.add(repo, value["path"], base64.b64decode(value["content"]))
+                    elif line["key"] == "lfsFile":
+                        served.add(repo, value["path"], served.bodies[f"/blobs/{value['oid']}"])
+                oid = served.repos[repo].commits["main"]
+                return {
+                    "success": True,
+                    "commitOid": oid,
+                    "commitUrl": f"{served.url}/{repo}/commit/{oid}",
+                    "hookOutput": "",
+                }
+            return {}  # validation of the card's header, and of what was sent
+
         def _answer(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
             self.send_response(status)
             for key, value in ({"Content-Length": str(len(content))} | headers).items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command in ("GET", "POST"):
                 self.wfile.write(content)
 
         def _refuse(self, status: int, code: str, **headers: str) -> None:

@@ -42,7 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "zoo.interop": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.layers", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
+        "zoo.tokens",
     },
+    "zoo.bulk": {"zoo", "zoo.media", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},
     "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses"},
     "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.layers", "zoo.ops"},
     "zoo.media": {"zoo", "zoo.metrics", "zoo.tokenizer"},
@@ -75,7 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 # these are imported where they are used, never when a module of ours is
 HEAVY = {"lightning", "diffusers", "transformers", "open_clip", "timm", "matplotlib", "torchvision", "sklearn",
-         "skimage", "jsonargparse", "webdataset", "datasets", "vector_quantize_pytorch", "triton", "faiss"}  # fmt: skip
+         "skimage", "jsonargparse", "webdataset", "datasets", "vector_quantize_pytorch", "triton", "faiss", "ray", "onnxruntime", "onnxscript"}  # fmt: skip
 
 
 def part(module: str) -> str:

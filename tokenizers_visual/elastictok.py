@@ -1,7 +1,7 @@
 """ElasticTok: videos in blocks of frames, each of which takes as many tokens as its content needs.
 
-Paper: arXiv 2410.08368. Original: LargeWorldModel/ElasticTok (Apache-2.0), in JAX. Its weights are of JAX too and do not
-load here; nor is its finite scalar quantisation, whose bound differs a little, repeated.
+Paper: arXiv 2410.08368. Original: LargeWorldModel/ElasticTok (Apache-2.0), in JAX. Its weights are of JAX too and do
+not load here; nor is its finite scalar quantisation, whose bound differs a little, repeated.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class ElasticTokConfig(Config):
     def __post_init__(self) -> None:
         frames, patch = self.block_frames, self.patch_frames
         self.require(frames % patch == 0, f"block_frames that are a multiple of {patch}", frames)
-        self.require(self.resolution % self.patch_size == 0, f"a multiple of {self.patch_size}", self.resolution)
-        self.require(1 <= self.least_tokens < self.block_tokens, f"1 to {self.block_tokens - 1} tokens", self.least_tokens)
+        self.require(self.resolution % self.patch_size == 0, f"a resolution of {self.patch_size} n", self.resolution)
+        most = self.block_tokens
+        self.require(1 <= self.least_tokens < most, f"least_tokens from 1 to {most - 1}", self.least_tokens)
         self.require(self.width % (2 * self.heads) == 0, f"a width of even parts for {self.heads} heads", self.width)
         self.require(self.blocks >= 1, "at least one block", self.blocks)
 
@@ -58,7 +59,7 @@ class ElasticTokConfig(Config):
 class ElasticTok(Tokenizer):
     """Videos (B, 3, blocks * block_frames, S, S) in [-1, 1] -> for each block the first 1 to `block_tokens` tokens.
 
-    `encode(x, num_tokens=n)` gives every block n tokens, n one number for all items or a list of one for each;
+    `encode(x, num_tokens=n)` gives every block n / blocks tokens, n one number for all items or a list of one for each;
     `encode(x, quality=e)` gives each block of each item the fewest with a mean squared error of at most e. The encoder
     knows the number, so that fewer tokens are not the first of more.
     """
@@ -119,9 +120,10 @@ class ElasticTok(Tokenizer):
             raise ValueError(f"expected num_tokens or quality, got both: {options['num_tokens']} and {quality}")
         with self._evaluating():
             if quality is None:
-                allowed = range(config.least_tokens, config.block_tokens + 1)
+                most = config.blocks * config.block_tokens
+                allowed = range(config.blocks * config.least_tokens, most + 1, config.blocks)
                 counts = token_counts(options.get("num_tokens"), len(x), allowed)
-                numbers = torch.tensor(counts, device=x.device)[:, None].expand(-1, config.blocks)
+                numbers = torch.tensor(counts, device=x.device)[:, None].expand(-1, config.blocks) // config.blocks
             else:
                 numbers = self._numbers_within(x, quality)
             kept = self._mask(numbers)
@@ -200,14 +202,13 @@ class BlockAttention(SelfAttention):
         super().__init__(width, heads, bias=False)
         self.block, self.base = block, base
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # its blocks are its mask
         """(B, N, C) -> the same."""
         q, k, v = self.split(x)
         q, k = (rotate(part, 0, self.base) for part in (q, k))
-        ends = range(self.block, x.shape[1] + 1, self.block)
         parts = [
-            F.scaled_dot_product_attention(q[:, :, end - self.block : end], k[:, :, :end], v[:, :, :end], attn_mask=mask)
-            for end in ends
+            F.scaled_dot_product_attention(q[:, :, end - self.block : end], k[:, :, :end], v[:, :, :end])
+            for end in range(self.block, x.shape[1] + 1, self.block)
         ]
         return self.join(torch.cat(parts, dim=2))
 

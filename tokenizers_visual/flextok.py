@@ -69,6 +69,7 @@ class FlexTok(PrefixTokenizer):
     """
 
     decode_options = frozenset({"steps", "guidance_scale", "seed", "noise"})
+    own_losses = frozenset({"flow"})
     config: FlexTokConfig
 
     def __init__(self, config: FlexTokConfig) -> None:

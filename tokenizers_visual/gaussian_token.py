@@ -265,8 +265,15 @@ class Stage(nn.Module):
 
 
 def config_from_original(meta: dict[str, Any]) -> GaussianTokenConfig:
-    """The config of the original refinement module's constructor arguments, which tell the sizes of Gaussians alone."""
+    """The config of the original refinement module's constructor arguments, which tell the sizes of Gaussians alone.
+
+    Raises:
+        ValueError: Gaussians of another kind than the published ones.
+    """
     kwargs = meta["original"]["kwargs"]
+    kind = (kwargs.get("include_opa", False), tuple(kwargs["refine_state"]), tuple(kwargs["xy_range"]))
+    if kind != (False, (0, 1), (-1, 1)) or kwargs["dim_feature"] != kwargs["embed_dim"]:
+        raise ValueError(f"expected no opacity, places in [-1, 1] alone refined, and states of one width, got {kwargs}")
     width, features = kwargs["embed_dim"], kwargs["z_channels"]
     return GaussianTokenConfig(
         width=width,

@@ -84,6 +84,7 @@ class KARL(Tokenizer):
 
     layout = "sequence"
     encode_options = frozenset({"num_tokens", "quality"})
+    own_losses = frozenset({"active"})
     config: KARLConfig
 
     def __init__(self, config: KARLConfig) -> None:

@@ -33,7 +33,7 @@ _FEATURES = 9  # numbers that tell a frequency, see `frequency_features`
 class SpectralConfig(Config):
     """Sizes of the network, from the finest to the coarsest level. Stride: the patch size, twice for each level more.
 
-    The more values the quantizer has in all, the more one token tells: 27 bits with the default levels.
+    The more values the quantizer has in all, the more one token tells: 28 bits with the default levels.
     """
 
     patch_size: int = 4
@@ -42,7 +42,7 @@ class SpectralConfig(Config):
     decoder_blocks: tuple[int, ...] = (2, 3, 3)
     latent_channels: int = 96  # of the grid that is transformed
     hidden: int = 256  # of the networks that code one frequency
-    quantizer: QuantizerConfig = FiniteScalarConfig(levels=(16, 16, 16, 8, 8, 8, 4, 4, 2, 2))
+    quantizer: QuantizerConfig = FiniteScalarConfig(levels=(16, 16, 8, 8, 8, 8, 4, 4, 4, 2, 2), symmetric=True)
 
     def __post_init__(self) -> None:
         self.require(self.patch_size in (1, 2, 4, 8, 16), "a patch size of 1, 2, 4, 8 or 16", self.patch_size)
@@ -59,7 +59,12 @@ class SpectralConfig(Config):
 class Spectral(PrefixTokenizer):
     """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> 1 to H W / f^2 tokens, the lowest frequency
     first; any prefix decodes.
+
+    In training a pass gives the loss `spread`: how far the latents of a frequency, over the batch, are from mean 0 and
+    deviation 0.88, with which the hyperbolic tangent of a finite scalar quantizer uses its levels about evenly.
     """
+
+    own_losses = frozenset({"spread"})
 
     config: SpectralConfig
 
@@ -143,6 +148,8 @@ class Spectral(PrefixTokenizer):
         padded = self.pad(x)
         latent = self.latent(padded)
         quantized = self.quantizer(latent)
+        if self.training:
+            quantized.losses["spread"] = spread_loss(latent)
         height, width = padded.shape[2:]
         images = self.reconstruct(quantized.codes.to(latent.dtype), lengths, (height, width))
         return Output(images[:, :, : x.shape[2], : x.shape[3]], latent, quantized)
@@ -171,6 +178,14 @@ class _FrequencyCoder(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         return self.skip(x) + self.net(torch.cat([x, features.expand(*x.shape[:-1], -1)], -1))
+
+
+def spread_loss(latent: Tensor, deviation: float = 0.88) -> Tensor:
+    """Latents (B, N, D) -> the mean square of their means over the batch and of the logarithms of their deviations,
+    these relative to `deviation`.
+    """
+    variance, mean = torch.var_mean(latent.float(), 0, correction=0)
+    return ((variance + 1e-4).log() / 2 - math.log(deviation)).square().mean() + mean.square().mean()
 
 
 def _frequencies(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -138,15 +138,16 @@ class TiTok(Tokenizer):
         mixed = torch.einsum("bkhw,kd->bdhw", probabilities, self.proxy_codebook.weight.to(probabilities.dtype))
         return self.pixel_decoder(mixed)
 
-    def proxy_logits(self, codes: Tensor) -> Tensor:
-        """Code vectors (B, tokens, D) -> logits (B, K, h, w) of the proxy's codes, which the first stage trains.
+    def proxy_logits(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Code vectors (B, tokens, D) -> logits (B, K, h, w) of the proxy's codes, which the first stage trains; of
+        each item only the first `lengths` (B,) are seen, where items differ.
 
         Raises:
             ValueError: a model whose decoder gives pixels.
         """
         if self.config.proxy is None:
             raise ValueError(f"{self.name} has no proxy: expected a config with a proxy, got None")
-        return self.to_logits(self.decoder(codes))
+        return self.to_logits(self.decoder(codes, lengths))
 
 
 _SIZES = {

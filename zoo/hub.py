@@ -117,6 +117,51 @@ def resolve(source: WeightSource, *, name: str = "", progress: bool = True) -> P
     return path
 
 
+def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Uploads a saved model to the hub; the repository is made where it is missing.
+
+    Args:
+        folder: what `zoo.save_model` wrote: weights, config and the card as README.md.
+        repo: owner/name; the token is that of `hf auth login` or HF_TOKEN.
+        private: of a repository that is made.
+
+    Returns:
+        The address of the commit; `create_model("hf-hub:owner/name")` loads the model from then on.
+
+    Raises:
+        AccessError: no token, or one that may not write there.
+        HubError: anything else, such as a hub out of reach.
+        ValueError: a folder without a model, or a name that is no owner/name.
+    """
+    folder = Path(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder}: expected a folder of save_model, with model.safetensors")
+    if repo.count("/") != 1:
+        raise ValueError(f"expected a hub repository owner/name, got {repo!r}")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    files = [name for name in ("model.safetensors", "config.json", "README.md") if (folder / name).is_file()]
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Upload model"
+        )
+    except OfflineModeIsEnabled as error:
+        raise OfflineError(f"{repo}: the hub is switched off by HF_HUB_OFFLINE") from error
+    except LocalTokenNotFoundError as error:
+        raise AccessError(f"{repo}: a token is needed: `hf auth login`, or HF_TOKEN") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise AccessError(f"{repo}: the hub refuses ({status}): a token that may write there is needed") from error
+        raise HubError(f"{repo}: {error}") from error
+    except OSError as error:
+        raise HubError(f"{repo}: the hub is out of reach: {error}") from error
+    return str(commit.commit_url)
+
+
 def cache_folder() -> Path:
     """Folder for files of urls and for accepted licences: $ZOO_CACHE, or `zoo` in huggingface_hub's home."""
     if folder := os.environ.get("ZOO_CACHE"):

@@ -1,5 +1,7 @@
 """Tiles with exact seams: how far each output of a convolutional network sees, followed through the operations it runs.
 
+Tiles are rectangles of images, or pieces of signals along time.
+
 The reach of an output follows from kernel sizes, strides, paddings and changes of resolution alone (the arithmetic of
 arXiv 1603.07285), so a tile with that much margin gives what the whole image gives. Group normalisation and attention
 over the image see all of it, and are refused by name.
@@ -66,23 +68,23 @@ def tiles(reach: Reach, inputs: int, outputs: int, tile: int, multiple: int = 1)
         yield Tile(start, stop, first // multiple * multiple, min(-(-end // multiple) * multiple, inputs))
 
 
-def reach_of(network: Callable[[Tensor], Tensor], example: Tensor, axes: tuple[int, int]) -> tuple[Reach, Reach]:
-    """How far the outputs of a network see along height and width.
+def reach_of(network: Callable[[Tensor], Tensor], example: Tensor, axes: tuple[int, ...]) -> tuple[Reach, ...]:
+    """How far the outputs of a network see along height and width, or along time.
 
     Args:
         network: runs on tensors of the meta device, so that nothing is computed.
-        example: on the meta device; an input of any size that the network takes, such as (1, C, H, W).
-        axes: places of height and width in the shape of the input.
+        example: on the meta device; an input of any size that the network takes, such as (1, C, H, W) or (1, C, T).
+        axes: places of height and width, or of time, in the shape of the input.
 
     Returns:
-        The reach along height and along width.
+        The reach along each of the axes.
 
     Raises:
         ValueError: an operation whose outputs see everything, or about which nothing is known, by name.
     """
     start = Reach(Fraction(1), Fraction(0), Fraction(0))
     tracer = _Tracer()
-    tracer.add(example, _Seen(axes, (start, start)))
+    tracer.add(example, _Seen(axes, (start,) * len(axes)))
     with torch.no_grad(), tracer:
         output = network(example)
     seen = tracer.get(output)
@@ -96,10 +98,10 @@ def reach_of(network: Callable[[Tensor], Tensor], example: Tensor, axes: tuple[i
 
 @dataclass(frozen=True)
 class _Seen:
-    """Where height and width stand in a tensor's shape, and their reach."""
+    """Where height and width, or time, stand in a tensor's shape, and their reach."""
 
-    axes: tuple[int, int]
-    reaches: tuple[Reach, Reach]
+    axes: tuple[int, ...]
+    reaches: tuple[Reach, ...]
 
 
 class _Tracer(TorchDispatchMode):
@@ -125,20 +127,20 @@ class _Tracer(TorchDispatchMode):
             name = func.overloadpacket.__name__
             follow = _RULES.get(name)
             if follow is None or not isinstance(result, Tensor):
-                raise ValueError(f"the operation {name} may see the whole image")
+                raise ValueError(f"the operation {name} may see the whole signal")
             if follow in (_pointwise, _channels_alone):
                 self._refuse_places(args, result.ndim, given[0].axes)
             self.add(result, follow(given, args, result))
         return result
 
-    def _refuse_places(self, args: Any, ndim: int, axes: tuple[int, int]) -> None:
+    def _refuse_places(self, args: Any, ndim: int, axes: tuple[int, ...]) -> None:
         """Raise where a constant may differ from place to place, as an embedding of positions does."""
         for value in _tensors(args):
             sides = (1,) * (ndim - value.ndim) + tuple(value.shape)
             if self.get(value) is None and any(sides[axis] > 1 for axis in axes):
-                raise ValueError("a constant may differ from place to place of the image")
+                raise ValueError("a constant may differ from place to place of the signal")
             if self.get(value) is not None and value.ndim != ndim:
-                raise ValueError("an operation adds axes to the image")
+                raise ValueError("an operation adds axes to the signal")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -162,14 +164,14 @@ def _pointwise(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Se
             raise ValueError("an operation joins tensors of different resolutions")
         before, after = min(reach.before for reach in reaches), max(reach.after for reach in reaches)
         joined.append(Reach(reaches[0].scale, before, after))
-    return _Seen(axes, (joined[0], joined[1]))
+    return _Seen(axes, tuple(joined))
 
 
 def _channels_alone(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    """An operation along one axis, its second argument, which must not be height or width."""
+    """An operation along one axis, its second argument, which must not be one of those that are followed."""
     axis = args[1] if len(args) > 1 else 0
     if axis % result.ndim in given[0].axes:
-        raise ValueError("an operation joins positions of height or width")
+        raise ValueError("an operation joins positions of the signal")
     return _pointwise(given, args, result)
 
 
@@ -178,18 +180,20 @@ def _window(given: list[_Seen], kernel: Any, stride: Any, padding: Any, dilation
         reach.then(Fraction(s), Fraction(-p), Fraction((k - 1) * d - p))
         for reach, k, s, p, d in zip(given[0].reaches, kernel, stride, padding, dilation)
     ]
-    return _Seen(given[0].axes, (reaches[0], reaches[1]))
+    return _Seen(given[0].axes, tuple(reaches))
 
 
-def _pair(value: Any) -> list[int]:
+def _each(value: Any, count: int) -> list[int]:
+    """One number for each axis."""
     sides = [value] if isinstance(value, int) else list(value)
-    return sides * 2 if len(sides) == 1 else sides
+    return sides * count if len(sides) == 1 else sides
 
 
 def _convolution(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    weight, stride, padding, dilation, transposed = args[1], *map(_pair, args[3:6]), args[6]
-    if len(given) > 1 or given[0].axes != (2, 3) or weight.ndim != 4:
-        raise ValueError("expected convolutions of height and width")
+    weight, transposed, count = args[1], args[6], len(given[0].axes)
+    if len(given) > 1 or given[0].axes != tuple(range(2, 2 + count)) or weight.ndim != 2 + count:
+        raise ValueError("expected convolutions of height and width, or of time")
+    stride, padding, dilation = (_each(value, count) for value in args[3:6])
     kernel = list(weight.shape[2:])
     if not transposed:
         return _window(given, kernel, stride, padding, dilation)
@@ -197,13 +201,13 @@ def _convolution(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _
         reach.then(Fraction(1, s), Fraction(p - (k - 1) * d, s), Fraction(p, s))
         for reach, k, s, p, d in zip(given[0].reaches, kernel, stride, padding, dilation)
     ]
-    return _Seen(given[0].axes, (reaches[0], reaches[1]))
+    return _Seen(given[0].axes, tuple(reaches))
 
 
 def _average(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    kernel = _pair(args[1])
-    stride = _pair(args[2]) if len(args) > 2 and args[2] else kernel
-    return _window(given, kernel, stride, _pair(args[3]) if len(args) > 3 else [0, 0], [1, 1])
+    kernel = _each(args[1], 2)
+    stride = _each(args[2], 2) if len(args) > 2 and args[2] else kernel
+    return _window(given, kernel, stride, _each(args[3], 2) if len(args) > 3 else [0, 0], [1, 1])
 
 
 def _padding(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
@@ -214,7 +218,7 @@ def _padding(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen
         place = 2 * (result.ndim - 1 - axis)
         before = amounts[place] if place < len(amounts) else 0
         reaches.append(reach.then(Fraction(1), Fraction(-before), Fraction(-before)))
-    return _Seen(axes, (reaches[0], reaches[1]))
+    return _Seen(axes, tuple(reaches))
 
 
 def _larger(given: list[_Seen], factors: list[Fraction]) -> _Seen:
@@ -222,7 +226,7 @@ def _larger(given: list[_Seen], factors: list[Fraction]) -> _Seen:
     reaches = [
         reach.then(1 / factor, (1 - factor) / factor, Fraction(0)) for reach, factor in zip(given[0].reaches, factors)
     ]
-    return _Seen(given[0].axes, (reaches[0], reaches[1]))
+    return _Seen(given[0].axes, tuple(reaches))
 
 
 def _nearest(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
@@ -242,14 +246,34 @@ def _pixel_unshuffle(given: list[_Seen], args: tuple[Any, ...], result: Tensor) 
 
 def _permute(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
     order = [place % result.ndim for place in args[1]]
-    height, width = (order.index(axis) for axis in given[0].axes)
-    return _Seen((height, width), given[0].reaches)
+    return _Seen(tuple(order.index(axis) for axis in given[0].axes), given[0].reaches)
+
+
+def _transpose(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
+    order = list(range(result.ndim))
+    one, other = (place % result.ndim for place in args[1:3])
+    order[one], order[other] = other, one
+    return _permute(given, (args[0], order), result)
+
+
+def _slice(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
+    """From a start on, each place."""
+    axis, start, step = (args[place] if len(args) > place else default for place, default in ((1, 0), (2, 0), (4, 1)))
+    if step != 1 or (start or 0) < 0:
+        raise ValueError("expected slices of neighbours, counted from the start")
+    axes, first = given[0].axes, Fraction(min(start or 0, args[0].shape[axis]))
+    moved = [
+        reach.then(Fraction(1), first, first) if place == axis % result.ndim else reach
+        for place, reach in zip(axes, given[0].reaches)
+    ]
+    return _Seen(axes, tuple(moved))
 
 
 _RULES: dict[str, Callable[[list[_Seen], tuple[Any, ...], Tensor], _Seen]] = {
     **dict.fromkeys(
         ("add", "sub", "mul", "div", "neg", "silu", "relu", "leaky_relu", "gelu", "elu", "sigmoid", "tanh", "clamp",
-         "exp", "abs", "pow", "detach", "clone", "alias", "_to_copy"),
+         "exp", "abs", "pow", "detach", "clone", "alias", "_to_copy", "sin", "addcmul", "clamp_max", "maximum",
+         "_prelu_kernel", "sin_", "pow_", "mul_", "add_", "exp_", "sub_"),
         _pointwise,
     ),
     "cat": _channels_alone,
@@ -260,4 +284,6 @@ _RULES: dict[str, Callable[[list[_Seen], tuple[Any, ...], Tensor], _Seen]] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "permute": _permute,
+    "transpose": _transpose,
+    "slice": _slice,
 }  # fmt: skip

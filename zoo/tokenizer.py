@@ -124,6 +124,7 @@ class Tokenizer(Model):
     prefix: Literal["positions", "levels"] | None = None
     encode_options: frozenset[str] = frozenset()
     decode_options: frozenset[str] = frozenset()
+    own_losses: frozenset[str] = frozenset()  # that a training pass adds to those of the quantizer
     has_decoder: bool = True
 
     def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
@@ -241,6 +242,10 @@ class Tokenizer(Model):
             ValueError: input that `spec` does not allow, NaN included, or an option that the model does not take.
         """
         stated = quality if isinstance(quality, Quality) else None
+        if not (quality is None or stated or "quality" in self.encode_options) and "num_tokens" in self.encode_options:
+            raise ValueError(
+                f"encode of {self.name} does not take quality as a number: expected a zoo.Quality, got {quality!r}"
+            )
         options = _chosen(
             "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality if stated is None else None,
             num_codebooks=num_codebooks, bitrate=bitrate,
@@ -422,7 +427,7 @@ class Tokenizer(Model):
                 target.copy_(signal[:, :, top : top + target.shape[2], left : left + target.shape[3]])
         return image
 
-    def _reach(self, verb: str, tile: int) -> tuple[Reach, Reach]:
+    def _reach(self, verb: str, tile: int) -> tuple[Reach, ...]:
         """What a token sees of the image, or a pixel of the tokens, along height and width."""
         multiple, encodes = self.spec.multiple, verb == "encode_tiled"
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tokenizers_visual import four_m
+from tokenizers_visual.four_m import FourMConfig
+from zoo import cards
 from zoo.checkpoint import load_into
 from zoo.config import ConfigError
 from zoo.quantizers import DirectionCodebookConfig, VectorConfig
+from zoo.registry import registry
 from zoo.tokens import Tokens
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -116,3 +119,18 @@ def test_unit_latents_are_normalised_before_the_quantizer() -> None:
     )
     latent = four_m.FourM(config).latent(torch.rand(2, 3, 16, 16))
     torch.testing.assert_close(latent.norm(dim=-1), torch.ones(2, 2, 2))
+
+
+@pytest.mark.parametrize("name", sorted(card.name for card in cards.all_cards() if card.family == "four_m"))
+def test_every_published_size_builds_and_fits_the_names_of_its_kind(name: str) -> None:
+    """All of them have the names of the two files whose names are known, at sizes of their own."""
+    card = registry.card(name)
+    config = FourMConfig.from_dict(card.config)
+    with torch.device("meta"):
+        model = four_m.FourM(config)
+    listed = "keys_divae_rgb_16k_224" if config.patches else "keys_vqvae_clip_b16_8k_224"
+    published = json.loads((PARITY / "fourm_vq" / f"{listed}.json").read_text())
+    names = four_m.KEY_MAP({key: torch.empty(shape, device="meta") for key, shape in published.items()})
+    assert set(names) == set(model.state_dict())
+    assert model.state_dict()["encoder.positions"].shape[-1] == config.image_size // config.patch_size
+    assert model.vocab_sizes == ({"16k": 16384, "8k": 8192}[card.tag.partition("_")[0]],)

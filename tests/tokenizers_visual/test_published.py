@@ -112,9 +112,8 @@ OF_UNKNOWN_SIZES = {
 } | {
     f"fourm_{kind}"
     for kind in (
-        "depth_8k_224-448", "normal_8k_224-448", "edge_8k_224-512", "semseg_4k_224-448", "DINOv2-B14_8k_224-448",
-        "DINOv2-B14-global_8k_16_224", "ImageBind-H14_8k_224-448", "ImageBind-H14-global_8k_16_224",
-        "sam-instance_1k_64", "human-poses_1k_8",
+        "semseg_4k_224-448", "DINOv2-B14-global_8k_16_224", "ImageBind-H14-global_8k_16_224", "sam-instance_1k_64",
+        "human-poses_1k_8",
     )
 }  # fmt: skip
 # published autoencoders without tokens, which are part of the tokenizers' files

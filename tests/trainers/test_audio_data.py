@@ -114,3 +114,13 @@ def test_places_and_settings_that_cannot_work_are_told(folder: Path, tmp_path: P
         path.write_bytes(b"no sound")
     with pytest.raises(MediaError, match="no recording of 3 can be read"):
         data(folder).train_dataloader()
+
+
+def test_fixed_segments_come_again_in_every_pass_and_epoch(folder: Path) -> None:
+    module = data(folder, fixed=True, gain=(-6.0, 6.0), passes=2, batch_size=6)
+    loader = module.train_dataloader()
+    (first,), (second,) = list(loader), list(loader)
+    segments = {tuple(segment.flatten().tolist()) for batch in (first, second) for segment in batch}
+    assert len(segments) == 3
+    moving = data(folder, gain=(-6.0, 6.0), passes=2, batch_size=6).train_dataloader()
+    assert len({tuple(segment.flatten().tolist()) for batch in (next(iter(moving)),) for segment in batch}) == 6

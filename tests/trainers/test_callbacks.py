@@ -111,7 +111,7 @@ def test_the_health_is_watched_in_a_run(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.WARNING, logger="zoo"):
         fit(task(adversary=adversary), batches(6), callbacks=[DiscriminatorHealth(patience=4)])
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "the discriminator does not tell images from reconstructions"
+        "the discriminator does not tell originals from reconstructions"
     ]
 
 

@@ -167,9 +167,22 @@ def test_an_adversary_by_the_command_line_resumes_and_converts(photos: Path, tmp
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_weights_and_biases_that_is_not_installed_is_told(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pip install wandb"):
+    with pytest.raises(ValueError, match=r"tokenizer-zoo\[wandb\]"):
         fit(photos, tmp_path, "--wandb=project")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_weights_and_biases_logs_beside_the_others(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CACHE_DIR", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    fit(photos, tmp_path, "--wandb=project", "--trainer.max_steps=2", "--trainer.check_val_every_n_epoch=1")
+    assert len(metrics(tmp_path / "version_0", "train/total")) == 2
+    (file,) = (tmp_path / "version_0" / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/total" in file.read_bytes()
 
 
 def test_create_task_from_a_recipe() -> None:

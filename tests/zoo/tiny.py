@@ -13,9 +13,11 @@ from tokenizers_visual.selftok import FlowConfig
 from zoo import cards
 from zoo.checkpoint import read
 from zoo.config import Config
+from zoo.layers.base_autoencoder import VariationalBaseConfig
 from zoo.layers.latent_diffusion import LatentDiffusionConfig
+from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.unclip import UnCLIPConfig
-from zoo.quantizers import FiniteScalarConfig, VectorConfig
+from zoo.quantizers import DimensionWiseConfig, FiniteScalarConfig, VectorConfig
 from zoo.registry import Family, import_module, registry
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -54,6 +56,19 @@ _SMALL: dict[str, dict[str, Any]] = {
     "elastictok": {
         "resolution": 8, "blocks": 2, "block_frames": 2, "patch_size": 4, "least_tokens": 2, "width": 8, "hidden": 12,
         "layers": 1, "heads": 2, "quantizer": FiniteScalarConfig(levels=(4, 3)),
+    },
+    "mingtok": {
+        "image_size": 16, "patch_size": 8, "pixel_patch_size": 4,
+        **{part: TransformerSizes(width=8, layers=1, heads=2) for part in ("encoder", "semantic", "pixels")},
+        "quantizer": DimensionWiseConfig(dim=4, bits=3, limit=3.0, deviations=3.0),
+    },
+    "semanticist": {
+        "image_size": 16, "num_tokens": 5, "patch_size": 8, "encoder": TransformerSizes(width=8, layers=1, heads=2),
+        "base": VariationalBaseConfig(
+            dim=3, channels=4, channel_multipliers=(1, 1, 1), blocks=1, norm_groups=2, attention=(False,) * 3
+        ),
+        "decoder": TransformerSizes(width=8, layers=1, heads=2), "steps": 2,
+        "quantizer": DimensionWiseConfig(dim=4, bits=3, limit=3.0, deviations=3.0),
     },
     "layton": {
         "small_side": 8,

@@ -13,14 +13,14 @@ def load_pair(name: str) -> ClipPair:
 
     Args:
         name: a repository of the hub or a folder in transformers' layout; `open_clip:ARCHITECTURE/WEIGHTS`, the weights
-            being "None" for random ones and for `local-dir:FOLDER`; or `CONSE`, which is none.
+            being "None" for random ones and for `local-dir:FOLDER`; or `CONSE` or `CONSE:STYLES`, which are none.
 
     Raises:
         ValueError: no such model.
         ImportError: packages that are not installed.
     """
-    if name == CONSE:
-        return ConsePair.load()
+    if name == CONSE or name.startswith(f"{CONSE}:"):
+        return ConsePair.load(name.partition(":")[2] or None)
     try:
         if name.startswith("open_clip:"):
             architecture, _, weights = name.removeprefix("open_clip:").rpartition("/")

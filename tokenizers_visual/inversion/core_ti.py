@@ -43,7 +43,8 @@ def context_attention_loss(attention: Tensor, reference: Tensor, context: Tensor
     """How far the cross-attention to the context moves when the learned word stands in a prompt.
 
     Args:
-        attention: (B, heads, pixels, L), probabilities of prompts with the learned word.
+        attention: (B, heads, pixels, L), probabilities of prompts with the learned word, of one layer
+            (`diffusion.cross_attention_maps`).
         reference: the same with the real word; no gradient goes there.
         context: see `context_embedding_loss`.
 

@@ -5,8 +5,13 @@ Paper: arXiv 2412.09169. There is no public code; which tokens are unwanted, and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from tokenizers_visual.inversion.projector import WordModel, WordsConfig
+from zoo.registry import register
 
 RANK_TOLERANCE = 1e-5  # singular values below this share of the largest count as zero
 
@@ -34,3 +39,31 @@ def project_out(states: Tensor, undesired: Tensor, strength: float = 1.0) -> Ten
 def singular_values(states: Tensor) -> Tensor:
     """Of a prompt's states (L, D), the largest first: how few directions hold most of them."""
     return torch.linalg.svdvals(states.double()).to(states.dtype)
+
+
+@dataclass(frozen=True)
+class DecorConfig(WordsConfig):
+    """Whose prompts are cleaned; `word_dim` is the width of their states."""
+
+    strength: float = 1.0  # share that is taken out
+
+
+@register("decor")
+class Decor(WordModel):
+    """States of prompts (..., D) -> the same without what was to go; a projection that is kept and loaded as a model.
+
+    Until `remove` nothing is taken out.
+    """
+
+    config: DecorConfig
+
+    def __init__(self, config: DecorConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("projection", torch.zeros(config.word_dim, config.word_dim))
+
+    def remove(self, undesired: Tensor) -> None:
+        """Set the projection to that of unwanted vectors (k, D); see `projector`."""
+        self.projection.copy_(projector(undesired))  # type: ignore[operator]
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states - self.config.strength * states @ self.projection

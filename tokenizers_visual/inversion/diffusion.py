@@ -1,17 +1,19 @@
-"""Pseudo-words for text-to-image models: prompt embeddings of pipelines, and files of learned embeddings.
+"""Pseudo-words for text-to-image models: prompt embeddings of pipelines, their training, files of learned embeddings.
 
 Textual inversion: arXiv 2208.01618. The conventions are those of diffusers (Apache-2.0) and of the A1111 web interface.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tokenizers_visual.inversion.clip import TransformersPair
 from tokenizers_visual.inversion.projector import BACKBONE_OF_WIDTH, PseudoWords
@@ -106,6 +108,61 @@ def _layer(layers: Sequence[Tensor], skip: int) -> Tensor:
     if not 0 <= skip < len(layers):
         raise ValueError(f"clip_skip: expected to leave one of {len(layers)} layers, got {skip} to skip")
     return layers[-1 - skip]
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def denoising_loss(
+    unet: nn.Module, scheduler: Any, latents: Tensor, states: Tensor, times: Tensor, noise: Tensor
+) -> Tensor:
+    """The loss by which words are learned from images: how well a frozen U-Net denoises them, told the prompts.
+
+    Args:
+        unet: `UNet2DConditionModel`.
+        scheduler: of diffusers; its `prediction_type` tells what the U-Net predicts.
+        latents: (B, C, H, W), scaled as the U-Net takes them.
+        states: (B, L, D), `to_prompt_embeds(...).prompt`, through which gradients reach the words.
+        times: (B,) of diffusion.
+        noise: (B, C, H, W), standard normal.
+
+    Raises:
+        ValueError: a U-Net that predicts neither noise nor velocity.
+    """
+    predicted = unet(scheduler.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"expected a scheduler that predicts epsilon or v_prediction, got {kind!r}")
+    target = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, times)
+    return F.mse_loss(predicted.float(), target.float())
+
+
+@contextmanager
+def cross_attention_maps(unet: nn.Module) -> Iterator[list[Tensor]]:
+    """The probabilities (B, heads, pixels, L) of each cross-attention, in the order of their calls in the block.
+
+    They are computed beside the U-Net's own attention, and gradients flow through them.
+    """
+    maps: list[Tensor] = []
+
+    def watch(attention: Any, stack: ExitStack) -> None:
+        queries: list[Tensor] = []
+
+        def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            queries.append(output)
+
+        def compare(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            query, key = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in (queries.pop(), output))
+            maps.append((query @ key.transpose(2, 3) * attention.scale).softmax(-1))
+
+        stack.callback(attention.to_q.register_forward_hook(note).remove)
+        stack.callback(attention.to_k.register_forward_hook(compare).remove)
+
+    with ExitStack() as stack:
+        for name, module in unet.named_modules():
+            if name.endswith("attn2"):
+                watch(module, stack)
+        yield maps
 
 
 # -- files of learned embeddings -----------------------------------------------------------------------------------

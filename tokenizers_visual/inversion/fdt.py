@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.hooks import outputs_of
-from tokenizers_visual.inversion.ladi_vton import QuickGELU
 from tokenizers_visual.inversion.pic2word import contrastive_losses, image_text_logits
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
@@ -76,7 +75,7 @@ class FDT(Model):
     config: FDTConfig  # type: ignore[assignment]
 
     def __init__(self, config: FDTConfig) -> None:
-        from open_clip.transformer import VisionTransformer
+        from open_clip.transformer import QuickGELU, VisionTransformer
 
         super().__init__(config)
         self.visual = VisionTransformer(
@@ -122,18 +121,22 @@ class FDT(Model):
             raise ValueError(f"expected features (B, N, {expected}), got {tuple(features.shape)}")
         if padding is not None and padding.shape != features.shape[:2]:
             raise ValueError(f"expected padding {tuple(features.shape[:2])}, got {tuple(padding.shape)}")
-        query = self.image_query if modality == "image" else self.text_query
-        codebook = self.codebook.float()
-        scores = query(features).float() @ codebook.T / self.config.dim**0.5
-        if padding is not None:
-            scores = scores.masked_fill(padding.bool()[..., None], 0)
-        tempered = scores / self.config.temperature
-        pooled = tempered.amax(1) if self.config.pooling == "max" else getattr(tempered, self.config.pooling)(dim=1)
-        if self.config.weighting == "sigmoid":
-            weights = pooled.sigmoid()
-            return Grounding(scores, weights, weights @ codebook / weights.sum(-1, keepdim=True))
-        weights = sparsemax(pooled) if self.config.weighting == "sparsemax" else pooled.softmax(-1)
-        return Grounding(scores, weights, weights @ codebook)
+        queries = (self.image_query if modality == "image" else self.text_query)(features)
+        with torch.autocast(features.device.type, enabled=False):
+            codebook = self.codebook.float()
+            scores = queries.float() @ codebook.T / self.config.dim**0.5
+            if padding is not None:
+                scores = scores.masked_fill(padding.bool()[..., None], 0)
+            weights = self._weights(scores / self.config.temperature)
+            total = weights.sum(-1, keepdim=True) if self.config.weighting == "sigmoid" else 1.0
+            return Grounding(scores, weights, weights @ codebook / total)
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Of the entries (B, K), from the scores (B, N, K) of each feature."""
+        pooled = scores.amax(1) if self.config.pooling == "max" else getattr(scores, self.config.pooling)(dim=1)
+        if self.config.weighting == "sparsemax":
+            return sparsemax(pooled)
+        return pooled.softmax(-1) if self.config.weighting == "softmax" else pooled.sigmoid()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Grounding:

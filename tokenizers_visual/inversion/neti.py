@@ -6,9 +6,10 @@ Paper: arXiv 2305.15391. Original: NeuralTextualInversion/NeTI (MIT).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -81,31 +82,39 @@ class NeTI(WordModel):
     """
 
     config: NeTIConfig
+    frequencies: Tensor  # of the Fourier features, where there are any
 
     def __init__(self, config: NeTIConfig) -> None:
         super().__init__(config)
-        entries = 2
-        if config.encoding == "fourier":
-            deviations = torch.tensor([config.time_deviation, config.layer_deviation])
-            self.register_buffer("frequencies", torch.randn(config.frequencies, 2) * deviations)
-            entries = config.time_anchors * config.layers
-            self.anchors = nn.Linear(2 * config.frequencies, entries)
-            with torch.no_grad():
-                self.anchors.weight.copy_(self.anchor_encodings())
-        hidden = config.hidden_dim
+        fourier, hidden = config.encoding == "fourier", config.hidden_dim
+        entries = config.time_anchors * config.layers if fourier else 2
         self.net = nn.Sequential(
             nn.Linear(entries, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.LeakyReLU(),
         )  # fmt: skip
         self.out = nn.Linear(hidden, config.word_dim * (2 if config.bypass else 1))
+        if fourier:
+            deviations = torch.tensor([config.time_deviation, config.layer_deviation])
+            self.register_buffer("frequencies", torch.randn(config.frequencies, 2) * deviations)
+            self.anchors = nn.Linear(2 * config.frequencies, entries)
+            with torch.no_grad():
+                self.anchors.weight.copy_(self.anchor_encodings())
 
     def encode(self, times: Tensor, layers: Tensor) -> Tensor:
         """Times and layers (B,) -> their encoding of norm 1 (B, 2 frequencies); plain: (B, 2)."""
-        places = torch.stack([times, layers], dim=-1).float()
+        places = torch.stack([times, layers], dim=-1).to(self.out.weight.device, torch.float32)
         if self.config.encoding == "plain":  # of 16 layers, however many there are
             return 2 * places / places.new_tensor([TIMES - 1, len(UNET_LAYERS) - 1]) - 1
-        angles = places @ self.frequencies.to(places).T
+        angles = (places[:, None] * self.frequencies.to(places)).sum(-1)  # no product that autocast would round
         return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=-1), dim=-1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half` and the like, which leave the frequencies in float32: times up to 999 multiply them."""
+        exact = self._buffers.get("frequencies")
+        super()._apply(fn, recurse)
+        if exact is not None and self.frequencies.dtype != exact.dtype:
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
 
     def anchor_encodings(self) -> Tensor:
         """Encodings (anchors x layers, 2 frequencies) of evenly spaced times, each with all layers."""
@@ -171,6 +180,19 @@ class NeTI(WordModel):
         way = F.normalize(words.bypass, dim=-1)[:, None] * last.norm(dim=-1, keepdim=True)
         moved = pair.final_norm(last + BYPASS * way * places[..., None])
         return Conditioning(output, TextOutput(output.features, moved))
+
+    @torch.no_grad()
+    def layer_prompts(
+        self, pair: TransformersPair, prompt: Any, time: float, *, keep: int | None = None
+    ) -> list[Conditioning]:
+        """One prompt with "$", or its ids (1, L), at one time, for each layer in turn; see `project` and `compose`."""
+        layers = torch.arange(self.config.layers, device=self.out.weight.device)
+        made = self.compose(pair, prompt, self.project(torch.full_like(layers, int(time)), layers, keep=keep))
+        parts = [
+            [TextOutput(*part) for part in zip(side.features.split(1), side.hidden.split(1))]
+            for side in (made.keys, made.values)
+        ]
+        return [Conditioning(*pair_of_sides) for pair_of_sides in zip(*parts)]
 
 
 def config_from_original(meta: dict[str, Any]) -> NeTIConfig:

@@ -98,7 +98,7 @@ def fit(
     iterations: int = 5,
     eps: float = 1e-3,
 ) -> Tensor:
-    """The map W (S, T) for which source W is near to target, both standardised; computed in float64.
+    """The map W (S, T) for which source W is near to target, both standardised; computed in float64 on the CPU.
 
     Args:
         source, target: (N, S) and (N, T), pairs of rows.
@@ -112,7 +112,7 @@ def fit(
     """
     if len(source) != len(target):
         raise ValueError(f"expected pairs of rows, got {len(source)} and {len(target)}")
-    x, y = source.double(), target.double()
+    x, y = source.double().cpu(), target.double().cpu()
     if method == "linear":
         solved = torch.linalg.lstsq(x, y, driver="gelsd").solution
     elif method == "ridge":
@@ -122,7 +122,7 @@ def fit(
         for _ in range(iterations if method == "robust_procrustes" else 0):
             roots = robust_weights(x, y, solved, eps=eps).sqrt()[:, None]
             solved = _procrustes(roots * x, roots * y)
-    return solved.to(source.dtype)
+    return solved.to(source)
 
 
 def robust_weights(source: Tensor, target: Tensor, mapped_by: Tensor, *, eps: float = 1e-3) -> Tensor:

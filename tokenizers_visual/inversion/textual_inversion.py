@@ -14,10 +14,6 @@ from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.projector import PseudoWords, WordModel, WordsConfig
 from zoo.registry import register
 
-# prompts of training, of an object and of a style
-OBJECT_PROMPTS = ("a photo of a $", "a rendering of a $", "a cropped photo of the $", "a close-up photo of a $")
-STYLE_PROMPTS = ("a painting in the style of $", "a rendering in the style of $", "a picture in the style of $")
-
 
 @dataclass(frozen=True)
 class LearnedWordsConfig(WordsConfig):

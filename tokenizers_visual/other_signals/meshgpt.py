@@ -119,14 +119,14 @@ def from_bins(bins: Tensor, count: int, value_range: tuple[float, float]) -> Ten
     return (bins + 0.5) / count * (high - low) + low
 
 
-def binary_levels(bits: int, num_levels: int, dim: int) -> ProjectedConfig:
-    """Signs of `bits` projected dimensions; each level has half the size of the one before, and clamps softly."""
+def binary_levels(bits: int, num_levels: int, dim: int) -> QuantizerConfig:
+    """Signs of `bits` dimensions, projected if there are more; each level has half the scale of the one before."""
     levels = tuple(
         BinaryConfig(bits=bits, scale=2.0**-level, soft_clamp=10 * 2.0**-level, most_significant_first=True)
         for level in range(num_levels)
     )
     inner = ResidualConfig(level=levels, num_levels=num_levels, gradient="per_level")
-    return ProjectedConfig(dim=dim, inner=inner)
+    return inner if bits == dim else ProjectedConfig(dim=dim, inner=inner)
 
 
 def shared_codebook(size: int, num_levels: int, dim: int) -> ResidualConfig:

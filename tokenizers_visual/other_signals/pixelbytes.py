@@ -98,7 +98,7 @@ class PixelBytes(Model):
         return {"modality": "mixed", "layout": "sequence", "quantizer": "fixed", "config": self.config.to_dict()}
 
     def grids(self, document: Document) -> list[Tensor]:
-        """The ids of each part of a document as (T, H, W), separators included.
+        """The ids of each part of a document as (T, H, W) on the CPU, separators included.
 
         Text is one row. A frame's rows end with a column of separators. Audio has a frame for each sample and a column
         for each channel, and a frame of separators at its end.
@@ -116,7 +116,7 @@ class PixelBytes(Model):
             levels = _level_ids(document.audio, self.config.audio_step)
             ends = torch.tensor([END_OF_LINE, END], device=levels.device)[: len(levels), None]
             parts.append(torch.cat([levels, ends], dim=1).T[:, None])
-        return parts
+        return [part.cpu() for part in parts]
 
     @torch.no_grad()
     def encode(self, document: Document) -> Tokens:

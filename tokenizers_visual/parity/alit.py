@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_visual.alit import code_probability
@@ -98,12 +97,5 @@ def base_outputs(model: Any, image: Tensor, noise: Tensor | None) -> Named:
 
 
 def prediction_losses(model: Any, prediction: Tensor, base: Named) -> Named:
-    """`nll` of the base's codes, where it has them, and `code`: the squared distance to the base's code or latent."""
-    flat = prediction.flatten(1, 2)
-    if "base_indices" not in base:
-        return {"code": F.mse_loss(flat, base["base_latent"].flatten(2).transpose(1, 2))}
-    indices = base["base_indices"]
-    return {
-        "nll": F.cross_entropy(flat.transpose(1, 2), indices),
-        "code": F.mse_loss(model.base.latent_of(flat), model.base.codebook(indices)),
-    }
+    """Of predictions (B, h, w, predicted), with what `base_outputs` gave."""
+    return model.base.prediction_losses(prediction, base["base_latent"].movedim(1, -1))

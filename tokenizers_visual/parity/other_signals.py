@@ -115,10 +115,10 @@ class ClipCase(Case):
     """VQToken: the clusters of a clip from given centres, and the attention."""
 
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        model: Any = self.model
-        clip = model.encode(inputs["tokens"], num_tokens=settings["clusters"], start=inputs["init"])
+        config = self.model.config.replace(clusters=settings["clusters"], iterations=settings["iterations"])
+        clip = type(self.model)(config).encode(inputs["tokens"], start=inputs["init"])
         unit = F.normalize(inputs["tokens"].flatten(0, 1), dim=-1)
-        centres = cluster(unit, inputs["init"], settings["iterations"], model.config.tolerance)[1]
+        centres = cluster(unit, inputs["init"], config.iterations, config.tolerance)[1]
         return {"indices": clip.indices, "centers": centres, "cluster_means": clip.codes}
 
     def module(self, inputs: Named, settings: dict[str, Any]) -> Named:

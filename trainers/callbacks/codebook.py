@@ -76,13 +76,12 @@ def likely_causes(module: Any, output: zoo.Output) -> list[str]:
     spread = float(latent.std(0).mean())
     if spread < 1e-2 * float(latent.abs().mean()):
         causes.append("the encoder gives nearly the same latent everywhere (collapse; is the learning rate too high?)")
-    losses = set(quantizer.config.build().train()(torch.randn(2, 4, 4, config.dim)).losses)
     for name, meaning in (
         ("codebook", "no loss moves the codes"),
         ("commitment", "nothing keeps the latents near their codes"),
         ("entropy", "nothing rewards using all codes"),
     ):
-        if name in losses and not weights.get(name):
+        if name in module.quantizer_losses and not weights.get(name):
             causes.append(f"quantizer_weights has no `{name}`: {meaning}")
     codebook = getattr(config, "codebook", None)
     if hasattr(quantizer, "codebook") and codebook is not None and spread > 0:

@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
+from zoo.losses.codec import CodecAdversaryConfig
+
 logger = logging.getLogger("zoo")
 # the discriminator's loss while it gives 0 for every image
 CHANCE = {
@@ -39,10 +41,8 @@ class DiscriminatorHealth(lightning.Callback):
         metrics = trainer.callback_metrics
         if config is None or trainer.global_step % trainer.log_every_n_steps or "train/logits_real" not in metrics:
             return
-        chance = CHANCE[config.discriminator_objective]
+        chance = config.chance if isinstance(config, CodecAdversaryConfig) else CHANCE[config.discriminator_objective]
         loss = float(metrics["train/discriminator_adversarial"])
-        weight = float(metrics["train/adversarial_weight"])
-        bound = config.discriminator_factor * config.discriminator_weight * config.adaptive_weight_maximum
         real, fake = (float(metrics[f"train/logits_{kind}"]) for kind in ("real", "fake"))
         logits = f"mean logits {real:.2f} (real), {fake:.2f} (reconstructed)"
         self._watch(
@@ -52,12 +52,15 @@ class DiscriminatorHealth(lightning.Callback):
         )  # fmt: skip
         self._watch(
             "lost", loss > 0.98 * chance,
-            f"the discriminator does not tell images from reconstructions: its loss is {loss:.3g}, chance is "
+            f"the discriminator does not tell originals from reconstructions: its loss is {loss:.3g}, chance is "
             f"{chance:.3g}; {logits}. The generator learns nothing from it now. Try a higher learning rate for it, or "
             "more channels",
         )  # fmt: skip
+        if not getattr(config, "adaptive_weight", False):
+            return
+        bound = config.discriminator_factor * config.discriminator_weight * config.adaptive_weight_maximum
         self._watch(
-            "bound", config.adaptive_weight and weight >= bound,
+            "bound", float(metrics["train/adversarial_weight"]) >= bound,
             f"the adaptive weight is at its bound {bound:.3g}: the generator gets next to no gradient from the "
             "discriminator",
         )  # fmt: skip

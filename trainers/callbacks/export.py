@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+from torch.distributed.tensor import DTensor
 
+from trainers.callbacks.folder import log_folder
+from zoo.model import Model
 from zoo.registry import save_model
 
 
@@ -26,5 +28,18 @@ class ExportModel(lightning.Callback):
         self._export(trainer, pl_module)
 
     def _export(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            save_model(module.averaged, Path(trainer.log_dir) / "model")
+        model = _gathered(module.averaged)
+        if trainer.is_global_zero:
+            save_model(model, log_folder(trainer) / "model")
+
+
+def _gathered(model: Model) -> Model:
+    """The model, or a copy of it with whole weights where they are sharded; all processes call this together."""
+    state = model.state_dict()
+    if not any(isinstance(value, DTensor) for value in state.values()):
+        return model
+    copy: Model = type(model)(model.config)
+    copy.name, copy.card = model.name, model.card
+    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+    copy.load_state_dict(whole)
+    return copy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from trainers.callbacks.folder import log_folder
 
 
 class ReconstructionGrid(lightning.Callback):
@@ -39,10 +40,9 @@ class ReconstructionGrid(lightning.Callback):
         signals = (module.model_range(batch[: self.count]), outputs.reconstruction[: self.count])
         pairs = torch.cat([module.pictures(signal.float()) for signal in signals])
         grid = make_grid(pairs.clamp(0, 1), nrow=min(self.count, len(batch)), padding=2)
-        if trainer.log_dir is not None:
-            folder = Path(trainer.log_dir) / "reconstructions"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_image(grid, folder / f"step_{trainer.global_step:07d}.png")
+        folder = log_folder(trainer) / "reconstructions"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(grid, folder / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("reconstructions", grid, trainer.global_step)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from torch.nn.utils import get_total_norm
+
+from trainers.callbacks.folder import log_folder
 
 
 class StopOnNonFinite(lightning.Callback):
@@ -32,7 +33,7 @@ class StopOnNonFinite(lightning.Callback):
         if not gradients or get_total_norm(list(gradients.values())).isfinite():
             return
         wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "non_finite"
+        folder = log_folder(trainer) / "non_finite"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"step_{trainer.global_step:07d}_rank_{trainer.global_rank}.pt"
         torch.save({"batch": self._batch, "step": trainer.global_step, "parameters": wrong}, file)

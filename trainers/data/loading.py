@@ -246,10 +246,11 @@ class IndexedBatches(BatchSource):
 class ShardedBatches(BatchSource):
     """Batches of a source in shards, each shard read by one worker of one process.
 
-    Every pass deals the shards anew; with fewer shards than workers of all processes, several read one shard and take
-    its images in turn. In evaluation several processes always do so, over all shards, so that each has its share of the
-    images whatever lies in which shard; the others' images it reads, but does not decode. Training shuffles blocks of `buffer` images. With `epoch_images` an epoch is that many images
-    and the passes run on across epochs; without it an epoch is one pass, in which every image comes exactly once.
+    Every pass deals the shards anew; with fewer shards than workers of all processes, several read one shard and
+    take its images in turn. In evaluation several processes always do so, over all shards, so that each has its
+    share of the images whatever lies in which shard; the others' images it reads, but does not decode. Training
+    shuffles blocks of `buffer` images. With `epoch_images` an epoch is that many images and the passes run on
+    across epochs; without it an epoch is one pass, in which every image comes exactly once.
 
     Of what lies before a position, nothing but the rest of the shard and the block has to be read again.
     """

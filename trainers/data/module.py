@@ -85,6 +85,11 @@ class SourceData(lightning.LightningDataModule):
         if isinstance(source, IndexedSource):
             return IndexedBatches(source, reader, split, train=train, workers=self.workers)
         images = None
+        if not train and split.world_size > 1 and getattr(self.trainer.lightning_module, "sharded", False):
+            raise ValueError(
+                "validation of sharded weights: expected as many batches in every process, which shards of data do not "
+                "give; use cache: true, or a source that is read in any order (a folder, a Hugging Face data set)"
+            )
         if train:
             images = self.epoch_images
             if images is None and split.world_size > 1:

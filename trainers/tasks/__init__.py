@@ -3,14 +3,18 @@
 from trainers.tasks.adaptive import AdaptiveTask
 from trainers.tasks.codec import CodecTask
 from trainers.tasks.inversion import DistillationTask, LinCIRTask, Pic2WordTask, RTDTask
+from trainers.tasks.prediction import HaltingTask, ProxyTask, RollOutTask
 from trainers.tasks.reconstruction import ReconstructionTask
 
 __all__ = [
     "AdaptiveTask",
     "CodecTask",
     "DistillationTask",
+    "HaltingTask",
     "LinCIRTask",
     "Pic2WordTask",
+    "ProxyTask",
     "RTDTask",
     "ReconstructionTask",
+    "RollOutTask",
 ]

@@ -110,5 +110,5 @@ class AdaptiveTask(ReconstructionTask):
             lengths = torch.full((len(images),), count, device=images.device)
             reconstruction = self.unit(self.averaged(signal, lengths).reconstruction).clamp(0, 1)
             quality = psnr(reconstruction, images.float()).mean()
-            self.log(f"val/psnr_{share:g}", quality, batch_size=len(images), sync_dist=True)
+            self.log_validation({f"psnr_{share:g}": quality}, len(images))
         return output

@@ -64,6 +64,8 @@ class CodecTask(TokenizerTask):
         ValueError: a setting that cannot work; tells what was expected. Nothing has been read but named weight files.
     """
 
+    shown = ("si_sdr",)
+
     def __init__(
         self,
         model: str,
@@ -138,9 +140,8 @@ class CodecTask(TokenizerTask):
     def validation_step(self, signals: Tensor, batch_index: int) -> zoo.Output:
         output = self(signals)
         _, losses = self.generator_loss(signals, output, self.global_step)
-        self.log_dict({f"val/{k}": v for k, v in losses.items()}, batch_size=len(signals), sync_dist=True)
         quality = si_sdr(output.reconstruction, signals).mean()
-        self.log("val/si_sdr", quality, batch_size=len(signals), prog_bar=True, sync_dist=True)
+        self.log_validation({**losses, "si_sdr": quality}, len(signals))
         return output
 
     def model_range(self, batch: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -25,6 +26,7 @@ from tokenizers_visual.inversion.cir_inputs import ImageInput, image_input
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from tokenizers_visual.inversion.retrieval import preprocessing
+from trainers.callbacks.folder import log_folder
 from trainers.data.captions import Captions, CaptionTriplets
 from trainers.data.features import ImageFeatures, InvertedImages
 from trainers.random_state import random_state, set_random_state
@@ -237,8 +239,7 @@ class Pic2WordTask(InversionTask):
         texts = self.pair.compose(pic2word.TRAINING_PROMPT, self.words(batch.features))
         images = batch.features
         if world_size() > 1:
-            texts = self.all_gather(texts, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
-            images = self.all_gather(images).flatten(0, 1)  # type: ignore[union-attr]
+            texts, images = torch.cat(all_gather(texts)), torch.cat(all_gather(images))
         losses = pic2word.contrastive_losses(images, texts.float(), self.pair.logit_scale.float())
         return {"total": (losses["image"] + losses["text"]) / 2, **losses}
 
@@ -280,7 +281,7 @@ class DistillationTask(InversionTask):
 class RTDTask(InversionTask):
     """RTD (arXiv 2406.09188): a copy of the text encoder is fine-tuned beside a projector that stays as it is.
 
-    Batches are `CaptionTriplets`. When training ends, the copy is written to `<log folder>/model/`, as
+    Batches are `CaptionTriplets`. With every checkpoint the copy is written to `<log folder>/model/`, as
     `text_encoder.safetensors` beside the projector, without which it is worth nothing.
 
     Args:
@@ -329,12 +330,16 @@ class RTDTask(InversionTask):
         kept = {f"text_encoder.model.{name}" for name in rtd.text_encoder_state(self.text_encoder)}  # type: ignore[arg-type]
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("text_encoder.") or k in kept}
+        self._export()
 
     def on_fit_end(self) -> None:
-        if self.trainer.is_global_zero and self.trainer.log_dir is not None and self.text_encoder is not None:
-            folder = Path(self.trainer.log_dir) / "model"
+        self._export()
+
+    def _export(self) -> None:
+        if self.trainer.is_global_zero and self.trainer.loggers:
+            folder = log_folder(self.trainer) / "model"
             folder.mkdir(parents=True, exist_ok=True)
-            rtd.save_text_encoder(self.text_encoder, folder / "text_encoder.safetensors")
+            rtd.save_text_encoder(self.text_encoder, folder / "text_encoder.safetensors")  # type: ignore[arg-type]
 
 
 class _RisingAverage:

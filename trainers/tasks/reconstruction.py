@@ -82,6 +82,8 @@ class ReconstructionTask(TokenizerTask):
         ValueError: a setting that cannot work; tells what was expected. Nothing has been read but named weight files.
     """
 
+    shown = ("psnr",)
+
     def __init__(
         self,
         model: str,
@@ -174,9 +176,8 @@ class ReconstructionTask(TokenizerTask):
     def validation_step(self, images: Tensor, batch_index: int) -> zoo.Output:
         output = self(images)
         _, losses = self.generator_loss(self.model_range(images), output, self.global_step)
-        self.log_dict({f"val/{k}": v for k, v in losses.items()}, batch_size=len(images), sync_dist=True)
         quality = psnr(self.unit(output.reconstruction).clamp(0, 1), images.float()).mean()
-        self.log("val/psnr", quality, batch_size=len(images), prog_bar=True, sync_dist=True)
+        self.log_validation({**losses, "psnr": quality}, len(images))
         return output
 
     def model_range(self, images: Tensor) -> Tensor:

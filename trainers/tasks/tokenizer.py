@@ -16,6 +16,7 @@ import lightning.pytorch as lightning
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -70,6 +71,7 @@ class TokenizerTask(lightning.LightningModule):
     """
 
     loss: Any
+    shown: tuple[str, ...] = ()  # means of the validation that the progress bar shows
 
     def __init__(
         self,
@@ -166,7 +168,8 @@ class TokenizerTask(lightning.LightningModule):
         """Raise a ValueError for the weight of a loss that the quantizer lacks, or a perturbation it cannot take."""
         with torch.random.fork_rng(devices=[]):
             quantizer = self.model.quantizer.config.build().train()
-            known = sorted(quantizer(torch.rand(2, 4, 4, quantizer.config.dim)).losses)
+            self.quantizer_losses = frozenset(quantizer(torch.rand(2, 4, 4, quantizer.config.dim)).losses)
+        known = sorted({*self.quantizer_losses, *self.model.own_losses})
         if unknown := sorted(set(self.quantizer_weights) - set(known)):
             raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")
         if self.perturbation is not None:
@@ -251,6 +254,25 @@ class TokenizerTask(lightning.LightningModule):
 
     # -- validation --------------------------------------------------------------------------------------------------
 
+    def on_validation_epoch_start(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def log_validation(self, values: dict[str, Tensor], count: int) -> None:
+        """Take the means of a batch of `count` signals into those of the validation, which all processes share.
+
+        (Lightning's own means over processes are wrong where these have unequal shares of the data.)
+        """
+        for name, value in values.items():
+            pair = torch.stack([value.detach().float() * count, value.new_tensor(count, dtype=torch.float32)])
+            self._sums[name] = self._sums.get(name, 0) + pair
+
+    def on_validation_epoch_end(self) -> None:
+        if self._sums:
+            sums = torch.stack(list(self._sums.values()))
+            sum_over_ranks(sums)
+            for name, (total, count) in zip(self._sums, sums):
+                self.log(f"val/{name}", total / count, prog_bar=name in self.shown)
+
     @property
     def averaged(self) -> zoo.Tokenizer:
         """The model that validation and export take: the running average where there is one."""
@@ -283,10 +305,14 @@ class TokenizerTask(lightning.LightningModule):
             )
         from torch.distributed.fsdp import fully_shard
 
+        # codebooks that the quantizer moves itself stay whole
+        moved = {name for name, value in self.model.quantizer.named_parameters() if not value.requires_grad}
         for module in (self.model, None if self.ema is None else self.ema.module):
             if module is not None:
                 _take_from_first([*module.parameters(), *module.buffers()], self.trainer.strategy.root_device)
-                fully_shard(module.to(memory_format=torch.contiguous_format), mesh=mesh["data_parallel"])
+                module.to(memory_format=torch.contiguous_format)
+                whole = {value for name, value in module.quantizer.named_parameters() if name in moved}
+                fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True, ignored_params=whole)
         self.sharded = True
 
     def on_fit_start(self) -> None:
@@ -370,7 +396,11 @@ class _RunningAverage:
 
     def __call__(self, averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
         count = int(updates)
-        torch._foreach_lerp_(averages, values, 1 - min(self.decay, (1 + count) / (10 + count)))
+        share = 1 - min(self.decay, (1 + count) / (10 + count))
+        for sharded in (False, True):  # one call does not take both
+            pairs = [pair for pair in zip(averages, values) if isinstance(pair[0], DTensor) == sharded]
+            if pairs:
+                torch._foreach_lerp_(*map(list, zip(*pairs)), share)
 
 
 @contextmanager

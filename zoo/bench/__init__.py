@@ -24,6 +24,8 @@ CASES: dict[str, Entry] = {
     "ema-step": Entry("ema_step", "training step of a quantizer with an EMA codebook, forward and backward"),
     "encode": Entry("models", "image to tokens, with the same weights on both sides"),
     "decode": Entry("models", "tokens to image, with the same weights on both sides"),
+    "encode-audio": Entry("codecs", "audio to tokens, with the same weights on both sides"),
+    "decode-audio": Entry("codecs", "tokens to audio, with the same weights on both sides"),
     "train-step": Entry("train_step", "training step of a tokenizer: forward, backward, AdamW"),
     "recompute": Entry("recompute", "training step that recomputes norms and activations, against one that keeps all"),
     "load": Entry("load", "a model of published size from a file of weights"),

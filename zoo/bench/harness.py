@@ -28,7 +28,7 @@ from zoo.bench.memory import Peak
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops.nearest_code import backend
 
-_BUDGET = {"cpu": 12.0, "cuda": 2.0}  # seconds that the rounds of a problem should take
+_BUDGET = {"cpu": 12.0, "cuda": 1.5}  # seconds that the rounds of a problem should take
 _PATIENCE = 30.0  # seconds after which a slow contender leaves the rounds, once it has run three times
 _SHORT = 0.2  # a contender faster than this gets an untimed call first: the one before it has emptied the caches
 _SAMPLE = 0.05  # seconds of calls that make one sample of a fast contender
@@ -100,7 +100,7 @@ def _run(
         except (RuntimeError, MemoryError) as error:
             if contender is contenders[0] or not _out_of_memory(error):
                 raise
-            failures[contender.name] = str(error).partition("\n")[0]
+            failures[contender.name] = str(error).partition("\n")[0].partition(". ")[0]
             actions.pop(contender.name, None)
     verdicts = problem.gate(data, outputs)
     verdicts |= {name: Verdict(True, f"cannot run: {reason}") for name, reason in failures.items()}

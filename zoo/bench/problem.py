@@ -92,7 +92,7 @@ class Problem(ABC, Generic[D]):
         """Stated for the full sizes only."""
         return ()
 
-    def items(self) -> tuple[int, str]:
+    def items(self) -> tuple[float, str]:
         """How many of what the action works on, for the rate."""
         return 1, "runs"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.bench import exact
-from zoo.bench.peers import PURE_TORCH, VQP, ZOO, has_faiss, pure_torch, vqp_quantizer
+from zoo.bench.peers import GRAPH, PURE_TORCH, VQP, ZOO, cuda_graph, has_faiss, pure_torch, vqp_quantizer
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops import nearest_code
 
@@ -43,7 +43,10 @@ class Quantize(Problem[Data]):
         return Data(*(torch.randn(size, generator=generator).to(self.device) for size in sizes))
 
     def contenders(self) -> Sequence[Contender[Data]]:
-        found = [Contender(ZOO, _ours), Contender(PURE_TORCH, _pure_torch)]
+        found = [Contender(ZOO, _ours)]
+        if self.device == "cuda":
+            found.append(Contender(GRAPH, lambda data: cuda_graph(_ours(data))))
+        found.append(Contender(PURE_TORCH, _pure_torch))
         found.append(Contender(VQP, _vqp, "vector_quantize_pytorch"))
         found.append(Contender("torch.cdist", _cdist, "torch"))
         if self.device == "cpu" and has_faiss():
@@ -62,8 +65,10 @@ class Quantize(Problem[Data]):
         if self.device == "cuda":
             return (
                 Goal(ZOO, "time", VQP, gpu),
+                Goal(GRAPH, "time", VQP, gpu),
                 Goal(ZOO, "time", "torch.cdist"),
                 Goal(ZOO, "limit", bound=50),
+                Goal(GRAPH, "limit", bound=50),
                 Goal(ZOO, "memory", bound=4.0 * self.vectors * self.codes / 16),  # far from a table of N x K
             )
         return (

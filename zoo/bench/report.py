@@ -25,10 +25,10 @@ def rows(record: Record) -> list[list[str]]:
                 result["contender"],
                 "" if wall is None else duration(wall),
                 "" if wall is None else " to ".join(map(duration, result["wall_quartiles"])),
-                "" if wall is None or ours is None else _figures(wall / ours),
+                "" if wall is None or ours is None else figures(wall / ours),
                 "" if wall is None else duration(result["cpu_seconds"]),
                 "" if memory is None else size(memory),
-                "" if limit is None else f"{_figures(limit)} %",
+                "" if limit is None else f"{figures(limit)} %",
                 "" if wall is None else f"{count(result['rate'])} {record['unit']}/s",
                 result["gate"],
             ]
@@ -56,7 +56,7 @@ def goals(record: Record) -> list[str]:
         if goal["met"] is None:
             lines.append(f"{goal['text']}: not measured")
         else:
-            reached = f"{_figures(goal['value'])}{goal['unit']}"
+            reached = f"{figures(goal['value'])}{goal['unit']}"
             lines.append(f"{goal['text']}: {reached}, {'met' if goal['met'] else 'NOT met'}")
     return lines
 
@@ -94,7 +94,7 @@ def goal_table(records: Iterable[Record]) -> str:
     lines = ["| case | setting | goal | reached | |", "|---|---|---|---:|---|"]
     for record in records:
         for goal in record.get("goals", ()):
-            reached = "not measured" if goal["value"] is None else f"{_figures(goal['value'])}{goal['unit']}"
+            reached = "not measured" if goal["value"] is None else f"{figures(goal['value'])}{goal['unit']}"
             met = {None: "", True: "met", False: "not met"}[goal["met"]]
             setting = f"{record['problem']} ({record['device']})"
             lines.append(f"| {record['case']} | {setting} | {goal['text']} | {reached} | {met} |")
@@ -108,15 +108,15 @@ def duration(seconds: float) -> str:
     """Three figures, in the unit that suits."""
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if seconds * scale >= 1:
-            return f"{_figures(seconds * scale)} {unit}"
-    return f"{_figures(seconds * 1e6)} µs"
+            return f"{figures(seconds * scale)} {unit}"
+    return f"{figures(seconds * 1e6)} µs"
 
 
 def size(number: float) -> str:
     """Bytes, in the unit that suits."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
-            return f"{_figures(number / scale)} {unit}"
+            return f"{figures(number / scale)} {unit}"
     return f"{number:.0f} B"
 
 
@@ -124,11 +124,12 @@ def count(number: float) -> str:
     """With k, M or G for thousands, millions, billions."""
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
-            return f"{_figures(number / scale)} {unit}"
-    return _figures(number)
+            return f"{figures(number / scale)} {unit}"
+    return figures(number)
 
 
-def _figures(value: float) -> str:
+def figures(value: float) -> str:
+    """About three figures."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.bench import exact
-from zoo.bench.peers import PURE_TORCH, VQP, ZOO, pure_torch
+from zoo.bench.peers import GRAPH, PURE_TORCH, VQP, ZOO, cuda_graph, pure_torch
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops import residual_codes
 
@@ -43,12 +43,12 @@ class Residual(Problem[Data]):
         return Data(x.to(self.device), codebooks.to(self.device))
 
     def contenders(self) -> Sequence[Contender[Data]]:
-        return (
-            Contender(ZOO, _ours),
-            Contender(PURE_TORCH, _pure_torch),
-            Contender(VQP, _vqp, "vector_quantize_pytorch"),
-            Contender("addmm and argmax", _plain, "torch"),
-        )
+        found = [Contender(ZOO, _ours)]
+        if self.device == "cuda":
+            found.append(Contender(GRAPH, lambda data: cuda_graph(_ours(data))))
+        found.append(Contender(PURE_TORCH, _pure_torch))
+        found.append(Contender(VQP, _vqp, "vector_quantize_pytorch"))
+        return [*found, Contender("addmm and argmax", _plain, "torch")]
 
     def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
         """Each level is judged on what the contender's own choices leave over: a near tie changes all that follows."""
@@ -71,7 +71,9 @@ class Residual(Problem[Data]):
         return Work(flops, read + 8.0 * self.frames * self.levels)
 
     def goals(self) -> Sequence[Goal]:
-        return (Goal(ZOO, "time", VQP, 8 if self.device == "cpu" else 4),)
+        if self.device == "cuda":
+            return Goal(ZOO, "time", VQP, 4), Goal(GRAPH, "time", VQP, 4)
+        return (Goal(ZOO, "time", VQP, 8),)
 
     def items(self) -> tuple[int, str]:
         return self.frames, "frames"

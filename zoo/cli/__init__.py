@@ -19,6 +19,7 @@ from zoo.cli import (
     encode,
     eval_cir,
     evaluate,
+    export,
     info,
     listing,
     parity,
@@ -68,6 +69,7 @@ app.command("list", rich_help_panel=_MODELS)(listing.list_models)
 app.command("info", rich_help_panel=_MODELS)(info.info)
 app.command("download", rich_help_panel=_MODELS)(download.download)
 app.command("convert", rich_help_panel=_MODELS)(convert.convert)
+app.command("export", rich_help_panel=_MODELS)(export.export)
 app.command("demo", rich_help_panel=_MEDIA)(demo.demo)
 app.command("roundtrip", rich_help_panel=_MEDIA)(roundtrip.roundtrip)
 app.command("encode", rich_help_panel=_MEDIA)(encode.encode)

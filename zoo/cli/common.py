@@ -114,7 +114,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Tokenizer:
 
     model = load_any(name, device)
     if not isinstance(model, Tokenizer):
-        raise ValueError(f"{name}: expected a tokenizer, got a {type(model).__name__}, which makes no tokens")
+        raise ValueError(f"{name}: expected a tokenizer of images, video or audio, got a {type(model).__name__}")
     return model
 
 

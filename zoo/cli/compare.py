@@ -74,7 +74,8 @@ def compare(
         ),
     ],
     codecs: Annotated[
-        str | None, typer.Option(help="jpeg, webp, both separated by a comma (default), or none; of recordings opus.")
+        str | None,
+        typer.Option(help="jpeg, webp, both separated by a comma (default), or none; of recordings opus, codec2."),
     ] = None,
     bitrates: Annotated[
         str | None, typer.Option(help="Bits per second, separated by commas: a row for each, of recordings.")
@@ -92,8 +93,9 @@ def compare(
     device: Device = None,
 ) -> None:
     """Compare models with each other, and with JPEG and WebP, or Opus, at no fewer bits than each model's tokens."""
-    from zoo.cli.compare_sounds import SOUND_CODECS, compare_sounds
+    from zoo.cli.compare_sounds import compare_sounds
     from zoo.cli.measure import CODECS
+    from zoo.cli.sounds import SOUND_CODECS
     from zoo.media.image import files
     from zoo.media.storage import write_atomically
     from zoo.metrics.image import IMAGE_METRICS

@@ -1,4 +1,4 @@
-"""`zoo compare` over recordings: codecs of the zoo at several bit rates, and Opus at no fewer bits."""
+"""`zoo compare` over recordings: codecs of the zoo at several bit rates, and classical codecs at no fewer bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from zoo.cli.common import progress, strict
 if TYPE_CHECKING:
     from zoo.cli.sounds import Heard
     from zoo.tokenizer import Tokenizer
-
-SOUND_CODECS = ("opus",)
 
 
 @dataclass(frozen=True)
@@ -45,12 +43,12 @@ def compare_sounds(
         tokenizers: of audio, of one sample rate.
         data: recordings: a folder, a file or a glob pattern.
         bitrates: in bits per second; a model that takes none has one row. Empty for all bits that a model has.
-        codecs: names in `SOUND_CODECS`.
+        codecs: names in `zoo.cli.sounds.SOUND_CODECS`.
         json_file: for the numbers, those of each recording too.
         markdown: print the table as Markdown.
     """
     from zoo.cli.compare import print_lines
-    from zoo.cli.sounds import default_metrics, label, opus_protocol
+    from zoo.cli.sounds import SOUND_CODECS, default_metrics, label
     from zoo.media.audio import files
     from zoo.media.storage import write_atomically
     from zoo.metrics.audio import AUDIO_METRICS
@@ -75,7 +73,7 @@ def compare_sounds(
         "models": ", ".join(f"{tokenizer.name} (weights {tokenizer.source.fingerprint})" for tokenizer in tokenizers),
         "numbers": f"means over the recordings at {rate:,} Hz, each aligned with its original first",
         "kbit/s": "bits of the tokens, or of the codec's packets, over the length of all recordings; no headers",
-        **({"opus": opus_protocol()} if "opus" in codecs else {}),
+        **{SOUND_CODECS[codec][0]: SOUND_CODECS[codec][2] for codec in codecs},
         **{label(name): AUDIO_METRICS[name][0].protocol for name in metrics},
     }
     if json_file is not None:
@@ -101,7 +99,7 @@ def _entries(
     path: Path, tokenizers: Sequence[Tokenizer], bitrates: Sequence[float], codecs: Sequence[str]
 ) -> list[tuple[str, Heard]]:
     """Each model at each bit rate, and after it each codec at no fewer bits."""
-    from zoo.cli.sounds import hear, opus_at_least, quality
+    from zoo.cli.sounds import SOUND_CODECS, hear, quality
 
     entries: list[tuple[str, Heard]] = []
     for tokenizer in tokenizers:
@@ -111,9 +109,10 @@ def _entries(
             heard = hear(tokenizer, path, bitrate=bitrate)
             entries.append((name, heard))
             for codec in codecs:
-                coded = opus_at_least(heard.original, heard.sample_rate, heard.bits)
+                title, encode, _ = SOUND_CODECS[codec]
+                coded = encode(heard.original, heard.sample_rate, heard.bits)
                 measured = quality(coded.sound, heard.original, heard.sample_rate)
-                entries.append((f"{codec.capitalize()}, no fewer bits", dataclasses.replace(coded, quality=measured)))
+                entries.append((f"{title} beside it", dataclasses.replace(coded, quality=measured)))
     return entries
 
 

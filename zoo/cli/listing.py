@@ -12,7 +12,7 @@ from zoo.cli.common import Json, note, print_json, stdout
 
 def list_models(
     pattern: Annotated[str, typer.Argument(help="Glob over names and families.")] = "*",
-    modality: Annotated[str | None, typer.Option(help="image, video or audio.")] = None,
+    modality: Annotated[str | None, typer.Option(help="image, video, audio, graph, mesh, ...")] = None,
     quantizer: Annotated[str | None, typer.Option(help="vector, finite_scalar, binary, ...")] = None,
     layout: Annotated[str | None, typer.Option(help="grid, sequence, frames, scales or words.")] = None,
     licence: Annotated[str | None, typer.Option(help="A part of the licence's name.")] = None,

@@ -1,10 +1,12 @@
-"""Measuring sounds: a recording through a codec and back, beside Opus, as numbers and spectrograms."""
+"""Measuring sounds: a recording through a codec and back, beside Opus and Codec2, as numbers and spectrograms."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -213,16 +215,6 @@ def opus_at_least(original: Tensor, sample_rate: int, bits: int) -> Heard:
     return opus(original, sample_rate, 1 - fewest * STEP)
 
 
-def opus_protocol() -> str:
-    """How Opus is run, in a sentence that can stand beside its numbers."""
-    import soundfile
-
-    return (
-        f"Opus: libsndfile {soundfile.__libsndfile_version__}, packets of 20 ms, variable rate, for each recording the "
-        "setting with the fewest bits that are no fewer than the model's; bits of the packets without Ogg's pages"
-    )
-
-
 def _packet_bytes(ogg: bytes) -> int:
     """Bytes of the audio packets of an Ogg Opus file, without the two header packets and the pages around them."""
     at, packet, sizes = 0, 0, []
@@ -235,3 +227,67 @@ def _packet_bytes(ogg: bytes) -> int:
                 packet = 0
         at += 27 + count + sum(ogg[at + 27 : at + 27 + count])
     return sum(sizes[2:])
+
+
+# -- Codec2 --------------------------------------------------------------------------------------------------------
+
+CODEC2_MODES = (1200, 1300, 1400, 1600, 2400, 3200)  # bits per second
+_SLOWEST = 1600  # samples, the most that Codec2 is thought to come late
+
+
+def codec2(original: Tensor, sample_rate: int, mode: int) -> Heard:
+    """One recording (C, T) through Codec2 at 8 kHz and back, its delay taken out; without metrics.
+
+    Raises:
+        ValueError: the programs c2enc and c2dec are not installed.
+    """
+    import soxr
+
+    if shutil.which("c2enc") is None or shutil.which("c2dec") is None:
+        raise ValueError("Codec2: expected the programs c2enc and c2dec (package codec2)")
+    narrow = soxr.resample(original.mean(0).numpy(), sample_rate, 8000, "VHQ")
+    narrow = np.pad(narrow, (0, 1600 - len(narrow) % 320))  # whole frames, and what comes late
+    samples = np.rint(narrow.clip(-1, 1) * 32767).astype("<i2").tobytes()
+    bits = subprocess.run(["c2enc", str(mode), "-", "-"], input=samples, capture_output=True, check=True).stdout
+    back = subprocess.run(["c2dec", str(mode), "-", "-"], input=bits, capture_output=True, check=True).stdout
+    sound = soxr.resample(np.frombuffer(back, "<i2") / np.float32(32768), 8000, sample_rate, "VHQ")
+    length = original.shape[-1]
+    sound = sound[_delay(sound, original[0].numpy()) :][:length]
+    sound = np.pad(sound, (0, length - len(sound))).astype(np.float32)
+    return Heard(torch.from_numpy(sound)[None], -(-length * mode // sample_rate), {}, mode)
+
+
+def _delay(sound: np.ndarray, original: np.ndarray, window: int = 80) -> int:
+    """By how many samples, in steps of 16, a sound comes late whose waveform is another: where the courses of the
+    energy agree best.
+    """
+    length = min(len(sound) - _SLOWEST, len(original))
+    taps = np.ones(window)
+
+    def energy(signal: np.ndarray) -> np.ndarray:
+        course = np.convolve(np.square(signal), taps, "same")[::16]
+        return np.log(course + 1e-4) - np.log(course + 1e-4).mean()
+
+    wanted, found = energy(original[:length]), energy(sound)
+    return 16 * int(np.argmax([found[i : i + len(wanted)] @ wanted for i in range(_SLOWEST // 16)]))
+
+
+def codec2_at_least(original: Tensor, sample_rate: int, bits: int) -> Heard:
+    """Codec2 at its lowest rate that has no fewer than `bits`, or at its highest where none has."""
+    rate = bits * sample_rate / original.shape[-1]
+    return codec2(original, sample_rate, next((mode for mode in CODEC2_MODES if mode >= rate), CODEC2_MODES[-1]))
+
+
+SOUND_CODECS: dict[str, tuple[str, Callable[[Tensor, int, int], Heard], str]] = {
+    "opus": (
+        "Opus",
+        opus_at_least,
+        "libsndfile's, packets of 20 ms, variable rate, for each recording the setting with the fewest bits that are "
+        "no fewer than the model's, and for a model below them all the fewest; bits of the packets without Ogg's pages",
+    ),
+    "codec2": (
+        "Codec2",
+        codec2_at_least,
+        "c2enc and c2dec at 8 kHz, delay taken out; the lowest rate that is no lower than the model's, or 3.2 kbit/s",
+    ),
+}

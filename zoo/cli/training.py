@@ -78,7 +78,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             settings = self.config[self.config.subcommand]
             settings.ckpt_path = _checkpoint(settings.ckpt_path, Path(settings.out))
             if settings.wandb is not None and importlib.util.find_spec("wandb") is None:
-                raise ValueError("--wandb: expected the package wandb to be installed (pip install wandb)")
+                raise ValueError("--wandb: expected the package wandb to be installed (pip install 'tokenizer-zoo[wandb]')")
 
         def instantiate_classes(self) -> None:
             try:
@@ -92,7 +92,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
                 settings["logger"] = [board := TensorBoardLogger(out, name=None), CSVLogger(board.log_dir, "", "")]
                 if (project := self._get(self.config, "wandb")) is not None:
                     settings["logger"].append(WandbLogger(project=project, save_dir=board.log_dir))
-            if settings.get("devices") == "auto" and settings.get("num_nodes", 1) == 1:
+            if self._get(self.config_init, "trainer.devices") == "auto":
                 settings |= launched(os.environ)
             if self._get(self.config_init, "trainer.plugins") is None:
                 settings["plugins"] = [AtomicCheckpointIO()]

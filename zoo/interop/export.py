@@ -56,8 +56,8 @@ def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int,
         model: in float32, on the CPU.
         folder: is made where it is missing.
         form: "torch-export": archives of `torch.export.save`, which `torch.export.load` reads; "onnx".
-        size: of the signals, sides or samples that need no padding, where the model takes any; default: about 256
-            pixels a side, or a second.
+        size: of the signals, where the model takes any: sides or samples, which grow to what needs no padding; default:
+            about 256 pixels a side, or a second.
 
     Returns:
         The programs.
@@ -136,9 +136,7 @@ def _sides(model: Tokenizer, size: tuple[int, ...] | None) -> tuple[int, ...]:
         near = spec.sample_rate if spec.sample_rate is not None else DEFAULT_SIDE
         side = max(1, round(near / spec.multiple)) * spec.multiple
         size = {"audio": (side,), "image": (side, side)}.get(spec.modality, (1 + spec.frame_multiple, side, side))
-    if any(spec.padding(size)):
-        raise ValueError(f"size: expected sides that need no padding (multiples of {spec.multiple}), got {size}")
-    return size
+    return tuple(side + grow for side, grow in zip(size, spec.padding(size)))
 
 
 def _signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: int) -> Tensor:
@@ -186,7 +184,9 @@ def _dynamic_shapes(arguments: tuple[Tensor, ...], free: tuple[str, ...], model:
     axes: dict[int, Any] = {0: batch}
     for place, name in enumerate(free[1:]):
         positions = torch.export.Dim(f"{name}_positions", min=2, max=1 << 16)
-        axes[place + (2 if part == "encode" else 1)] = model.spec.multiple * positions if part == "encode" else positions
+        axes[place + (2 if part == "encode" else 1)] = (
+            model.spec.multiple * positions if part == "encode" else positions
+        )
     shapes = tuple(dict(axes) for _ in arguments)
     return shapes if part == "encode" else (shapes,)  # those of *levels are one argument
 
@@ -196,6 +196,8 @@ def _plain_searches() -> dict[Any, Callable[..., Any]]:
     table = torch.export.default_decompositions()
     table[torch.ops.zoo.nearest_code.default] = _nearest_code
     table[torch.ops.zoo.residual_codes.default] = _residual_codes
+    table[torch.ops.aten.__lshift__.Tensor] = lambda x, bits: x * 2**bits  # ONNX shifts unsigned integers alone
+    table[torch.ops.aten.__rshift__.Tensor] = lambda x, bits: torch.div(x, 2**bits, rounding_mode="floor")
     return table
 
 
@@ -232,7 +234,9 @@ def _write(program: torch.export.ExportedProgram, file: Path, form: Form) -> Cal
         exported.save(str(file), external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise ExportError(f"{file.stem} has an operation that ONNX lacks: {reason[-1] if reason else error!r}") from error
+        raise ExportError(
+            f"{file.stem} has an operation that ONNX lacks: {reason[-1] if reason else error!r}"
+        ) from error
 
     def run(arguments: tuple[Tensor, ...]) -> Any:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
@@ -61,6 +62,15 @@ class Base(nn.Module):
         """A prediction (..., predicted) -> the latent that it stands for (..., dim)."""
         raise NotImplementedError
 
+    def prediction_losses(self, prediction: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """How far predictions (B, h, w, predicted) are from the latents (B, h, w, dim) of the images.
+
+        Returns:
+            `nll`: cross entropy of the codes' indices, of a base that has codes; `code`: mean squared distance of what
+            is predicted to the code, or to the latent.
+        """
+        raise NotImplementedError
+
     def decode(self, latent: Tensor) -> Tensor:
         """Latents -> images, unclamped."""
         raise NotImplementedError
@@ -99,6 +109,13 @@ class CodebookBase(Base):
 
     def latent_of(self, prediction: Tensor) -> Tensor:
         return prediction.softmax(-1) @ self.codebook.weight.to(prediction.dtype)
+
+    def prediction_losses(self, prediction: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        indices = self.indices(latent.detach())
+        return {
+            "nll": F.cross_entropy(prediction.movedim(-1, 1).float(), indices),
+            "code": F.mse_loss(self.latent_of(prediction).float(), self.codebook(indices).float()),
+        }
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.decoder(latent.movedim(-1, 1))
@@ -146,6 +163,9 @@ class VariationalBase(Base):
 
     def latent_of(self, prediction: Tensor) -> Tensor:
         return prediction
+
+    def prediction_losses(self, prediction: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        return {"code": F.mse_loss(prediction.float(), latent.float())}
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.decoder(self.from_latent(latent.movedim(-1, 1)))

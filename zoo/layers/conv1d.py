@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers import channels_inside
 from zoo.layers.streaming import Stream, joined
 
 PadMode = Literal["reflect", "constant", "replicate"]
@@ -34,7 +35,9 @@ def pad1d(x: Tensor, left: int, right: int, mode: PadMode = "reflect") -> Tensor
     length = x.shape[-1]
     missing = max(0, max(left, right) - length + 1)
     if missing == 0:  # joining the pieces is several times as fast as the general padding
-        return torch.cat([x[..., 1 : left + 1].flip(-1), x, x[..., length - 1 - right : length - 1].flip(-1)], dim=-1)
+        return channels_inside.join(
+            [x[..., 1 : left + 1].flip(-1), x, x[..., length - 1 - right : length - 1].flip(-1)]
+        )
     padded = F.pad(F.pad(x, (0, missing)), (left, right), mode="reflect")
     return padded[..., : padded.shape[-1] - missing]
 
@@ -88,10 +91,15 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.padding_for(x.shape[-1])
-        y = F.conv1d(
-            pad1d(x, left, right, self.pad_mode), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        if self.pad_mode == "constant" and right <= left:  # without a copy; what comes of zeros at the end is left out
+            y = self.convolve(x, left)[..., : -(-x.shape[-1] // self.stride[0])]
+        else:
+            y = self.convolve(pad1d(x, left, right, self.pad_mode))
         return y if self.norm is None else self.norm(y)
+
+    def convolve(self, x: Tensor, padding: int = 0) -> Tensor:
+        """The convolution alone, with zeros at both ends."""
+        return channels_inside.conv1d(x, self.weight, self.bias, self.stride[0], padding, self.dilation[0], self.groups)
 
     def stream(self) -> Stream:
         """The convolution piece by piece.
@@ -137,8 +145,7 @@ class ConvStream(Stream):
         self.kept, self.ahead = x[..., start:], used - start
         if outputs == 0:
             return self._nothing(x)
-        conv = self.conv
-        return F.conv1d(window, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        return self.conv.convolve(window)
 
     def _nothing(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x), self.conv.out_channels, 0)
@@ -183,7 +190,9 @@ class ConvTranspose1d(nn.ConvTranspose1d):
         self.norm = _norm(norm, out_channels)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        y = super().forward(x, output_size)
+        if output_size is not None:
+            raise ValueError(f"expected no output_size, which the stride tells, got {output_size}")
+        y = channels_inside.conv_transpose1d(x, self.weight, self.bias, self.stride[0], 0, 0, self.groups)
         if self.norm is not None:
             y = self.norm(y)
         return y[..., self.trim_left : y.shape[-1] - self.trim_right]
@@ -214,7 +223,7 @@ class ConvTransposeStream(Stream):
         if x.shape[-1] == 0:
             y = overlap
         else:
-            y = F.conv_transpose1d(x, conv.weight, None, conv.stride, 0, 0, conv.groups)
+            y = channels_inside.conv_transpose1d(x, conv.weight, None, conv.stride[0], 0, 0, conv.groups)
             y[..., :surplus] += overlap
         done = y.shape[-1] - (conv.trim_right if last else surplus)
         self.overlap = y[..., done:]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d
 
 _DILATIONS = (1, 3, 9)
 
@@ -24,8 +25,11 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(1, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        wave = torch.sin(self.alpha * x)
-        return torch.addcmul(x, wave.square(), (self.alpha + 1e-9).reciprocal())
+        scale = (self.alpha + 1e-9).reciprocal()
+        if torch.is_grad_enabled():
+            return torch.addcmul(x, torch.sin(self.alpha * x).square(), scale)
+        wave = torch.mul(x, self.alpha).sin_()
+        return wave.square_().mul_(scale).add_(x)
 
 
 class SnakeUnit(nn.Module):
@@ -38,9 +42,9 @@ class SnakeUnit(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             Snake(channels),
-            nn.Conv1d(channels, channels, 7, padding=3 * dilation, dilation=dilation, groups=groups),
+            WaveConv1d(channels, channels, 7, padding=3 * dilation, dilation=dilation, groups=groups),
             Snake(channels),
-            nn.Conv1d(channels, channels, 1),
+            WaveConv1d(channels, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,14 +64,14 @@ class SnakeEncoder(nn.Module):
 
     def __init__(self, channels: int, strides: tuple[int, ...], dim: int) -> None:
         super().__init__()
-        self.conv_in = nn.Conv1d(1, channels, 7, padding=3)
+        self.conv_in = WaveConv1d(1, channels, 7, padding=3)
         self.stages = nn.ModuleList()
         for stride in strides:
-            down = nn.Conv1d(channels, 2 * channels, 2 * stride, stride, math.ceil(stride / 2))
+            down = WaveConv1d(channels, 2 * channels, 2 * stride, stride, math.ceil(stride / 2))
             self.stages.append(nn.Sequential(*_units(channels), Snake(channels), down))
             channels *= 2
         self.snake = Snake(channels)
-        self.conv_out = nn.Conv1d(channels, dim, 3, padding=1)
+        self.conv_out = WaveConv1d(channels, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -92,15 +96,15 @@ class SnakeDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.bounded = bounded
-        self.conv_in = nn.Conv1d(dim, channels, 7, padding=3)
+        self.conv_in = WaveConv1d(dim, channels, 7, padding=3)
         self.stages = nn.ModuleList()
         for stride in strides:
             width, more = channels // 2, stride % 2 if whole else 0
-            up = nn.ConvTranspose1d(channels, width, 2 * stride, stride, math.ceil(stride / 2), more)
+            up = WaveConvTranspose1d(channels, width, 2 * stride, stride, math.ceil(stride / 2), more)
             self.stages.append(nn.Sequential(Snake(channels), up, *_units(width)))
             channels = width
         self.snake = Snake(channels)
-        self.conv_out = nn.Conv1d(channels, 1, 7, padding=3)
+        self.conv_out = WaveConv1d(channels, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)

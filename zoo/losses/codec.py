@@ -59,6 +59,11 @@ class CodecAdversaryConfig(Config):
         self.require(min(weights) >= 0, "weights >= 0", weights)
         self.require(self.discriminator_start >= 0, "discriminator_start >= 0", self.discriminator_start)
 
+    @property
+    def chance(self) -> float:
+        """The loss of a discriminator, before any sum, that tells nothing."""
+        return {"hinge": 2.0, "least_squares": 0.5}[self.objective]
+
 
 @dataclass(frozen=True)
 class CodecLossConfig(Config):
@@ -82,7 +87,7 @@ class CodecLossConfig(Config):
 
     def __post_init__(self) -> None:
         weights = (self.waveform_weight, self.mel_weight, self.stft_weight)
-        self.require(min(weights) >= 0 and max(weights) > 0, "weights >= 0, not all 0", weights)
+        self.require(min(weights) >= 0, "weights >= 0", weights)
 
 
 class CodecLoss(nn.Module):
@@ -91,6 +96,9 @@ class CodecLoss(nn.Module):
     Args:
         config: of the terms on signals and spectra.
         adversary: of the discriminators; None for training without.
+
+    Raises:
+        ValueError: all weights are 0.
     """
 
     def __init__(self, config: CodecLossConfig, adversary: CodecAdversaryConfig | None = None) -> None:
@@ -105,6 +113,8 @@ class CodecLoss(nn.Module):
         if adversary is not None:
             self.discriminator = nn.ModuleList(part.build() for part in adversary.discriminators)
             self.weights |= {"adversarial": adversary.adversarial_weight, "features": adversary.feature_weight}
+        if max(self.weights.values()) == 0:
+            raise ValueError(f"expected weights that are not all 0, got {self.weights}")
         self.balancer: Balancer | None = None
         if config.balanced:
             names = tuple(name for name, weight in self.weights.items() if weight > 0)
@@ -133,13 +143,13 @@ class CodecLoss(nn.Module):
         if self.training and self.factor(step) > 0:
             values |= self._adversarial(signal, reconstruction)
         terms = {name: self.weights[name] * value for name, value in values.items()}
-        if self.balancer is not None and torch.is_grad_enabled() and reconstruction.requires_grad:
+        if self.balancer is not None and values and torch.is_grad_enabled() and reconstruction.requires_grad:
             with torch.autocast(signal.device.type, enabled=False):  # which would change the types of gradients
                 balanced = self.balancer(values, reconstruction)
             surrogate = (balanced.gradient.detach() * reconstruction).sum()
             total = surrogate + (balanced.effective - surrogate).detach()
         else:
-            total = torch.stack(list(terms.values())).sum()
+            total = sum(terms.values(), start=reconstruction.new_zeros(()))
         terms["quantizer"] = values["quantizer"] = quantizer_loss
         return LossTerms(total + quantizer_loss, _detached(terms), _detached(values))
 
@@ -156,8 +166,7 @@ class CodecLoss(nn.Module):
             name: torch.stack([one.logits.detach().float().mean() for one in judgements]).mean()
             for name, judgements in (("logits_real", judged), ("logits_fake", mistaken))
         }
-        terms = {"adversarial": total.detach(), **logits}
-        return LossTerms(total, terms, dict(terms))
+        return LossTerms(total, {"adversarial": total.detach(), **logits}, {"adversarial": loss.detach(), **logits})
 
     def _distances(self, signal: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         values = {}

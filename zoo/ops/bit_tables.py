@@ -11,14 +11,17 @@ def joint_probabilities(one: Tensor, zero: Tensor) -> Tensor:
 
     Bit 0 is the least significant of the value. Both probabilities are given, as 1 - p loses what is near 0.
     """
-    bits = one.shape[1]
-    if bits == 0:
+    if one.shape[1] == 0:
         return one.new_ones(one.shape[0], 1, one.shape[2])
+    return _products(torch.stack([zero, one], dim=2))
+
+
+def _products(pairs: Tensor) -> Tensor:
+    """(groups, bits, 2, n) -> (groups, 2^bits, n), products of one of each pair."""
+    bits = pairs.shape[1]
     if bits == 1:
-        return torch.cat([zero, one], dim=1)
-    half = bits // 2
-    low = joint_probabilities(one[:, :half], zero[:, :half])
-    high = joint_probabilities(one[:, half:], zero[:, half:])
+        return pairs[:, 0]
+    low, high = _products(pairs[:, : bits // 2]), _products(pairs[:, bits // 2 :])
     return (high[:, :, None] * low[:, None]).flatten(1, 2)
 
 

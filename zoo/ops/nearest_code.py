@@ -52,7 +52,10 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "euclidean") -> T
         raise ValueError(f"expected as many codebooks as groups of vectors, got {len(codebook)} and {len(x)}")
     if codebook.shape[-2] == 0:
         raise ValueError("expected at least one code, got an empty codebook")
-    return _nearest_code(x.detach(), codebook.detach(), metric)
+    x, codebook = x.detach(), codebook.detach()
+    if type(x) is Tensor and x.is_cuda and not torch.compiler.is_compiling():
+        return _found(x, codebook, metric)  # the way through the dispatcher takes longer than the kernels
+    return _nearest_code(x, codebook, metric)
 
 
 def check_metric(metric: str) -> None:
@@ -63,6 +66,10 @@ def check_metric(metric: str) -> None:
 
 @torch.library.custom_op("zoo::nearest_code", mutates_args=())
 def _nearest_code(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+    return _found(x, codebook, metric)
+
+
+def _found(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(x.shape[:-1], dtype=torch.int64)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

@@ -32,7 +32,7 @@ class Tiling:
         strip: values of vector and code that are multiplied at a time, at least 16.
         warps: of a program.
         stages: how many tiles of codes are under way at a time.
-        precision: of products: "tf32x3" (three of tensor cores) or "ieee" (no tensor cores).
+        precision: of products: "tf32x3" (three of the tensor cores, of numbers cut in two) or "ieee" (no tensor cores).
         programs: how many there should be on each processor of the device, at least.
     """
 
@@ -53,11 +53,11 @@ def tiling(dim: int) -> Tiling:
 
 @triton.jit
 def _measure(
-    codes, squared, longest, shortest,
-    count, dim, code_row, code_column,
-    CODES: tl.constexpr, STRIP: tl.constexpr, COSINE: tl.constexpr,
+    codes, wide, work,
+    count, dim, blocks, code_row, code_column,
+    CODES: tl.constexpr, STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
-    """Squared lengths of CODES codes in float64, -1 of those that are not finite, and their extreme scaled lengths."""
+    """Of CODES codes: squared lengths, -1 where not finite; biases; scales (cosine); the extreme scaled lengths."""
     code = tl.program_id(0) * CODES + tl.arange(0, CODES)
     strip = tl.arange(0, STRIP)
     sums = tl.zeros((CODES,), tl.float64)
@@ -68,23 +68,49 @@ def _measure(
         sums += tl.sum(values * values, axis=1)
     usable = (sums < float("inf")) & (code < count)
     lengths = tl.sqrt(tl.where(usable, sums, 0.0))
+    biases = tl.where(usable, -sums / 2 if EUCLIDEAN else 0.0, float("-inf"))
+    tl.store(wide + code, tl.where(usable, sums, -1.0), mask=code < count)
+    tl.store(work + code, biases.to(tl.float32), mask=code < count)
     if COSINE:
-        lengths = tl.where(lengths > 0, 1.0, 0.0).to(tl.float64)
-    tl.store(squared + code, tl.where(usable, sums, -1.0), mask=code < count)
-    tl.store(longest + tl.program_id(0), tl.max(tl.where(usable, lengths, 0.0)))
-    tl.store(shortest + tl.program_id(0), tl.min(tl.where(usable, lengths, float("inf"))))
+        scales = tl.where(lengths > 0, 1 / tl.where(lengths > 0, lengths, 1.0), 0.0)
+        tl.store(work + count + code, scales.to(tl.float32), mask=code < count)
+        # float32 holds neither very small lengths nor what they scale to: as if infinitely long, which is not safe
+        fits = (lengths == 0) | ((lengths > 1e-30) & (lengths < 1e30))
+        lengths = tl.where(lengths > 0, tl.where(fits, 1.0, float("inf")), 0.0).to(tl.float64)
+    extremes = wide + count + tl.program_id(0)
+    tl.store(extremes, tl.max(tl.where(usable, lengths, 0.0)))
+    tl.store(extremes + blocks, tl.min(tl.where(usable, lengths, float("inf"))))
+
+
+@triton.jit
+def _upper(x):
+    """Float32 rounded to the 10 bits of mantissa that tensor cores read."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _add_products(scores, x, codes, PRECISION: tl.constexpr):
+    if PRECISION == "tf32x3":
+        x_upper, codes_upper = _upper(x), _upper(codes)
+        scores = tl.dot(x - x_upper, codes_upper, scores, input_precision="tf32")
+        scores = tl.dot(x_upper, codes - codes_upper, scores, input_precision="tf32")
+        scores = tl.dot(x_upper, codes_upper, scores, input_precision="tf32")
+    else:
+        scores = tl.dot(x, codes, scores, input_precision=PRECISION)
+    return scores
 
 
 @triton.jit
 def _best_lanes(
-    x, codes, squared, best_out, second_out, index_out, rest_out,
-    rows, count, part, x_row, x_column, code_row, code_column,
+    x, codes, work,
+    rows, count, part, parts, x_row, x_column, code_row, code_column,
     DIM: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr, PRECISION: tl.constexpr,
-    EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
+    COSINE: tl.constexpr,
 ):  # fmt: skip
     """For ROWS vectors, of codes [part * i, part * (i + 1)): the two lanes with the highest scores.
 
     Code k is in lane k % CODES. Of these lanes best score, its index and second best score; of the others the best.
+    Scores of codes that are not finite are NaN or -infinity, and so never the larger of two.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, CODES)
@@ -97,51 +123,54 @@ def _best_lanes(
     vectors = x + row[:, None].to(tl.int64) * x_row
     row_fits = row[:, None] < rows
     if DIM <= STRIP:
-        places = vectors + strip[None, :] * x_column
-        resident = tl.load(places, mask=row_fits & (strip[None, :] < DIM), other=0.0).to(tl.float32)
+        all_of_x = vectors + strip[None, :] * x_column
+        resident = tl.load(all_of_x, mask=row_fits & (strip[None, :] < DIM), other=0.0).to(tl.float32)
     for start in range(first, end, CODES):
         code = start + lane
-        lengths = tl.load(squared + code, mask=code < end, other=-1.0)
-        usable = lengths >= 0
+        code_fits = code[None, :] < end
         columns = codes + code[None, :].to(tl.int64) * code_row
+        biases = tl.load(work + code, mask=code < end, other=float("-inf"))
         scores = tl.zeros((ROWS, CODES), tl.float32)
+        if COSINE:
+            scales = tl.load(work + count + code, mask=code < end, other=0.0)[None, :]
         for d in range(0, DIM, STRIP):
             some = d + strip
-            values = tl.load(
-                columns + some[:, None] * code_column, mask=usable[None, :] & (some[:, None] < DIM), other=0.0
-            )
+            places = columns + some[:, None] * code_column
+            values = tl.load(places, mask=code_fits & (some[:, None] < DIM), other=0.0).to(tl.float32)
             if COSINE:
-                scale = tl.where(lengths > 0, 1.0 / tl.sqrt(tl.where(lengths > 0, lengths, 1.0)), 0.0)
-                values = (values.to(tl.float64) * scale[None, :]).to(tl.float32)
+                values *= scales
             if DIM <= STRIP:
-                scores = tl.dot(resident, values.to(tl.float32), scores, input_precision=PRECISION)
+                scores = _add_products(scores, resident, values, PRECISION)
             else:
-                places = vectors + some[None, :] * x_column
-                left = tl.load(places, mask=row_fits & (some[None, :] < DIM), other=0.0).to(tl.float32)
-                scores = tl.dot(left, values.to(tl.float32), scores, input_precision=PRECISION)
-        bias = tl.where(usable, -lengths / 2 if EUCLIDEAN else 0.0, float("-inf")).to(tl.float32)
-        scores += bias[None, :]
-        second = tl.maximum(second, tl.minimum(scores, best))
-        tile = tl.where(scores > best, start, tile)
-        best = tl.maximum(best, scores)
+                some_of_x = vectors + some[None, :] * x_column
+                left = tl.load(some_of_x, mask=row_fits & (some[None, :] < DIM), other=0.0).to(tl.float32)
+                scores = _add_products(scores, left, values, PRECISION)
+        scores += biases[None, :]
+        higher = scores > best
+        second = tl.where(higher, best, tl.maximum(second, scores))
+        tile = tl.where(higher, start, tile)
+        best = tl.where(higher, scores, best)
     code = tile + lane[None, :]
-    place = tl.program_id(1).to(tl.int64) * 2 * rows + row
-    for rank in tl.static_range(2):
+    lanes = 2 * parts * tl.full((), rows, tl.int64)  # of all vectors
+    out = work + 2 * count + tl.program_id(1).to(tl.int64) * 2 * rows + row
+    for _ in tl.static_range(2):
         highest = tl.max(best, axis=1)
         index = tl.min(tl.where(best == highest[:, None], code, 2147483647), axis=1)
         mine = code == index[:, None]
-        tl.store(best_out + place + rank * rows, highest, mask=row < rows)
-        tl.store(index_out + place + rank * rows, index, mask=row < rows)
         lesser = tl.max(tl.where(mine, second, float("-inf")), axis=1)
-        tl.store(second_out + place + rank * rows, lesser, mask=row < rows)
+        tl.store(out, highest, mask=row < rows)
+        tl.store(out + lanes, lesser, mask=row < rows)
+        tl.store(out + 2 * lanes, index.to(tl.float32, bitcast=True), mask=row < rows)
+        out += rows
         best = tl.where(mine, float("-inf"), best)
         code = tl.where(mine, 2147483647, code)
-    tl.store(rest_out + tl.program_id(1).to(tl.int64) * rows + row, tl.max(best, axis=1), mask=row < rows)
+    out = work + 2 * count + 3 * lanes + tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(out, tl.max(best, axis=1), mask=row < rows)
 
 
 @triton.jit
 def _decide(
-    x, codes, squared, longest, shortest, best_in, second_in, index_in, rest_in, index_out,
+    x, codes, wide, work, index_out,
     rows, count, dim, part, parts, blocks, x_row, x_column, code_row, code_column,
     rounding, tiny, rounding64,
     ROWS: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, CODES: tl.constexpr,
@@ -154,8 +183,10 @@ def _decide(
     highest_length = tl.zeros((256,), tl.float64)
     lowest_length = tl.full((256,), float("inf"), tl.float64)
     for b in range(0, blocks, 256):
-        highest_length = tl.maximum(highest_length, tl.load(longest + b + block, mask=b + block < blocks, other=0.0))
-        some_lengths = tl.load(shortest + b + block, mask=b + block < blocks, other=float("inf"))
+        highest_length = tl.maximum(
+            highest_length, tl.load(wide + count + b + block, mask=b + block < blocks, other=0.0)
+        )
+        some_lengths = tl.load(wide + count + blocks + b + block, mask=b + block < blocks, other=float("inf"))
         lowest_length = tl.minimum(lowest_length, some_lengths)
 
     numbers = tl.arange(0, ROWS)
@@ -180,14 +211,15 @@ def _decide(
     safe = magnitude + length + reach < 1e37  # no float32 overflows
 
     lane = tl.arange(0, LANES)
-    places = lane[None, :].to(tl.int64) * rows + row[:, None]
+    size = 2 * parts * tl.full((), rows, tl.int64)  # of each of the outputs for lanes
+    places = work + 2 * count + lane[None, :].to(tl.int64) * rows + row[:, None]
     fits = (lane[None, :] < 2 * parts) & (row[:, None] < rows)
-    best = tl.load(best_in + places, mask=fits, other=float("-inf"))
-    second = tl.load(second_in + places, mask=fits, other=float("-inf"))
-    index = tl.load(index_in + places, mask=fits, other=2147483647)
+    best = tl.load(places, mask=fits, other=float("-inf"))
+    second = tl.load(places + size, mask=fits, other=float("-inf"))
+    index = tl.load(places + 2 * size, mask=fits, other=0.0).to(tl.int32, bitcast=True)
     piece = tl.arange(0, PARTS)
-    places = piece[None, :].to(tl.int64) * rows + row[:, None]
-    rest = tl.load(rest_in + places, mask=(piece[None, :] < parts) & (row[:, None] < rows), other=float("-inf"))
+    places = work + 2 * count + 3 * size + piece[None, :].to(tl.int64) * rows + row[:, None]
+    rest = tl.load(places, mask=(piece[None, :] < parts) & (row[:, None] < rows), other=float("-inf"))
     highest = tl.max(best, axis=1)
     threshold = highest.to(tl.float64) - margin
     chosen = tl.min(tl.where(best == highest[:, None], index, 2147483647), axis=1)
@@ -200,8 +232,7 @@ def _decide(
             mine = numbers == r
             if tl.max((unclear & mine).to(tl.int32)) > 0:
                 found = _settle(
-                    x + (tl.program_id(0).to(tl.int64) * ROWS + r) * x_row, codes, squared,
-                    best_in, second_in, index_in,
+                    x + (tl.program_id(0).to(tl.int64) * ROWS + r) * x_row, codes, wide, work + 2 * count,
                     tl.program_id(0).to(tl.int64) * ROWS + r,
                     tl.sum(tl.where(mine, threshold, 0.0)), tl.sum(tl.where(mine, length, 0.0)),
                     tl.max((every & mine).to(tl.int32)), tl.max((crowded & mine).to(tl.int32)),
@@ -214,7 +245,7 @@ def _decide(
 
 @triton.jit
 def _settle(
-    vector, codes, squared, best_in, second_in, index_in, row, threshold, length, every, crowded,
+    vector, codes, wide, lanes, row, threshold, length, every, crowded,
     rows, count, dim, part, parts, x_column, code_row, code_column, rounding64,
     WIDTH: tl.constexpr, CODES: tl.constexpr, STRIP: tl.constexpr,
     EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
@@ -225,11 +256,12 @@ def _settle(
     them whose distance, taken from the differences and thus precise where it is small, may be the least.
     """
     lane = tl.arange(0, WIDTH)
-    places = lane.to(tl.int64) * rows + row
+    size = 2 * parts * tl.full((), rows, tl.int64)
+    places = lanes + lane.to(tl.int64) * rows + row
     fits = lane < 2 * parts
-    best = tl.load(best_in + places, mask=fits, other=float("-inf"))
-    second = tl.load(second_in + places, mask=fits, other=float("-inf"))
-    index = tl.load(index_in + places, mask=fits, other=0)
+    best = tl.load(places, mask=fits, other=float("-inf"))
+    second = tl.load(places + size, mask=fits, other=float("-inf"))
+    index = tl.load(places + 2 * size, mask=fits, other=0.0).to(tl.int32, bitcast=True)
     active = fits & (best.to(tl.float64) >= threshold)
     whole = active & (second.to(tl.float64) >= threshold)  # all codes of the lane are in question
     first = lane // 2 * part
@@ -246,30 +278,35 @@ def _settle(
         active = fits | (lane >= 0)
         start, end = lane, tl.zeros_like(lane) + count
 
-    least = tl.full((), float("-inf"), tl.float64)
-    for j in range(steps):
+    valid0, score0, slack0, distance0 = _scores(
+        vector, codes, wide, start, active & (start < end), length, dim, x_column, code_row, code_column, rounding64,
+        WIDTH, STRIP, EUCLIDEAN, COSINE,
+    )  # fmt: skip
+    least = tl.max(tl.where(valid0, score0 - slack0, float("-inf")))
+    for j in range(1, steps):
         code = start + j * step
         inside = active & (code < end)
         valid, score, slack, _ = _scores(
-            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            vector, codes, wide, code, inside, length, dim, x_column, code_row, code_column, rounding64,
             WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         least = tl.maximum(least, tl.max(tl.where(valid, score - slack, float("-inf"))))
-    nearest = tl.full((), float("inf"), tl.float64)
-    for j in range(steps):
+    nearest = tl.min(tl.where(valid0 & (score0 + slack0 >= least), distance0, float("inf")))
+    for j in range(1, steps):
         code = start + j * step
         inside = active & (code < end)
         valid, score, slack, distance = _scores(
-            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            vector, codes, wide, code, inside, length, dim, x_column, code_row, code_column, rounding64,
             WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         nearest = tl.minimum(nearest, tl.min(tl.where(valid & (score + slack >= least), distance, float("inf"))))
-    found = tl.full((), 2147483647, tl.int32)
-    for j in range(steps):
+    near = valid0 & (score0 + slack0 >= least) & (distance0 * (1 - rounding64) <= nearest * (1 + rounding64))
+    found = tl.min(tl.where(near, start, 2147483647))
+    for j in range(1, steps):
         code = start + j * step
         inside = active & (code < end)
         valid, score, slack, distance = _scores(
-            vector, codes, squared, code, inside, length, dim, x_column, code_row, code_column, rounding64,
+            vector, codes, wide, code, inside, length, dim, x_column, code_row, code_column, rounding64,
             WIDTH, STRIP, EUCLIDEAN, COSINE,
         )  # fmt: skip
         near = valid & (score + slack >= least) & (distance * (1 - rounding64) <= nearest * (1 + rounding64))
@@ -279,12 +316,12 @@ def _settle(
 
 @triton.jit
 def _scores(
-    vector, codes, squared, code, valid, length, dim, x_column, code_row, code_column, rounding64,
+    vector, codes, wide, code, valid, length, dim, x_column, code_row, code_column, rounding64,
     WIDTH: tl.constexpr, STRIP: tl.constexpr, EUCLIDEAN: tl.constexpr, COSINE: tl.constexpr,
 ):  # fmt: skip
     """Of codes (WIDTH,): which are usable, scores, bounds of their rounding, and squared distances (0 if unneeded)."""
     strip = tl.arange(0, STRIP)
-    lengths = tl.load(squared + code, mask=valid, other=-1.0)
+    lengths = tl.load(wide + code, mask=valid, other=-1.0)
     valid = valid & (lengths >= 0)
     score = tl.zeros((WIDTH,), tl.float64)
     distance = tl.zeros((WIDTH,), tl.float64)
@@ -319,31 +356,28 @@ def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None
     parts = min(triton.cdiv(tiles.programs * processors, row_programs), triton.cdiv(count, 4 * tiles.codes))
     part = triton.cdiv(triton.cdiv(count, parts), tiles.codes) * tiles.codes
     parts, blocks = triton.cdiv(count, part), triton.cdiv(count, _MEASURED)
-    squared, longest, shortest = x.new_empty(count + 2 * blocks, dtype=torch.float64).split([count, blocks, blocks])
-    best, second, index = x.new_empty(3, parts, 2, rows, dtype=torch.float32)
-    rest = x.new_empty(parts, rows, dtype=torch.float32)
+    # few allocations, as each takes longer than the shorter kernels; the kernels find the parts in them
+    wide = x.new_empty(count + 2 * blocks, dtype=torch.float64)  # squared lengths; longest; shortest
+    work = x.new_empty(2 * count + 7 * parts * rows, dtype=torch.float32)  # biases; scales; lanes; the rest
     indices = x.new_empty(rows, dtype=torch.int64)
-    index = index.view(torch.int32)
-    strip = 16 if dim <= 16 else 32
+    strides = *x.stride(), *codebook.stride()
     _measure[(blocks,)](
-        codebook, squared, longest, shortest, count, dim, *codebook.stride(),
-        CODES=_MEASURED, STRIP=strip, COSINE=kind["COSINE"], num_warps=4,
+        codebook, wide, work, count, dim, blocks, *strides[2:],
+        CODES=_MEASURED, STRIP=16 if dim <= 16 else 32, **kind, num_warps=4,
     )  # fmt: skip
     _best_lanes[(row_programs, parts)](
-        x, codebook, squared, best, second, index, rest,
-        rows, count, part, *x.stride(), *codebook.stride(),
-        DIM=dim, ROWS=tiles.rows, CODES=tiles.codes, STRIP=tiles.strip, PRECISION=tiles.precision, **kind,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x, codebook, work, rows, count, part, parts, *strides,
+        DIM=dim, ROWS=tiles.rows, CODES=tiles.codes, STRIP=tiles.strip, PRECISION=tiles.precision,
+        COSINE=kind["COSINE"], num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     lanes = triton.next_power_of_2(2 * parts)
-    decided = max(1, min(32, _DECIDED // lanes))
+    decided = max(1, min(16, _DECIDED // lanes))
     _decide[(triton.cdiv(rows, decided),)](
-        x, codebook, squared, longest, shortest, best, second, index, rest, indices,
-        rows, count, dim, part, parts, blocks, *x.stride(), *codebook.stride(),
-        # three products of shorter numbers leave 2^-20; the tensor cores cut sums off where others round them
-        2.0**-20 + (dim + 6) * 2.0**-22, (dim + 6) * 2.0**-126, 4 * dim**0.5 * 2.0**-52,
-        ROWS=decided, LANES=lanes, PARTS=lanes // 2, WIDTH=max(64, lanes), CODES=tiles.codes, STRIP=16, **kind,
-        num_warps=4,
+        x, codebook, wide, work, indices, rows, count, dim, part, parts, blocks, *strides,
+        # of three products of shorter numbers; the tensor cores cut sums off where others round them
+        2.0**-19 + (dim + 6) * 2.0**-22, (dim + 6) * 2.0**-126, 4 * dim**0.5 * 2.0**-52,
+        ROWS=decided, LANES=lanes, PARTS=lanes // 2, WIDTH=max(64, lanes), CODES=tiles.codes,
+        STRIP=16 if dim <= 16 else 32, **kind, num_warps=4,
     )  # fmt: skip
     return indices
 

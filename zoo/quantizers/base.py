@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 
+_MOST_COUNTED = 1 << 20  # codes that have a counter each
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -154,13 +156,12 @@ def usage_statistics(
         entropy, in nats) and `dead_codes` (codes not seen).
     """
     seen, entropies = [], []
-    for indices in levels:
+    for indices, size in zip(levels, vocab_sizes):
         if mask is not None:
             indices = indices[mask]
-        counts = indices.unique(return_counts=True)[1]
-        probability = counts.double() / max(1, indices.numel())
-        seen.append(counts.new_tensor(len(counts)))
-        entropies.append(-(probability * probability.log()).sum())
+        counts = _counts(indices.flatten(), size)
+        seen.append((counts > 0).sum())
+        entropies.append(torch.special.entr(counts.double() / max(1, indices.numel())).sum())
     used, sizes, entropy = torch.stack(seen), seen[0].new_tensor(vocab_sizes[: len(seen)]), torch.stack(entropies)
     statistics = {
         "usage": (used / sizes).mean(),
@@ -169,6 +170,13 @@ def usage_statistics(
         "dead_codes": (sizes - used).double().mean(),
     }
     return {name: value.float() for name, value in statistics.items()}
+
+
+def _counts(indices: Tensor, size: int) -> Tensor:
+    """How often each code occurs among indices (N,); of more codes than a table should have, those that do."""
+    if size > _MOST_COUNTED:
+        return indices.unique(return_counts=True)[1]
+    return indices.new_zeros(size).index_add_(0, indices, torch.ones_like(indices))
 
 
 def bits_per_code(vocab_size: int) -> int:

@@ -1,5 +1,6 @@
 """Images named by entries of a dictionary, by words of a vocabulary or by tokens of a language model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_grounding_is_in_float32_and_saved_models_come_back(tmp_path: Path) -> N
     grounded = model.encode(images.bfloat16())
     assert grounded.weights.dtype == torch.float32
     torch.testing.assert_close(grounded.weights.sum(-1), torch.ones(2))
+
+
+def test_autocast_does_not_reach_the_dictionary() -> None:
+    model, words = small_fdt(), torch.randn(2, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        grounded = model.ground(words, "text")
+        queries = model.text_query(words)
+    assert queries.dtype == torch.bfloat16
+    assert grounded.scores.dtype == grounded.features.dtype == torch.float32
+    torch.testing.assert_close(grounded.scores, queries.float() @ model.codebook.T / 8**0.5)
+    torch.testing.assert_close(grounded.features, grounded.weights @ model.codebook)
 
 
 def test_fdt_refuses_what_does_not_fit() -> None:
@@ -270,3 +282,15 @@ def test_a_published_map_loads_and_standardises_nothing_yet(tmp_path: Path) -> N
         model.set_statistics(torch.zeros(1024), torch.zeros(1024))
     with pytest.raises(ValueError, match="pairs of rows"):
         sitta.fit(torch.zeros(3, 2), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_of_fdts_layout_loads_without_its_text_encoder(tmp_path: Path, prefix: str) -> None:
+    shapes = json.loads((PARITY / "fdt" / "keys_clip_fdt_cc3m_without_text_tower.json").read_text())
+    state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+    state["space_dict"] = torch.randn(shapes["space_dict"])
+    state["encode_text.ln_final.weight"] = torch.zeros(512)
+    content = {"model": {prefix + key: value for key, value in state.items()}, "optimizer": {"step": 3}}
+    torch.save(content, tmp_path / "fdt.pt")
+    model = zoo.create_model("clip_fdt_vit_b32", checkpoint=tmp_path / "fdt.pt")
+    assert torch.equal(model.codebook, state["space_dict"])

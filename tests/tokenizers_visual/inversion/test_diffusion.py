@@ -5,19 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from tiny_pipeline import WIDTH, clip_tokenizer, stable_diffusion, text_encoder
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tokenizers_visual.inversion.clip import TransformersPair
 from tokenizers_visual.inversion.diffusion import (
+    cross_attention_maps,
+    denoising_loss,
     load_learned_embeddings,
     save_learned_embeddings,
     text_encoders,
     to_prompt_embeds,
 )
 from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.textual_inversion import LearnedWords, LearnedWordsConfig
 from tokenizers_visual.inversion.vocabulary import nearest_words
 from zoo.checkpoint import CheckpointError
 
@@ -110,6 +113,62 @@ def test_both_encoders_of_xl_take_their_own_words(tokenizer: CLIPTokenizer, tmp_
         )
         torch.testing.assert_close(ours.prompt, theirs[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_words_are_learned_by_denoising_and_nothing_else_moves(tokenizer: CLIPTokenizer, kind: str) -> None:
+    pipeline = stable_diffusion(tokenizer)
+    (pair,) = text_encoders(pipeline, ["tiny"])
+    scheduler = DDPMScheduler(prediction_type=kind)
+    pipeline.unet.requires_grad_(False)
+    before = {key: value.clone() for key, value in [*pair.state_dict().items(), *pipeline.unet.state_dict().items()]}
+    learned = LearnedWords(LearnedWordsConfig("tiny", WIDTH, words=2))
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    times = torch.tensor([10, 700])
+    optimizer, losses = torch.optim.AdamW(learned.parameters(), 0.1), []
+    for _ in range(15):
+        states = to_prompt_embeds([pair], "a photo of a $", [learned()]).prompt.expand(2, -1, -1)
+        loss = denoising_loss(pipeline.unet, scheduler, latents, states, times, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = {**pair.state_dict(), **pipeline.unet.state_dict()}
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    noisy = scheduler.add_noise(latents, noise, times)
+    exact = [part.double() for part in (latents, noise, noisy)]
+    share = scheduler.alphas_cumprod[times].double().view(-1, 1, 1, 1)
+    target = exact[1] if kind == "epsilon" else share.sqrt() * exact[1] - (1 - share).sqrt() * exact[0]
+    with torch.no_grad():
+        predicted = pipeline.unet(noisy, times, encoder_hidden_states=states).sample
+    assert losses[-1] == pytest.approx((predicted - target).square().mean().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="epsilon or v_prediction, got 'sample'"):
+        denoising_loss(pipeline.unet, DDPMScheduler(prediction_type="sample"), latents, states, times, noise)
+
+
+def test_attention_maps_are_those_of_the_pipelines_own_attention(tokenizer: CLIPTokenizer) -> None:
+    pipeline = stable_diffusion(tokenizer)
+    states = torch.randn(2, 5, WIDTH, requires_grad=True)
+    attentions = [module for name, module in pipeline.unet.named_modules() if name.endswith("attn2")]
+    given: list[torch.Tensor] = []
+    for attention in attentions:
+        attention.register_forward_hook(lambda _module, _inputs, output: given.append(output))
+    with cross_attention_maps(pipeline.unet) as maps:
+        pipeline.unet(torch.randn(2, 4, 8, 8), 5, encoder_hidden_states=states)
+    assert len(maps) == len(attentions) > 1
+    for probabilities in maps:
+        assert probabilities.shape[0::3] == (2, 5)
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
+    first = next(module for name, module in pipeline.unet.down_blocks.named_modules() if name.endswith("attn2"))
+    values = first.to_v(states).unflatten(-1, (first.heads, -1)).transpose(1, 2)
+    mixed = first.to_out[0]((maps[0] @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(mixed, given[0], rtol=1e-4, atol=1e-5)
+    sum(part.square().sum() for part in maps).backward()
+    assert states.grad.abs().sum() > 0
+    pipeline.unet(torch.randn(2, 4, 8, 8), 5, encoder_hidden_states=states)
+    assert len(maps) == len(attentions)  # nothing is watched behind the block
 
 
 def test_words_of_loaded_files_go_back_into_prompts(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:

@@ -193,6 +193,16 @@ def test_projection_is_idempotent_symmetric_and_leaves_nothing(count: int, seed:
     torch.testing.assert_close(decor.project_out(states, undesired, strength), states.lerp(clean, strength))
 
 
+def test_a_projection_is_kept_as_a_model(tmp_path: Path) -> None:
+    states, undesired = normal(5, 8), normal(2, 8, seed=1)
+    model = decor.Decor(decor.DecorConfig("tiny", 8, strength=0.7))
+    assert torch.equal(model(states), states)
+    model.remove(undesired)
+    torch.testing.assert_close(model(states), decor.project_out(states, undesired, 0.7))
+    again = zoo.create_model(str(zoo.save_model(model, tmp_path)))
+    assert torch.equal(again(states), model(states))
+
+
 def test_decor_keeps_what_is_orthogonal_and_refuses_nothing_at_all() -> None:
     basis = torch.linalg.qr(normal(8, 8)).Q
     torch.testing.assert_close(decor.project_out(basis[3:], basis[:3]), basis[3:], rtol=0, atol=1e-5)
@@ -231,6 +241,34 @@ def test_the_nearest_token_loss_pulls_to_tokens_and_pushes_apart() -> None:
     assert loss()[:1].shape == (1,)
 
 
+def test_words_of_images_start_near_their_class_and_the_loss_takes_them_to_tokens() -> None:
+    clip, images = pair(), normal(6, 32)
+    config = domain_agnostic_e4t.DomainAgnosticConfig("tiny_clip", 32, WIDTH, denoiser_dim=5, hidden_dim=24)
+    model = domain_agnostic_e4t.DomainAgnosticE4T(config)
+    table = clip.token_embeddings(torch.arange(390))
+    model.class_word.copy_(table[30])
+    far = model(images, normal(6, 5)) - model(images)
+    assert far.abs().max() > 1e-3  # what the denoiser sees counts
+    assert (model(images)[:, 0] - table[30]).norm(dim=-1).max() < 0.1 * model.head(
+        torch.cat([images, torch.zeros(6, 5)], dim=1)
+    ).norm(dim=-1).max() + 1e-4
+
+    def nearness() -> float:
+        words = nn.functional.normalize(model.project(images).embeddings[:, 0], dim=-1)
+        return (words @ nn.functional.normalize(table, dim=-1).T).topk(2).values.mean().item()
+
+    model.class_word.copy_(0.2 * normal(WIDTH, seed=4))
+    before, optimizer = nearness(), torch.optim.AdamW(model.parameters(), 0.02)
+    for _ in range(200):
+        loss = domain_agnostic_e4t.nearest_token_loss(
+            model(images)[:, 0], table, count=2, temperature=0.1, likeness="cosine"
+        )
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    assert nearness() > before + 0.1
+
+
 def test_a_single_item_has_no_negatives_and_half_precision_does_not_overflow() -> None:
     table = normal(20, 6)
     one = domain_agnostic_e4t.nearest_token_loss(normal(1, 6), table, count=3, temperature=0.1)
@@ -241,6 +279,14 @@ def test_a_single_item_has_no_negatives_and_half_precision_does_not_overflow() -
     assert large.isfinite().all()
     with pytest.raises(ValueError, match="1 to 20 tokens, got 21"):
         domain_agnostic_e4t.nearest_tokens(normal(1, 6), table, 21)
+
+
+def test_autocast_does_not_reach_the_nearest_token_loss() -> None:
+    words, table = normal(4, 6), normal(20, 6, seed=1)
+    exact = domain_agnostic_e4t.nearest_token_loss(words, table, count=3, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = domain_agnostic_e4t.nearest_token_loss(words, table, count=3, temperature=0.1)
+    assert torch.equal(again, exact)
 
 
 def test_tokens_are_nearest_by_cosine_whatever_their_norms() -> None:

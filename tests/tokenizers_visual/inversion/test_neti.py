@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_pipeline import clip_tokenizer, stable_diffusion
 
 from tokenizers_visual.inversion.clip import TransformersPair
-from tokenizers_visual.inversion.neti import NeTI, NeTIConfig, load_concept
+from tokenizers_visual.inversion.diffusion import text_encoders
+from tokenizers_visual.inversion.layered_prompts import layered_prompts
+from tokenizers_visual.inversion.neti import Conditioning, NeTI, NeTIConfig, load_concept
 from tokenizers_visual.parity.inversion.generation import encoder_of
 from zoo.checkpoint import CheckpointError
 from zoo.config import ConfigError
@@ -61,6 +64,26 @@ def test_words_differ_between_times_and_between_layers() -> None:
     words = small().project(*at((0, 0), (900, 0), (0, 2))).words.embeddings[:, 0]
     assert (words[0] - words[1]).abs().max() > 1e-3
     assert (words[0] - words[2]).abs().max() > 1e-3
+
+
+def test_half_precision_keeps_the_frequencies_and_so_the_words() -> None:
+    model, places = small(frequencies=256), at((3, 0), (500, 1), (999, 2))
+    exact = model.project(*places).words.embeddings[:, 0]
+    source = model.source
+    for dtype in (torch.bfloat16, torch.float32):
+        model.to(dtype)
+        assert model.frequencies.dtype == torch.float32
+        words = model.project(*places).words.embeddings[:, 0]
+        assert words.dtype == dtype
+        assert torch.nn.functional.cosine_similarity(words.float(), exact).min() > 0.999
+        assert model.source == source
+
+
+def test_autocast_does_not_reach_the_encoding() -> None:
+    model, places = small(frequencies=256), at((3, 0), (500, 1), (999, 2))
+    exact = model.encode(*places)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.encode(*places), exact)
 
 
 def test_anchors_are_evenly_spaced_times_each_with_all_layers() -> None:
@@ -168,3 +191,64 @@ def test_a_file_that_holds_code_or_no_mapper_is_refused(tmp_path: Path) -> None:
     for name in ("code.pt", "other.pt", "absent.pt"):
         with pytest.raises(CheckpointError, match=f"{name}: expected a mapper of NeTI"):
             load_concept(tmp_path / name)
+
+
+# -- in a pipeline -------------------------------------------------------------------------------------------------
+
+
+def test_layers_and_steps_of_a_pipeline_take_prompts_of_their_own() -> None:
+    pipeline = stable_diffusion(clip_tokenizer())
+    (encoder,) = text_encoders(pipeline, ["tiny"])
+    count = sum(name.endswith("attn2") for name, _ in pipeline.unet.named_modules())
+    settings = {"height": 8, "width": 8, "num_inference_steps": 3, "output_type": "pt"}
+
+    def paint(**prompt: object) -> torch.Tensor:
+        return pipeline(**prompt, **settings, generator=torch.Generator().manual_seed(0)).images
+
+    plain = paint(prompt="a photo of a cat", negative_prompt="ugly")
+    other = encoder.encode_text(encoder.tokenize("a photo of a cat"))
+    dummy = torch.zeros_like(other.hidden)
+    times: list[float] = []
+
+    def same(time: float) -> list[Conditioning]:
+        times.append(time)
+        return [Conditioning(other, other)] * count
+
+    with layered_prompts(pipeline.unet, same):
+        layered = paint(prompt_embeds=dummy, negative_prompt="ugly")
+    torch.testing.assert_close(layered, plain, rtol=1e-3, atol=1e-4)
+    assert len(times) == 3
+    assert times == sorted(times, reverse=True)
+    assert torch.equal(paint(prompt="a photo of a cat", negative_prompt="ugly"), plain)  # nothing is left behind
+    with (
+        pytest.raises(ValueError, match=f"prompts for {count} cross-attention layers, got 1"),
+        layered_prompts(pipeline.unet, lambda time: [Conditioning(other, other)]),
+    ):
+        paint(prompt_embeds=dummy, negative_prompt="ugly")
+
+
+def test_keys_and_values_of_a_layer_come_from_its_own_versions() -> None:
+    pipeline = stable_diffusion(clip_tokenizer())
+    (encoder,) = text_encoders(pipeline, ["tiny"])
+    attentions = [module for name, module in pipeline.unet.named_modules() if name.endswith("attn2")]
+    model = small(layers=len(attentions), bypass=True)
+    made = model.layer_prompts(encoder, "a photo of $", 700)
+    words = model.project(*at(*((700, layer) for layer in range(len(attentions)))))
+    torch.testing.assert_close(
+        made[1].keys.hidden, encoder.encode_text(*encoder.embed("a photo of $", words.words[1])).hidden
+    )
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with layered_prompts(pipeline.unet, lambda time: made):
+        handles = [
+            part.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+            for attention in attentions
+            for part in (attention.to_k, attention.to_v)
+        ]
+        pipeline.unet(torch.zeros(2, 4, 8, 8), 700, encoder_hidden_states=torch.zeros(2, 77, 16))
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2 * len(made)
+    for layer, prompts in enumerate(made):
+        assert not seen[2 * layer][0].any()  # the unconditional half stays
+        assert torch.equal(seen[2 * layer][1], prompts.keys.hidden[0])
+        assert torch.equal(seen[2 * layer + 1][1], prompts.values.hidden[0])

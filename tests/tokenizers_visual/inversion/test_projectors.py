@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "isa": {"image_dim": 12, "word_dim": 10, "words": 3, "hidden_dim": 8},
     "vilex": {"image_dim": 12, "word_dim": 10, "words": 4, "heads": 2},
     "sitta": {"image_dim": 12, "word_dim": 10},
+    "domain_agnostic_e4t": {"image_dim": 12, "word_dim": 10, "denoiser_dim": 3, "hidden_dim": 8},
 }
 
 # list of published names and shapes -> model
@@ -216,7 +217,7 @@ def test_wrong_configs_are_refused(config: type, fields: dict[str, Any], message
 
 def test_a_projector_is_no_tokenizer_and_says_so(tmp_path: Path) -> None:
     path = zoo.save_model(build("searle"), tmp_path)
-    with pytest.raises(ValueError, match="expected a tokenizer, got a Searle"):
+    with pytest.raises(ValueError, match="expected a tokenizer of images, video or audio, got a Searle"):
         load_model(str(path))
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import vector_quantize_pytorch as vqp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizers_visual.other_signals import meshgpt
 from tokenizers_visual.other_signals.meshgpt import KEY_MAP, FaceReconstruction, Mesh, MeshGPT, MeshGPTConfig
 from zoo.checkpoint import load_into
+from zoo.quantizers import Quantizer
 
 PARITY = Path(__file__).parents[2] / "parity" / "meshgpt"
 META = json.loads((PARITY / "meta.json").read_text())
@@ -117,20 +119,47 @@ def test_the_variants_of_the_original_train(kwargs: dict[str, object]) -> None:
     assert model.encode([mesh]).vocab_sizes == (model.vocab_sizes[0],) * 2
 
 
-def test_weights_of_the_shared_codebook_load() -> None:
-    stated = {**META["original"]["kwargs"], "use_residual_lfq": False, "codebook_size": 16}
-    model = MeshGPT(meshgpt.config_from_original({"original": {"kwargs": stated}}))
-    published = {key: value for key, value in load_file(PARITY / "weights.safetensors").items() if "quant" not in key}
-    for level in range(2):
-        name = f"quantizer.layers.{level}._codebook"
-        published |= {
-            f"{name}.embed": torch.ones(1, 16, 12),
-            f"{name}.embed_avg": torch.ones(1, 16, 12),
-            f"{name}.cluster_size": torch.ones(1, 16),
-            f"{name}.initted": torch.tensor(True),
-        }
-    load_into(model, KEY_MAP(published))
-    assert bool((model.quantizer.state_dict()["levels.0.codebook.weight"] == 1).all())
+def quantizer_of(module: nn.Module, **kwargs: object) -> Quantizer:
+    """The model's quantizer with the weights of one of vector-quantize-pytorch."""
+    stated = {**META["original"]["kwargs"], **kwargs}
+    quantizer = meshgpt.config_from_original({"original": {"kwargs": stated}}).quantizer.build()
+    mapped = KEY_MAP({f"quantizer.{key}": value for key, value in module.state_dict().items()})
+    load_into(quantizer, {key.removeprefix("quantizer."): value for key, value in mapped.items()})
+    return quantizer
+
+
+@pytest.mark.parametrize("dim", [12, 6])  # with 6 there is nothing to project
+def test_signs_are_those_of_vector_quantize_pytorch_in_value_loss_and_gradient(dim: int) -> None:
+    torch.manual_seed(0)
+    theirs = vqp.ResidualLFQ(
+        dim=dim, num_quantizers=2, codebook_size=64, commitment_loss_weight=1.0, entropy_loss_weight=0.0,
+        soft_clamp_input_value=10.0, quantize_dropout=False,
+    ).train()  # fmt: skip
+    ours = quantizer_of(theirs, dim_codebook=dim, codebook_size=64).train()
+    x, y = (3 * torch.randn(1, 50, dim, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    x.requires_grad_()
+    y.requires_grad_()
+    codes, indices, losses = theirs(x)
+    found = ours(y)
+    assert torch.equal(found.indices, indices)
+    torch.testing.assert_close(found.codes, codes)
+    torch.testing.assert_close(2 * found.losses["commitment"], losses.sum())
+    upstream = torch.randn(codes.shape)
+    for output, loss in ((codes, losses.sum()), (found.codes, 2 * found.losses["commitment"])):
+        ((output * upstream).sum() + loss).backward()
+    torch.testing.assert_close(y.grad, x.grad)
+
+
+def test_the_shared_codebook_is_that_of_vector_quantize_pytorch() -> None:
+    torch.manual_seed(0)
+    theirs = vqp.ResidualVQ(dim=12, num_quantizers=2, codebook_size=16, shared_codebook=True, kmeans_init=True)
+    theirs.train()(torch.randn(1, 200, 12))
+    ours = quantizer_of(theirs, use_residual_lfq=False, codebook_size=16).eval()
+    x = torch.randn(1, 50, 12)
+    codes, indices, _ = theirs.eval()(x)
+    found = ours(x)
+    assert torch.equal(found.indices, indices)
+    torch.testing.assert_close(found.codes, codes)
 
 
 def test_attention_is_refused() -> None:

@@ -1,6 +1,7 @@
 """The verbs on recordings: `zoo roundtrip`, `compare` and `demo`, and how Opus is measured beside a model."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 import zoo
 from zoo.cli.common import DEFAULT_MODEL, DEFAULT_SPEECH_MODEL, default_model
 from zoo.cli.samples import synthetic_voice
-from zoo.cli.sounds import FINEST, STEP, default_metrics, hear, opus, opus_at_least
+from zoo.cli.sounds import FINEST, STEP, codec2_at_least, default_metrics, hear, opus, opus_at_least
 from zoo.media.spectrogram import spectrogram_picture
 
 SMALL = {
@@ -101,14 +102,14 @@ def test_compare_puts_opus_at_no_fewer_bits_beside_each_rate(
     content = json.loads(out.read_text())
     names = [row["name"] for row in content["rows"]]
     assert names == [
-        f"{DEFAULT_SPEECH_MODEL} at 0.2 kbit/s", "Opus, no fewer bits",
-        f"{DEFAULT_SPEECH_MODEL} at 0.6 kbit/s", "Opus, no fewer bits",
+        f"{DEFAULT_SPEECH_MODEL} at 0.2 kbit/s", "Opus beside it",
+        f"{DEFAULT_SPEECH_MODEL} at 0.6 kbit/s", "Opus beside it",
     ]  # fmt: skip
     assert [row["bits_per_second"] for row in content["rows"][::2]] == [200, 600]
     assert content["rows"][1]["bits_per_second"] > 600
     assert content["rows"][1]["quality"]["si_sdr"] > content["rows"][0]["quality"]["si_sdr"]
     assert sum(line.startswith("|") for line in shown) == 2 + 4
-    assert any(line.startswith("- opus: ") for line in shown)
+    assert any(line.startswith("- Opus: ") for line in shown)
     rows = run("compare", codec, clip, "--codecs", "none", "--json", out)
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == [DEFAULT_SPEECH_MODEL]
     assert "Opus" not in rows.stdout
@@ -127,6 +128,16 @@ def test_opus_gets_the_fewest_bits_that_are_enough() -> None:
     assert FINEST < found.setting < 1
     with pytest.raises(ValueError, match="a sample rate of"):
         opus(voice, 22050, 1.0)
+
+
+@pytest.mark.skipif(shutil.which("c2enc") is None, reason="needs the programs of Codec2")
+def test_codec2_has_the_next_rate_and_comes_in_time() -> None:
+    voice = torch.from_numpy(synthetic_voice(16000, "aeiou"))[None]
+    assert [codec2_at_least(voice, 16000, round(2.5 * rate)).bits for rate in (500, 1500, 6000)] == [3000, 4000, 8000]
+    sound = codec2_at_least(voice, 16000, 8000).sound
+    assert sound.shape == voice.shape
+    energies = [signal.square().unfold(-1, 800, 800).sum(-1)[0].sqrt() for signal in (sound, voice)]
+    assert float(torch.corrcoef(torch.stack(energies))[0, 1]) > 0.8
 
 
 def test_demo_has_a_voice_to_hear(run: Callable, codec: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from zoo.config import ConfigError
 from zoo.losses.audio_discriminators import (
+    Judgement,
     STFTDiscriminatorConfig,
     WaveDiscriminatorConfig,
     discriminator_loss,
@@ -99,6 +100,16 @@ def test_without_gradient_the_balanced_loss_is_the_weighted_sum() -> None:
     torch.testing.assert_close(total, expected.detach())
 
 
+def test_adversarial_terms_alone_are_enough() -> None:
+    x, y = signals()
+    for balanced in (False, True):
+        module = loss(CodecLossConfig(waveform_weight=0.0, mel_weight=0.0, balanced=balanced), ADVERSARY)
+        assert float(module.generator_loss(x, y, torch.tensor(0.5), step=0).total) == 0.5
+        found = module.generator_loss(x, y, torch.tensor(0.5), step=3)
+        assert set(found.values) == {"adversarial", "features", "quantizer"}
+        found.total.backward()
+
+
 def test_a_term_of_weight_zero_is_left_out() -> None:
     x, y = signals()
     only = CodecLossConfig(waveform_weight=1.0, mel=MEL, mel_weight=0.0, balanced=False)
@@ -106,7 +117,18 @@ def test_a_term_of_weight_zero_is_left_out() -> None:
 
 
 def test_settings_that_cannot_work_are_told() -> None:
-    with pytest.raises(ConfigError, match="not all 0"):
-        CodecLossConfig(waveform_weight=0.0, mel_weight=0.0)
+    with pytest.raises(ValueError, match="not all 0"):
+        CodecLoss(CodecLossConfig(waveform_weight=0.0, mel_weight=0.0))
+    with pytest.raises(ConfigError, match="weights >= 0"):
+        CodecLossConfig(waveform_weight=-1.0)
     with pytest.raises(ConfigError, match="at least one discriminator"):
         CodecAdversaryConfig(discriminators=())
+
+
+@pytest.mark.parametrize("objective", ["hinge", "least_squares"])
+def test_chance_is_the_loss_of_a_discriminator_that_tells_nothing(objective: str) -> None:
+    """With one logit for all, the best one, as a search over logits finds it."""
+    logits = torch.linspace(-2, 2, 401)
+    judgements = [[Judgement(logit[None], ())] for logit in logits]
+    best = min(float(discriminator_loss(judged, judged, objective)) for judged in judgements)  # type: ignore[arg-type]
+    assert ADVERSARY.replace(objective=objective).chance == pytest.approx(best, abs=1e-3)

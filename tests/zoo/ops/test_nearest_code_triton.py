@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nearest_definition import assert_nearest
 from torch import Tensor
 
-from zoo.ops import METRICS, nearest_code
+from zoo.ops import METRICS, nearest_code, residual_codes
 from zoo.ops.nearest_code import backend
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -51,13 +51,11 @@ def test_the_kernel_compiles_for_the_tensor_cores_of_an_h100(dim: int) -> None:
         "CODES": tiles.codes,
         "STRIP": tiles.strip,
         "PRECISION": tiles.precision,
-        "EUCLIDEAN": True,
         "COSINE": False,
         "x_column": 1,
         "code_column": 1,
     }
-    outputs = {"best_out": "*fp32", "second_out": "*fp32", "index_out": "*i32", "rest_out": "*fp32"}
-    types = {"x": "*fp32", "codes": "*fp32", "squared": "*fp64", **outputs}
+    types = {"x": "*fp32", "codes": "*fp32", "work": "*fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     places = {name: (kernel.arg_names.index(name),) for name in kernel.arg_names}
     aligned = [*types, "x_row", "code_row", "part"]
@@ -90,6 +88,7 @@ def test_on_a_gpu(dim: int, metric: str) -> None:
 
 
 @needs_gpu
+@settings(max_examples=12)  # nearly each compiles the kernels anew
 @given(
     st.integers(0, 150), st.integers(1, 700), st.integers(1, 40) | st.sampled_from([64, 129, 300, 777, 1024]),
     st.sampled_from(METRICS), TYPE, TYPE, st.booleans(), st.sampled_from([1e-3, 1.0, 30.0]), st.integers(0, 99),
@@ -156,3 +155,12 @@ def test_a_cuda_graph_can_capture_it() -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert torch.equal(indices, nearest_code(x, codebook))
+
+
+@needs_gpu
+def test_residual_levels_on_a_gpu() -> None:
+    x, codebooks = torch.randn(3000, 40, device=CUDA), torch.randn(4, 500, 40, device=CUDA)
+    rest = x
+    for codes, found in zip(codebooks, residual_codes(x, codebooks).unbind(1)):
+        assert torch.equal(found, nearest_code(rest, codes))
+        rest = rest - codes[found]
