@@ -30,7 +30,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest
 
-BENCHMARKS := quantize entropy rvq kmeans ema-step encode decode encode-audio decode-audio train-step recompute load data
+BENCHMARKS := quantize entropy rvq kmeans ema-step encode decode encode-audio decode-audio train-step recompute load data tokenize
 
 # every case in a process of its own; one with a wrong result makes this fail, after the others
 bench: install

@@ -3,7 +3,7 @@
 Every row is a `zoo fit` of the recipe `compact_quantizers_photos` and a `zoo eval` of its model; both commands stand in
 the results. docs/quantizers.md shows them.
 
-python benchmarks/compare_quantizers.py --train PHOTOS/train --val PHOTOS/eval --steps 2000 --json RESULTS.json
+python benchmarks/compare_quantizers.py --train PHOTOS/train --val PHOTOS/eval --json RESULTS.json
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+RECIPE = "compact_quantizers_photos"
 CODES = 4096  # 12 bits
 METRICS = ("psnr", "ssim", "ms_ssim", "lite2_distance", "feature_fid_lite2", "bits_per_pixel", "codebook")
 CURVES = ("psnr", "perceptual", "usage")  # of the validation data while training
@@ -71,8 +74,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("quantizers", nargs="*", default=[], help=f"some of {', '.join(ROWS)}; default: all")
     parser.add_argument("--train", required=True, help="training images, as `zoo fit` takes them")
     parser.add_argument("--val", required=True, help="images for the curves and the table")
-    parser.add_argument("--steps", type=int, default=2000, help="of each run")
-    parser.add_argument("--curve-points", type=int, default=10, help="validations of each run")
+    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--curve-points", type=int, default=6, help="validations of each run")
     parser.add_argument("--crop", type=int, default=256, help="pixels a side of the images of the table")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: one that is removed again")
     parser.add_argument("--json", type=Path, required=True, help="file for the results, written after each run")
@@ -123,9 +126,12 @@ def run(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def fit_command(row: Row, options: argparse.Namespace, train: str, val: str, out: Path) -> list[str]:
     """Arguments of `zoo` that train a row."""
+    from trainers.recipes import find_recipe
+
+    network = yaml.safe_load(find_recipe(RECIPE).read_text())["model"]["init_args"]["changes"]
     return [
-        "fit", "--config=compact_quantizers_photos", f"--data.train={train}", f"--data.val={val}",
-        f"--model.init_args.changes={json.dumps({'quantizer': row.quantizer})}",
+        "fit", f"--config={RECIPE}", f"--data.train={train}", f"--data.val={val}",
+        f"--model.init_args.changes={json.dumps({**network, 'quantizer': row.quantizer})}",
         f"--model.init_args.quantizer_weights={json.dumps(row.weights)}",
         f"--trainer.max_steps={options.steps}",
         f"--trainer.val_check_interval={max(1, options.steps // options.curve_points)}",

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.tokenizer": {"zoo.adaptive", "zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
     "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.structured": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tokens"},
+    "zoo.long_audio": {"zoo.streaming", "zoo.tiling", "zoo.tokenizer", "zoo.tokens"},
     "zoo.registry": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.model", "zoo.quantizers",
     },
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
             "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
             "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
             "zoo.tokens"},  # for type checkers alone
-    "zoo.bench": {"zoo", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.bench": {"zoo", "zoo.bulk", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
     "tokenizers_visual": {
         "zoo", "zoo.adaptive", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
         "zoo.media", "zoo.model", "zoo.ops", "zoo.parity", "zoo.prefix",

@@ -1,20 +1,20 @@
 """Recordings of any length in bounded memory: piece by piece, with the tokens and samples of the whole.
 
 Causal codecs go on as streams. Networks of convolutions get as much of the recording before and after each piece as
-their outputs see, which `zoo.tiling` finds in the network; those that see all of it are refused by name.
+their outputs see, which `zoo.reach` finds in the network; those that see all of it are refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.streaming import CodecStream
-from zoo.tiling import Reach, reach_of
+from zoo.reach import Reach, reach_of
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Extent, Tokens
 
@@ -86,6 +86,18 @@ def decode_pieces(model: Tokenizer, tokens: Tokens, *, seconds: float = 10.0) ->
             yield signal
 
 
+def can_be_cut(model: Tokenizer, part: Literal["encoder", "decoder"] = "encoder") -> str | None:
+    """None, or why `encode_pieces` (or `decode_pieces`, of the decoder) refuses the model."""
+    try:
+        if part == "encoder":
+            _encoder(model, 1, 1.0)
+        elif not model.spec.causal:
+            _reach(model, part)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 class _Stream:
     """A causal codec as `encode_pieces` needs it."""
 
@@ -107,9 +119,8 @@ class _Windows:
         self.model, self.count = model, count
         self.reach = _reach(model, "encoder")
         hop, multiple = int(self.reach.scale), model.spec.multiple
-        self.hop, self.step_positions = hop, multiple // hop
-        rate = model.spec.sample_rate or 1
-        self.chunk = max(1, round(seconds * rate / multiple)) * self.step_positions  # positions at a time
+        self.hop, rate = hop, model.spec.sample_rate or 1
+        self.chunk = max(1, round(seconds * rate / multiple)) * (multiple // hop)  # positions at a time
         self.kept = torch.zeros(1, model.spec.channels, 0)
         self.first = 0  # sample at which `kept` begins, a multiple
         self.done = 0  # positions that are encoded
@@ -122,7 +133,8 @@ class _Windows:
         return found
 
     def end(self) -> list[list[Tensor]]:
-        self.kept = self.model.pad(self.kept) if self.first == 0 else _padded_end(self.kept, self.first, self.model)
+        if self.kept.shape[-1]:
+            self.kept = self.model.pad(self.kept)
         total = (self.first + self.kept.shape[-1]) // self.hop
         found = []
         while self.done < total:
@@ -153,11 +165,6 @@ class _Windows:
         keep = before // multiple * multiple
         self.kept, self.first = self.kept[..., max(0, keep - self.first) :], max(keep, self.first)
         return list(levels)
-
-
-def _padded_end(kept: Tensor, first: int, model: Tokenizer) -> Tensor:
-    """As the model pads, of a recording whose beginning is done with."""
-    return model.pad(kept) if kept.shape[-1] else F.pad(kept, (0, 0))
 
 
 def _encoder(model: Tokenizer, count: int, seconds: float) -> _Stream | _Windows:
@@ -204,8 +211,8 @@ def _decoded(model: Tokenizer, tokens: Tokens, seconds: float) -> Iterator[Tenso
 
 def _reach(model: Tokenizer, part: str) -> Reach:
     """What a token sees of the recording, or a sample of the tokens."""
-    own = [name for name in ("encode_levels", "decode_codes") if getattr(type(model), name) is not getattr(Tokenizer, name)]
-    if model.spec.size is not None or (part == "decoder" and "decode_codes" in own):
+    own = "encode_levels" if part == "encoder" else "decode_codes"
+    if model.spec.size is not None or getattr(type(model), own) is not getattr(Tokenizer, own):
         raise ValueError(f"{model.name} cannot be cut into pieces with exact seams: its {part} does more than convolve")
     with torch.device("meta"):  # as large, but without numbers
         outline = type(model)(model.config).eval()  # type: ignore[call-arg]

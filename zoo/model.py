@@ -59,6 +59,17 @@ class Model(nn.Module):
             self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
         return self
 
+    def compiled(self, mode: str | None = None) -> Self:
+        """The same model, its networks made fast by torch.compile.
+
+        Args:
+            mode: as of torch.compile.
+
+        Raises:
+            ValueError: a model without networks of its own.
+        """
+        raise ValueError(f"compile: expected a tokenizer, got {self.name}")
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode for the block, so that dropout and the like never touch a result."""

@@ -152,6 +152,7 @@ def create_model(
     accept_licence: bool = False,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    compile: bool | str = False,
     **changes: Any,
 ) -> Any:
     """Build a model of the zoo, in evaluation mode: a Tokenizer, or a Projector where the name is that of one.
@@ -163,6 +164,8 @@ def create_model(
         checkpoint: a local weight file, in the published layout or in ours, to load instead.
         accept_licence: agree to a non-commercial licence of the weights.
         device, dtype: where the model goes, and in which precision, after loading.
+        compile: of a tokenizer, let torch.compile make its two networks fast at their first use; a text is its mode,
+            such as "reduce-overhead" (CUDA graphs, for small batches) or "max-autotune".
         changes: config fields to change. `quantizer="fsq"` (or a config) puts another quantizer in; further keywords
             are then fields of that quantizer. The rest of pretrained weights still loads.
 
@@ -174,7 +177,7 @@ def create_model(
     """
     file = _own_file(name)
     if file is not None:
-        return _finish(load_model(file, changes), device, dtype)
+        return _finish(load_model(file, changes), device, dtype, compile)
     card = registry.card(name)
     family = registry.family(card.family, card.module)
     config = _changed(family.config.from_dict(card.config), changes)
@@ -190,12 +193,13 @@ def create_model(
         if card.source.path is None:  # what comes with the package is under its licence
             hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
         load_checkpoint(model, family, card, hub.resolve(card.source, name=card.full_name), replaced=replaced)
-    return _finish(model, device, dtype)
+    return _finish(model, device, dtype, compile)
 
 
-def _finish(model: Model, device: str | torch.device | None, dtype: torch.dtype | None) -> Any:
+def _finish(model: Model, device: str | torch.device | None, dtype: torch.dtype | None, compile: bool | str) -> Any:
     _ = model.source  # the fingerprint is of the weights as loaded, before any cast
-    return model.to(device=device, dtype=dtype).eval()
+    model = model.to(device=device, dtype=dtype).eval()
+    return model.compiled(None if compile is True else compile) if compile else model
 
 
 def _own_file(name: str) -> Path | None:

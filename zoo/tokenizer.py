@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -197,6 +197,15 @@ class Tokenizer(Model):
             "config": self.config.to_dict(),
         }
 
+    def compiled(self, mode: str | None = None) -> Self:
+        self.latent = torch.compile(self.latent, mode=mode)  # type: ignore[method-assign]
+        self.reconstruct = torch.compile(self.reconstruct, mode=mode)  # type: ignore[method-assign]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled functions, which are bound to this very model: copies and pickles are not compiled."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("latent", "reconstruct")}
+
     # -- what users call -------------------------------------------------------------------------------------------
 
     @property
@@ -282,6 +291,7 @@ class Tokenizer(Model):
         return encoded(fewest(met, len(x), self.numbers_of_tokens(tuple(x.shape[2:]))))
 
     def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
+        x = x.to(self.dtype)
         with self._evaluating():
             levels, lengths = self.encode_levels(self.pad(x), **options)
             extent = self.extent_of(x)

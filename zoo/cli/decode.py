@@ -1,4 +1,4 @@
-"""`zoo decode`: token files back to images."""
+"""`zoo decode`: token files back to images and recordings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.common import Device, Tile, choose_device, find_all, for_each, load_model, pair
+from zoo.cli.encode import LONG
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo.tokenizer import Tokenizer
+    from zoo.tokens import Tokens
 
 SUFFIXES = (".ztok", ".safetensors")
 
@@ -29,12 +33,12 @@ def decode(
     model: Annotated[
         str | None, typer.Option(help="Name, file or folder; default: the name in each token file.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the images; default: beside each token file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: beside each token file.")] = None,
     image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the images.")] = ImageFormat.PNG,
     tile: Tile = None,
     device: Device = None,
 ) -> None:
-    """Turn token files back into images, `photo.ztok` into `photo_decoded.png`."""
+    """Turn token files back into images or recordings, `photo.ztok` into `photo_decoded.png`, `.wav` for sound."""
     from zoo import media
     from zoo.registry import UnknownModelError
     from zoo.tokens import Tokens
@@ -58,11 +62,27 @@ def decode(
             raise UnknownModelError(
                 f"{source}: {error}; --model also takes the file or folder of a saved model"
             ) from error
-        signal = decoder.decode_tiled(tokens, tile=tile) if tile else decoder.decode(tokens)
+        if decoder.spec.modality == "audio":
+            signal, target = decode_recording(decoder, tokens), target.with_suffix(".wav")
+        else:
+            signal = decoder.decode_tiled(tokens, tile=tile) if tile else decoder.decode(tokens)
         for written in media.save(signal, target, decoder.spec):
             typer.echo(f"{source} -> {written}")
 
     for_each(targets, work, "decoding")
+
+
+def decode_recording(model: Tokenizer, tokens: Tokens) -> Tensor:
+    """The samples of tokens: at once, or of a long recording piece by piece, so that the network needs little memory."""
+    import torch
+
+    from zoo.long_audio import can_be_cut, decode_pieces
+
+    rate = model.spec.sample_rate or 1
+    sizes = [size[0] for size in tokens.extent.sizes] if tokens.extent else []
+    if len(sizes) == 1 and sizes[0] > LONG * rate and can_be_cut(model, "decoder") is None:
+        return torch.cat([piece.cpu() for piece in decode_pieces(model, tokens)], dim=-1)
+    return model.decode(tokens).cpu()
 
 
 def token_files(pattern: str) -> list[Path]:

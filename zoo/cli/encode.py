@@ -1,10 +1,13 @@
-"""`zoo encode`: images to token files."""
+"""`zoo encode`: images and recordings to token files."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +21,18 @@ from zoo.cli.common import (
     find_all,
     for_each,
     load_model,
+    note,
     pair,
+    stderr,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.tokenizer import Tokenizer
+    from zoo.tokens import Tokens
+
+LONG = 60.0  # seconds, from which on recordings are encoded piece by piece
 
 
 class TokenFormat(StrEnum):
@@ -30,20 +43,40 @@ class TokenFormat(StrEnum):
 def encode(
     files: Images,
     model: Model = DEFAULT_MODEL,
-    out: Annotated[Path | None, typer.Option(help="Folder of the token files; default: beside each image.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the token files; default: beside each file.")] = None,
     token_format: Annotated[
         TokenFormat, typer.Option("--format", help="Packed bits, or safetensors.")
     ] = TokenFormat.ZTOK,
     tile: Tile = None,
+    bitrate: Annotated[
+        float | None, typer.Option(min=1, help="Bits per second at most, of codecs; default: all codebooks.")
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Turn images into token files, `photo.jpg` into `photo.ztok`."""
+    """Turn images or recordings into token files, `photo.jpg` into `photo.ztok`."""
     from zoo import media
+    from zoo.media.audio import files as recordings
     from zoo.media.image import files as images
 
-    targets = pair(find_all(files, images), out, lambda path: f"{path.stem}.{token_format}")
     tokenizer = load_model(model, choose_device(device))
-    where = next(tokenizer.parameters()).device
+    sound = tokenizer.spec.modality == "audio"
+    if (sound and tile) or (bitrate and not sound):
+        raise ValueError("expected --tile for images alone, and --bitrate for recordings")
+    found = find_all(files, recordings if sound else images)
+    targets = pair(found, out, lambda path: f"{path.stem}.{token_format}")
+    where = next(iter(tokenizer.state_dict().values())).device
+
+    def work_on_recording(pair: tuple[Path, Path]) -> None:
+        source, target = pair
+        tokens = encode_recording(tokenizer, source, bitrate)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tokens.save(target)
+        size, count = target.stat().st_size, sum(level.numel() for level in tokens.levels)
+        seconds = tokens.extent.sizes[0][0] / (tokenizer.spec.sample_rate or 1) if tokens.extent else 0.0
+        typer.echo(
+            f"{source} ({seconds:.2f} s) -> {target}: {count} tokens, {size} bytes, "
+            f"{tokens.bits[0] / seconds / 1000:.2f} kbit/s"
+        )
 
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair
@@ -59,4 +92,48 @@ def encode(
             f"{8 * size / (height * width):.3f} bits per pixel"
         )
 
-    for_each(targets, work, "encoding")
+    for_each(targets, work_on_recording if sound else work, "encoding")
+
+
+def encode_recording(model: Tokenizer, path: Path, bitrate: float | None = None) -> Tokens:
+    """The tokens of a file: at once, or where it is long piece by piece in bounded memory, with a progress bar.
+
+    Raises:
+        MediaError: a file that cannot be read.
+        ValueError: a bitrate that the model does not have.
+    """
+    import soundfile
+
+    from zoo import media
+    from zoo.long_audio import can_be_cut, encode_pieces
+
+    rate = model.spec.sample_rate or 1
+    try:
+        seconds = soundfile.info(path).duration
+    except (OSError, RuntimeError):  # `load` says what is wrong
+        seconds = 0.0
+    if seconds > LONG:
+        reason = can_be_cut(model)
+        if reason is None:
+            count = None if bitrate is None else model._codebooks_within(bitrate, None)
+            with _bar(media.audio.blocks(path, model.spec, 10 * rate), path.name, seconds, rate) as pieces:
+                return encode_pieces(model, pieces, num_codebooks=count).to("cpu")
+        note(f"{path}: encoded at once, in memory that grows with its {seconds:.0f} s: {reason}")
+    device = next(iter(model.state_dict().values())).device
+    return model.encode(media.load(path, model.spec).to(device), bitrate=bitrate).to("cpu")
+
+
+@contextmanager
+def _bar(pieces: Iterable[Tensor], name: str, seconds: float, rate: int) -> Iterator[Iterable[Tensor]]:
+    """The pieces to walk through, with a bar on stderr where that is a terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=seconds)
+
+        def walk() -> Iterator[Tensor]:
+            for piece in pieces:
+                yield piece
+                bar.advance(task, piece.shape[-1] / rate)
+
+        yield walk()

@@ -52,7 +52,9 @@ def export(
         from zoo.interop.export import export as export_programs
 
         axes = len(model.spec.size or ()) or {"audio": 1, "image": 2}.get(model.spec.modality, 3)
-        found = export_programs(model, out, form.value, size=None if size is None else (size,) * axes)
+        found = export_programs(
+            model, out, "onnx" if form is Format.ONNX else "torch-export", size=None if size is None else (size,) * axes
+        )
         written = [{**vars(program), "file": str(program.file)} for program in found]
     if json:
         print_json(written)

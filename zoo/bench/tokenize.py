@@ -1,0 +1,124 @@
+"""A folder of JPEG files to shards of tokens, beside a loop over a DataLoader with the same model, and its two halves:
+decoding alone and the model alone, the slower of which nothing can beat.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import zoo
+from zoo import media
+from zoo.bench.data import Data, Pictures
+from zoo.bench.peers import ZOO
+from zoo.bench.problem import Contender, Goal, Verdict
+from zoo.bulk import IdDataset, Job
+from zoo.bulk import tokenize as tokenize_folder
+from zoo.media.sources import open_source
+from zoo.tokenizer import InputSpec, Tokenizer
+
+MODEL = "compact_f8.photos"
+LOOP, DECODING, ENCODING = "loop over a DataLoader", "decoding alone", "the model alone"
+_BATCH = 32
+
+
+class _Files(Dataset[Tensor]):
+    """JPEG files as users read them: Pillow and torchvision's transforms."""
+
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self.side = files, side
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms import v2
+
+        size = v2.Resize(self.side, v2.InterpolationMode.LANCZOS)
+        transform = v2.Compose([size, v2.CenterCrop(self.side), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+        with Image.open(self.files[index]) as image:
+            return (transform(image.convert("RGB")) * 2 - 1).as_subclass(Tensor)
+
+
+@dataclass(frozen=True)
+class Shards(Pictures):
+    """Read, decode, crop and encode every file, and write the ids."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.count} JPEG files of {self.width} x {self.height} to tokens at {self.side} px"
+
+    @cached_property
+    def _model(self) -> Tokenizer:
+        model: Tokenizer = zoo.create_model(MODEL, pretrained=True, device=self.device)
+        return model
+
+    @property
+    def _spec(self) -> InputSpec:
+        return InputSpec("image", 3, self._model.spec.value_range, size=(self.side, self.side))
+
+    def contenders(self) -> Sequence[Contender[Data]]:
+        return (
+            Contender(ZOO, self._shards),
+            Contender(LOOP, self._loop, "torch"),
+            Contender(DECODING, self._decoding),
+            Contender(ENCODING, self._encoding),
+        )
+
+    def goals(self) -> Sequence[Goal]:
+        return (
+            Goal(ZOO, "time", LOOP, factor=2.0 if self.device == "cpu" else 3.0),
+            Goal(ZOO, "time", DECODING, factor=0.9),
+            Goal(ZOO, "time", ENCODING, factor=0.9),
+        )
+
+    def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
+        """The ids are those of the model on what `zoo.media` reads."""
+        expected = outputs[ENCODING]
+        verdicts = {DECODING: Verdict(len(outputs[DECODING]) == self.count, "half of the work, for comparison")}
+        verdicts[ENCODING] = Verdict(len(expected) == self.count, "half of the work, for comparison")
+        for name in (ZOO, LOOP):
+            equal = torch.equal(outputs[name], expected)
+            verdicts[name] = Verdict(equal, "all ids equal" if equal else "wrong: other ids")
+        return verdicts
+
+    def _shards(self, data: Data) -> Callable[[], Tensor]:
+        source, runs = open_source(data.folder.name), itertools.count()
+        job = Job(MODEL, self._model.source.fingerprint, data.folder.name, "ids", batch_size=_BATCH, size=self.side)
+
+        def run() -> Tensor:
+            out = Path(data.folder.name, f".out{next(runs)}")  # hidden: no part of the source
+            tokenize_folder(self._model, source, job, out)
+            rows = IdDataset(out)
+            return torch.stack([rows[place] for place in range(len(rows))])
+
+        return run
+
+    def _loop(self, data: Data) -> Callable[[], Tensor]:
+        files = _Files(sorted(data.files), self.side)
+        loader = DataLoader(files, _BATCH, num_workers=1, persistent_workers=True, multiprocessing_context="spawn")
+        return lambda: torch.cat([self._ids(batch) for batch in loader])
+
+    def _decoding(self, data: Data) -> Callable[[], list[Tensor]]:
+        spec = self._spec
+        return lambda: [media.load(file, spec) for file in sorted(data.files)]
+
+    def _encoding(self, data: Data) -> Callable[[], Tensor]:
+        images = media.load(sorted(data.files), self._spec)
+        return lambda: torch.cat([self._ids(batch) for batch in images.split(_BATCH)])
+
+    def _ids(self, batch: Tensor) -> Tensor:
+        return self._model.encode(batch.to(self.device)).flatten().cpu()
+
+
+def problems(case: str, device: str, *, quick: bool) -> list[Shards]:
+    return [Shards(4, 96, 128, 64, device) if quick else Shards(128, 375, 500, 256, device)]
