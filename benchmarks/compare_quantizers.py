@@ -27,7 +27,7 @@ import yaml
 RECIPE = "compact_quantizers_photos"
 CODES = 4096  # 12 bits
 METRICS = ("psnr", "ssim", "ms_ssim", "lite2_distance", "feature_fid_lite2", "bits_per_pixel", "codebook")
-CURVES = ("psnr", "perceptual", "usage")  # of the validation data while training
+CURVES = ("psnr", "usage", "perplexity")  # of the validation data while training
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("quantizers", nargs="*", default=[], help=f"some of {', '.join(ROWS)}; default: all")
     parser.add_argument("--train", required=True, help="training images, as `zoo fit` takes them")
     parser.add_argument("--val", required=True, help="images for the curves and the table")
-    parser.add_argument("--steps", type=int, default=400, help="of each run")
+    parser.add_argument("--steps", type=int, default=600, help="of each run")
     parser.add_argument("--curve-points", type=int, default=6, help="validations of each run")
-    parser.add_argument("--crop", type=int, default=256, help="pixels a side of the images of the table")
+    parser.add_argument("--crop", type=int, default=192, help="pixels a side of the images of the table")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: one that is removed again")
     parser.add_argument("--json", type=Path, required=True, help="file for the results, written after each run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting more for `zoo fit`")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PANELS = {"psnr": "PSNR (dB)", "perceptual": "perceptual loss (Lite0)", "usage": "codes used (%)"}
+PANELS = {"psnr": "PSNR (dB)", "usage": "codes used (%)", "perplexity": "perplexity (codes)"}
 
 
 def main(arguments: Sequence[str]) -> None:

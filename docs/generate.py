@@ -123,7 +123,7 @@ def quantizer_table() -> str:
     machine, protocol = results[0]["machine"], rows[0]["protocol"]
     notes = [
         f"{results[0]['steps']} steps on {machine['device']}, torch {machine['torch']}; images/s: of training, median "
-        "of a run, while other runs shared the device.",
+        "of a run; other work shared the machine, so that they compare rows only roughly.",
         f"{protocol['psnr']['count']} images, sha256 {protocol['psnr']['sha256']}; {protocol['psnr']['crop']}.",
         *(f"{title}: {protocol[name]['metric']}{_weights(protocol[name])}." for name, title in columns.items()),
     ]

@@ -30,14 +30,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.ops": {"zoo", "zoo.hub"},
     "zoo.quantizers": {"zoo.config", "zoo.ops", "zoo.layers"},
     "zoo.layers": {"zoo.config", "zoo.ops"},
-    "zoo.tiling": set(),
+    "zoo.reach": set(),
+    "zoo.tiling": {"zoo.reach"},
     "zoo.bpe": set(),
     "zoo.bpe_parity": {"zoo", "zoo.bpe"},
     "zoo.model": {"zoo.cards", "zoo.config", "zoo.tokens"},
     "zoo.tokenizer": {"zoo.adaptive", "zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiling", "zoo.tokens"},
     "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
     "zoo.structured": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tokens"},
-    "zoo.long_audio": {"zoo.streaming", "zoo.tiling", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.long_audio": {"zoo.reach", "zoo.streaming", "zoo.tokenizer", "zoo.tokens"},
     "zoo.registry": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.model", "zoo.quantizers",
     },
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.layers", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
         "zoo.tokens",
     },
+    "zoo.serve": {"zoo", "zoo.cards", "zoo.hub", "zoo.media", "zoo.metrics", "zoo.tokenizer", "zoo.tokens"},
     "zoo.bulk": {"zoo", "zoo.media", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},
     "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses"},
     "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.layers", "zoo.ops"},
@@ -57,7 +59,10 @@ MAY_IMPORT: dict[str, set[str]] = {
             "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
             "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
             "zoo.tokens"},  # for type checkers alone
-    "zoo.bench": {"zoo", "zoo.bulk", "zoo.interop", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.bench": {
+        "zoo", "zoo.bulk", "zoo.interop", "zoo.layers", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer",
+        "zoo.tokens",
+    },
     "tokenizers_visual": {
         "zoo", "zoo.adaptive", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
         "zoo.media", "zoo.model", "zoo.ops", "zoo.parity", "zoo.prefix",
@@ -78,7 +83,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 # these are imported where they are used, never when a module of ours is
 HEAVY = {"lightning", "diffusers", "transformers", "open_clip", "timm", "matplotlib", "torchvision", "sklearn",
-         "skimage", "jsonargparse", "webdataset", "datasets", "vector_quantize_pytorch", "triton", "faiss", "ray", "onnxruntime", "onnxscript"}  # fmt: skip
+         "skimage", "jsonargparse", "webdataset", "datasets", "vector_quantize_pytorch", "triton", "faiss", "ray",
+         "onnxruntime", "onnxscript", "fastapi", "uvicorn", "starlette"}  # fmt: skip
 
 
 def part(module: str) -> str:

@@ -96,10 +96,9 @@ class _AdaptiveNorm(nn.Module):
         self.beta = nn.Linear(code_channels, channels)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
-        positions = codes.flatten(2)
-        several = positions.shape[-1] > 1  # of a single position the unbiased variance would be NaN
-        spread = (positions.var(-1, correction=int(several)) + 1e-6).sqrt()
-        scale, shift = self.gamma(spread), self.beta(positions.mean(-1))
+        several = codes.shape[2] * codes.shape[3] > 1  # of a single position the unbiased variance would be NaN
+        variance, mean = torch.var_mean(codes, dim=(2, 3), correction=int(several))
+        scale, shift = self.gamma((variance + 1e-6).sqrt()), self.beta(mean)
         return torch.addcmul(shift[..., None, None], scale[..., None, None], self.norm(x))
 
 

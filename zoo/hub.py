@@ -117,6 +117,19 @@ def resolve(source: WeightSource, *, name: str = "", progress: bool = True) -> P
     return path
 
 
+def is_here(source: WeightSource) -> bool:
+    """Whether the file is on this machine, so that `resolve` would need no network; its hash is not looked at."""
+    if source.repo:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(source.repo, str(source.file), revision=source.revision), str)
+    if source.package:
+        return importlib.util.find_spec(source.package.partition(".")[0]) is not None
+    if source.url:
+        return _path_of_url(source.url).is_file()
+    return Path(source.path or "").expanduser().is_file()
+
+
 def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Uploads a saved model to the hub; the repository is made where it is missing.
 
@@ -219,6 +232,11 @@ def _from_hub(source: WeightSource, label: str, progress: bool) -> Path:
             enable_progress_bars()
 
 
+def _path_of_url(url: str) -> Path:
+    folder = cache_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder / (unquote(Path(urlsplit(url).path).name) or "file")
+
+
 def _from_url(source: WeightSource, label: str, progress: bool) -> Path:
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import WeakFileLock
@@ -229,17 +247,15 @@ def _from_url(source: WeightSource, label: str, progress: bool) -> Path:
         if difference := _difference(partial, source):
             raise IntegrityError(f"{label}{source}: {difference}; nothing was kept")
 
-    url = str(source.url)
-    folder = cache_folder() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / (unquote(Path(urlsplit(url).path).name) or "file")
+    url, path = str(source.url), _path_of_url(str(source.url))
     if not (difference := _difference(path, source)):
         return path
     by_hand = f"  wanted: {source}\n  looked for: {path} ({difference})\n  by hand: give the file as checkpoint=FILE"
     if constants.HF_HUB_OFFLINE:
         raise OfflineError(f"{label}HF_HUB_OFFLINE is set, and the file is not on this machine.\n{by_hand}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(folder / ".lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(path.parent / ".lock"):
             if _difference(path, source):  # no other process was faster
                 download(url, path, progress=progress, check=check)
     except errors.HfHubHTTPError as error:

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoo.streaming import CodecStream
 from zoo.reach import Reach, reach_of
+from zoo.streaming import CodecStream
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Extent, Tokens
 

@@ -1,46 +1,27 @@
-"""Tiles with exact seams: how far each output of a convolutional network sees, followed through the operations it runs.
+"""Images tile by tile: a network's outputs for an image of any size, equal to those for the whole, in little memory.
 
-Tiles are rectangles of images, or pieces of signals along time.
-
-The reach of an output follows from kernel sizes, strides, paddings and changes of resolution alone (the arithmetic of
-arXiv 1603.07285), so a tile with that much margin gives what the whole image gives. Group normalisation and attention
-over the image see all of it, and are refused by name.
+A tile gets as much margin as its outputs see (`zoo.reach`). What sees the whole image is met in passes over all tiles:
+the first goes as far as the first group norm (arXiv 1803.08494) and gathers its moments, the next as far as the second,
+and so on, each from the start, so that nothing but moments is kept between them. Attention over all positions, which
+these networks have at their coarsest resolution, runs on its whole input; the passes after it start from its output.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from itertools import product
+from typing import Any, Self
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from zoo.reach import Reach, Seen, Tracer
 
-@dataclass(frozen=True)
-class Reach:
-    """What outputs see along one axis: output p depends on no input outside [scale * p + before, scale * p + after].
-
-    `before` is never positive and `after` never negative, so that a position beyond a tile also counts as unseen.
-    """
-
-    scale: Fraction
-    before: Fraction
-    after: Fraction
-
-    def then(self, scale: Fraction, before: Fraction, after: Fraction) -> Reach:
-        """The reach after one more operation, given its own."""
-        low, high = self.before + self.scale * before, self.after + self.scale * after
-        return Reach(self.scale * scale, min(low, Fraction(0)), max(high, Fraction(0)))
-
-    def inputs(self, start: int, stop: int, size: int) -> tuple[int, int]:
-        """The inputs [first, end) of `size` on which the outputs [start, stop) depend."""
-        first = math.floor(self.scale * start + self.before)
-        end = math.floor(self.scale * (stop - 1) + self.after) + 1
-        return max(first, 0), min(end, size)
+_ROWS_AND_COLUMNS = (2, 3)  # where a map (B, C, H, W) has them
 
 
 @dataclass(frozen=True)
@@ -68,222 +49,273 @@ def tiles(reach: Reach, inputs: int, outputs: int, tile: int, multiple: int = 1)
         yield Tile(start, stop, first // multiple * multiple, min(-(-end // multiple) * multiple, inputs))
 
 
-def reach_of(network: Callable[[Tensor], Tensor], example: Tensor, axes: tuple[int, ...]) -> tuple[Reach, ...]:
-    """How far the outputs of a network see along height and width, or along time.
+@dataclass(frozen=True)
+class Pass:
+    """One walk over all tiles.
+
+    Attributes:
+        seen: by the tensor where it ends: reach, and axes of rows and columns.
+        attentions: how many ran before; the pass starts from the output of the last.
+        groups: of channels, whose moments it gathers.
+        attention: name of the module whose input it gathers; a pass that gathers nothing ends with the outputs.
+    """
+
+    seen: Seen
+    attentions: int
+    groups: int | None = None
+    attention: str | None = None
+
+
+def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int]) -> list[Pass]:
+    """The passes that a network needs.
 
     Args:
-        network: runs on tensors of the meta device, so that nothing is computed.
-        example: on the meta device; an input of any size that the network takes, such as (1, C, H, W) or (1, C, T).
-        axes: places of height and width, or of time, in the shape of the input.
-
-    Returns:
-        The reach along each of the axes.
+        network: on the meta device, so that nothing is computed.
+        part: name of the method that runs.
+        example: its input, on the meta device, of any size with at least 4 positions a side.
+        axes: places of rows and columns in the shape of the input.
 
     Raises:
-        ValueError: an operation whose outputs see everything, or about which nothing is known, by name.
+        ValueError: an operation that sees the whole image in another way, by name.
     """
-    start = Reach(Fraction(1), Fraction(0), Fraction(0))
-    tracer = _Tracer()
-    tracer.add(example, _Seen(axes, (start,) * len(axes)))
-    with torch.no_grad(), tracer:
-        output = network(example)
-    seen = tracer.get(output)
-    if seen is None:
-        raise ValueError("expected an output that depends on the input, got one that does not")
-    return seen.reaches
+    with torch.no_grad(), Tracer() as tracer, _Planning(network, tracer) as planning:
+        tracer.start(example, axes)
+        output = getattr(network, part)(example)
+        return [*planning.found, Pass(tracer.seen(output), planning.attended)]
 
 
-# -- following the operations --------------------------------------------------------------------------------------
+def outputs(
+    network: nn.Module,
+    part: str,
+    plan: Sequence[Pass],
+    source: Tensor,
+    axes: tuple[int, int],
+    *,
+    tile: int,
+    multiple: int = 1,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The outputs of a network for an image, tile by tile, up to rounding.
+
+    Args:
+        network: in evaluation mode; the tiles go to its device one after the other.
+        part: name of the method that runs.
+        plan: of `passes`.
+        source: what the method takes, on any device.
+        axes: places of rows and columns in its shape.
+        tile: side in positions of the source, without the margin.
+        multiple: inputs of the method begin and end at multiples of it.
+
+    Yields:
+        Rows, columns, and the outputs there.
+    """
+    device = next(iter(network.state_dict().values())).device
+    shape, moments = source.shape, list[_Moments]()
+    for step in plan:
+        gathered: _Moments | None = None
+        whole: Tensor | None = None
+        inputs = [source.shape[axis] for axis in axes]
+        scales = [reach.scale for reach in step.seen.reaches]
+        sides = [int(size / scale) for size, scale in zip(inputs, scales)]
+        cut = [
+            list(tiles(reach, size, side, max(1, int(tile / scale)), multiple))
+            for reach, size, side, scale in zip(step.seen.reaches, inputs, sides, scales)
+        ]
+        for rows, columns in product(*cut):
+            given = source
+            for axis, one in zip(axes, (rows, columns)):
+                given = given.narrow(axis, one.first, one.end - one.first)
+            result = _run(network, part, given.to(device), shape, step.attentions, moments)
+            for axis, one, scale in zip(step.seen.axes, (rows, columns), scales):
+                result = result.narrow(axis, one.start - int(one.first / scale), one.stop - one.start)
+            places = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+            if step.groups is not None:
+                found = _Moments.of(result, step.groups)
+                gathered = found if gathered is None else gathered.joined(found)
+            elif step.attention is not None:
+                whole = result.new_empty(*result.shape[:2], *sides) if whole is None else whole
+                whole[..., *places] = result
+            else:
+                yield *places, result
+        if gathered is not None:
+            moments.append(gathered)
+        if step.attention is not None:
+            source, axes, moments = network.get_submodule(step.attention)(whole), _ROWS_AND_COLUMNS, []
+            tile, multiple = (max(1, int(number / max(scales))) for number in (tile, multiple))
+
+
+# -- a network on a tile, as if it were the whole ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Where height and width, or time, stand in a tensor's shape, and their reach."""
+class _Moments:
+    """Of groups of channels over all positions: count of numbers, mean and sum of squared deviations (B, groups)."""
 
-    axes: tuple[int, ...]
-    reaches: tuple[Reach, ...]
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @staticmethod
+    def of(x: Tensor, groups: int) -> _Moments:
+        """Of a map (B, C, H, W), in double precision on the CPU."""
+        numbers = x.reshape(len(x), groups, -1)
+        kept = numbers.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(kept, dim=2, correction=0)
+        return _Moments(numbers.shape[2], mean.cpu().double(), variance.cpu().double() * numbers.shape[2])
+
+    def joined(self, other: _Moments) -> _Moments:
+        """Of the positions of both."""
+        count, shift = self.count + other.count, other.mean - self.mean
+        return _Moments(
+            count,
+            self.mean + shift * (other.count / count),
+            self.squares + other.squares + shift.square() * (self.count * other.count / count),
+        )
 
 
-class _Tracer(TorchDispatchMode):
-    """Keeps for every tensor that depends on the input what it sees."""
+class _Pause(Exception):
+    """The network has come to the end of a pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self._seen: dict[int, tuple[Tensor, _Seen]] = {}  # the tensor is held, so that its id stays its own
+        self.x = x
 
-    def add(self, tensor: Tensor, seen: _Seen) -> None:
-        self._seen[id(tensor)] = tensor, seen
 
-    def get(self, tensor: Any) -> _Seen | None:
-        found = self._seen.get(id(tensor))
-        return found[1] if found else None
+class _Watch(TorchFunctionMode):
+    """While it is entered, group norms and `torch.var_mean` over all positions of a map take what `moments` gives, and
+    attentions of the network are told of before and after they run.
 
-    def __torch_dispatch__(
+    Where `follows` is false, operations run as they are; those on tensors of the meta device compute nothing.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.attended, self.follows = 0, True
+        self._network, self._hooks = network, list[Any]()
+
+    def moments(self, x: Tensor, groups: int) -> _Moments:
+        raise NotImplementedError
+
+    def before(self, name: str, x: Tensor) -> None:
+        """The attention of that name is about to run on x."""
+        raise NotImplementedError
+
+    def after(self, result: Tensor) -> Tensor:
+        """What the network gets instead of the result of an attention."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        for name, module in self._network.named_modules():
+            if getattr(module, "sees_every_position", False):
+                self._hooks.append(
+                    module.register_forward_pre_hook(lambda _, given, name=name: self.before(name, given[0]))
+                )
+                self._hooks.append(module.register_forward_hook(lambda _, given, result: self.after(result)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [seen for value in _tensors((args, kwargs)) if (seen := self.get(value)) is not None]
-        if given:
-            name = func.overloadpacket.__name__
-            follow = _RULES.get(name)
-            if follow is None or not isinstance(result, Tensor):
-                raise ValueError(f"the operation {name} may see the whole signal")
-            if follow in (_pointwise, _channels_alone):
-                self._refuse_places(args, result.ndim, given[0].axes)
-            self.add(result, follow(given, args, result))
+        kwargs = kwargs or {}
+        if not self.follows:
+            if any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
+                args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
+        elif func is F.group_norm:
+            return self._normalised(*args, **kwargs)
+        elif func is torch.var_mean and kwargs.get("dim") == _ROWS_AND_COLUMNS and args[0].ndim == 4:
+            return self._var_mean(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _normalised(
+        self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        moments = self.moments(x, groups)
+        scale = (moments.squares / moments.count + eps).rsqrt()
+        scale, shift = (
+            value.to(x.device, torch.promote_types(x.dtype, torch.float32)).repeat_interleave(x.shape[1] // groups, 1)
+            for value in (scale, -moments.mean * scale)
+        )
+        if weight is not None:
+            scale, shift = scale * weight, shift * weight
+        if bias is not None:
+            shift = shift + bias
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
+
+    def _var_mean(self, x: Tensor, dim: tuple[int, int], correction: int = 1) -> tuple[Tensor, Tensor]:
+        moments = self.moments(x, x.shape[1])
+        variance = moments.squares / (moments.count - correction)
+        return variance.to(x.device, x.dtype), moments.mean.to(x.device, x.dtype)
+
+
+class _Planning(_Watch):
+    """Notes where passes end, on the meta device."""
+
+    def __init__(self, network: nn.Module, tracer: Tracer) -> None:
+        super().__init__(network)
+        self.found: list[Pass] = []
+        self._tracer = tracer
+
+    def moments(self, x: Tensor, groups: int) -> _Moments:
+        self.found.append(Pass(self._seen(x), self.attended, groups=groups))
+        nothing = torch.zeros(len(x), groups, device=x.device, dtype=torch.float64)
+        return _Moments(2, nothing, nothing)
+
+    def before(self, name: str, x: Tensor) -> None:
+        self.found.append(Pass(self._seen(x), self.attended, attention=name))
+        self.follows = False
+        self._tracer.clear()
+
+    def after(self, result: Tensor) -> Tensor:
+        self._tracer.start(result, _ROWS_AND_COLUMNS)
+        self.attended, self.follows = self.attended + 1, True
         return result
 
-    def _refuse_places(self, args: Any, ndim: int, axes: tuple[int, ...]) -> None:
-        """Raise where a constant may differ from place to place, as an embedding of positions does."""
-        for value in _tensors(args):
-            sides = (1,) * (ndim - value.ndim) + tuple(value.shape)
-            if self.get(value) is None and any(sides[axis] > 1 for axis in axes):
-                raise ValueError("a constant may differ from place to place of the signal")
-            if self.get(value) is not None and value.ndim != ndim:
-                raise ValueError("an operation adds axes to the signal")
+    def _seen(self, x: Tensor) -> Seen:
+        seen = self._tracer.seen(x)
+        if seen.axes != _ROWS_AND_COLUMNS:
+            raise ValueError("expected norms and attention over maps (B, C, H, W)")
+        return seen
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tensors(value)
+class _Running(_Watch):
+    """Runs on a tile with the moments that are known, and pauses at the first that are not.
+
+    Args:
+        attentions: how many ran before; the tile is one of the output of the last, and what comes before that is passed
+            over on the meta device.
+    """
+
+    def __init__(self, network: nn.Module, tile: Tensor, attentions: int, moments: Sequence[_Moments]) -> None:
+        super().__init__(network)
+        self._tile, self._attentions, self._moments = tile, attentions, iter(moments)
+        self.follows = attentions == 0
+
+    def moments(self, x: Tensor, groups: int) -> _Moments:
+        if (known := next(self._moments, None)) is None:
+            raise _Pause(x)
+        return known
+
+    def before(self, name: str, x: Tensor) -> None:
+        if self.attended == self._attentions:
+            raise _Pause(x)
+
+    def after(self, result: Tensor) -> Tensor:
+        self.attended += 1
+        self.follows = self.attended == self._attentions
+        return self._tile if self.follows else result
 
 
-def _pointwise(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    """Every output sees the inputs of its own place; what several inputs see is joined."""
-    axes = given[0].axes
-    if any(seen.axes != axes for seen in given):
-        raise ValueError("an operation joins tensors whose axes stand in different places")
-    joined = []
-    for reaches in zip(*(seen.reaches for seen in given)):
-        if len({reach.scale for reach in reaches}) > 1:
-            raise ValueError("an operation joins tensors of different resolutions")
-        before, after = min(reach.before for reach in reaches), max(reach.after for reach in reaches)
-        joined.append(Reach(reaches[0].scale, before, after))
-    return _Seen(axes, tuple(joined))
-
-
-def _channels_alone(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    """An operation along one axis, its second argument, which must not be one of those that are followed."""
-    axis = args[1] if len(args) > 1 else 0
-    if axis % result.ndim in given[0].axes:
-        raise ValueError("an operation joins positions of the signal")
-    return _pointwise(given, args, result)
-
-
-def _window(given: list[_Seen], kernel: Any, stride: Any, padding: Any, dilation: Any) -> _Seen:
-    reaches = [
-        reach.then(Fraction(s), Fraction(-p), Fraction((k - 1) * d - p))
-        for reach, k, s, p, d in zip(given[0].reaches, kernel, stride, padding, dilation)
-    ]
-    return _Seen(given[0].axes, tuple(reaches))
-
-
-def _each(value: Any, count: int) -> list[int]:
-    """One number for each axis."""
-    sides = [value] if isinstance(value, int) else list(value)
-    return sides * count if len(sides) == 1 else sides
-
-
-def _convolution(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    weight, transposed, count = args[1], args[6], len(given[0].axes)
-    if len(given) > 1 or given[0].axes != tuple(range(2, 2 + count)) or weight.ndim != 2 + count:
-        raise ValueError("expected convolutions of height and width, or of time")
-    stride, padding, dilation = (_each(value, count) for value in args[3:6])
-    kernel = list(weight.shape[2:])
-    if not transposed:
-        return _window(given, kernel, stride, padding, dilation)
-    reaches = [
-        reach.then(Fraction(1, s), Fraction(p - (k - 1) * d, s), Fraction(p, s))
-        for reach, k, s, p, d in zip(given[0].reaches, kernel, stride, padding, dilation)
-    ]
-    return _Seen(given[0].axes, tuple(reaches))
-
-
-def _average(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    kernel = _each(args[1], 2)
-    stride = _each(args[2], 2) if len(args) > 2 and args[2] else kernel
-    return _window(given, kernel, stride, _each(args[3], 2) if len(args) > 3 else [0, 0], [1, 1])
-
-
-def _padding(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    """Amounts stand last axis first."""
-    amounts, axes = list(args[1]), given[0].axes
-    reaches = []
-    for axis, reach in zip(axes, given[0].reaches):
-        place = 2 * (result.ndim - 1 - axis)
-        before = amounts[place] if place < len(amounts) else 0
-        reaches.append(reach.then(Fraction(1), Fraction(-before), Fraction(-before)))
-    return _Seen(axes, tuple(reaches))
-
-
-def _larger(given: list[_Seen], factors: list[Fraction]) -> _Seen:
-    """Each input becomes `factor` equal places along an axis."""
-    reaches = [
-        reach.then(1 / factor, (1 - factor) / factor, Fraction(0)) for reach, factor in zip(given[0].reaches, factors)
-    ]
-    return _Seen(given[0].axes, tuple(reaches))
-
-
-def _nearest(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    factors = [Fraction(result.shape[axis], args[0].shape[axis]) for axis in given[0].axes]
-    if any(factor.denominator != 1 for factor in factors):
-        raise ValueError(f"expected upsampling by whole factors, got {', '.join(map(str, factors))}")
-    return _larger(given, factors)
-
-
-def _pixel_shuffle(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    return _larger(given, [Fraction(args[1])] * 2)
-
-
-def _pixel_unshuffle(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    return _window(given, [args[1]] * 2, [args[1]] * 2, [0, 0], [1, 1])
-
-
-def _permute(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    order = [place % result.ndim for place in args[1]]
-    return _Seen(tuple(order.index(axis) for axis in given[0].axes), given[0].reaches)
-
-
-def _transpose(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    order = list(range(result.ndim))
-    one, other = (place % result.ndim for place in args[1:3])
-    order[one], order[other] = other, one
-    return _permute(given, (args[0], order), result)
-
-
-def _slice(given: list[_Seen], args: tuple[Any, ...], result: Tensor) -> _Seen:
-    """From a start on, each place."""
-    axis, start, step = (args[place] if len(args) > place else default for place, default in ((1, 0), (2, 0), (4, 1)))
-    if step != 1 or (start or 0) < 0:
-        raise ValueError("expected slices of neighbours, counted from the start")
-    axes, first = given[0].axes, Fraction(min(start or 0, args[0].shape[axis]))
-    moved = [
-        reach.then(Fraction(1), first, first) if place == axis % result.ndim else reach
-        for place, reach in zip(axes, given[0].reaches)
-    ]
-    return _Seen(axes, tuple(moved))
-
-
-_RULES: dict[str, Callable[[list[_Seen], tuple[Any, ...], Tensor], _Seen]] = {
-    **dict.fromkeys(
-        ("add", "sub", "mul", "div", "neg", "silu", "relu", "leaky_relu", "gelu", "elu", "sigmoid", "tanh", "clamp",
-         "exp", "abs", "pow", "detach", "clone", "alias", "_to_copy", "sin", "addcmul", "clamp_max", "maximum",
-         "_prelu_kernel", "sin_", "pow_", "mul_", "add_", "exp_", "sub_"),
-        _pointwise,
-    ),
-    "cat": _channels_alone,
-    "convolution": _convolution,
-    "avg_pool2d": _average,
-    "constant_pad_nd": _padding,
-    "upsample_nearest2d": _nearest,
-    "pixel_shuffle": _pixel_shuffle,
-    "pixel_unshuffle": _pixel_unshuffle,
-    "permute": _permute,
-    "transpose": _transpose,
-    "slice": _slice,
-}  # fmt: skip
+def _run(
+    network: nn.Module, part: str, tile: Tensor, shape: Sequence[int], attentions: int, moments: Sequence[_Moments]
+) -> Tensor:
+    """The tensor where the pass ends, of one tile; `shape`: of what the method takes for the whole image."""
+    given = tile if attentions == 0 else tile.new_empty(shape, device="meta")
+    try:
+        with _Running(network, tile, attentions, moments):
+            return getattr(network, part)(given)
+    except _Pause as pause:
+        return pause.x

@@ -6,18 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import product
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo import tiling
 from zoo.adaptive import Quality, cut, fewest
 from zoo.config import Config
 from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from zoo.tiling import Reach, reach_of, tiles
 from zoo.tokens import Extent, Layout, Order, Tokens, unflatten_ids
 
 _AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
@@ -374,33 +373,27 @@ class Tokenizer(Model):
         """`encode` of images of any size in little memory: tile by tile, each with as much margin as its tokens see.
 
         The tokens are those of `encode`, up to rounding: a latent on the very border of two codes may take the other
-        where the device sums in another order for another size.
+        where sums run in another order. A model with group norms walks over the tiles once for each (`zoo.tiling`).
 
         Args:
             x: (B, C, H, W) as `spec` states, on any device; the tiles go to that of the weights one after the other.
             tile: side in pixels, without the margin; a multiple of `spec.multiple`.
 
         Raises:
-            ValueError: input as in `encode`; a model whose tokens see the whole image (by group normalisation or
-                attention), or which is more than convolutions and a quantizer of single positions.
+            ValueError: input as in `encode`; a model that sees the whole image in another way than by group norms and
+                attention over maps, or whose quantizer takes more than single positions.
         """
         self._require("encoder")
-        rows_reach, columns_reach = self._reach("encode_tiled", tile)
+        plan = self._passes("latent", tile)
         self.spec.check(x)
-        grid = self.positions(tuple(side + grow for side, grow in zip(x.shape[2:], self.spec.padding(x.shape[2:]))))
+        padded, multiple = self.pad(x), self.spec.multiple
+        grid = self.positions(tuple(padded.shape[2:]))
         levels = tuple(torch.empty(len(x), *grid, dtype=torch.int64, device=x.device) for _ in self.vocab_sizes)
-        multiple, device = self.spec.multiple, next(iter(self.state_dict().values())).device
-        padded = [side * multiple for side in grid]
         with self._evaluating():
-            for rows, columns in product(
-                tiles(rows_reach, padded[0], grid[0], tile // multiple, multiple),
-                tiles(columns_reach, padded[1], grid[1], tile // multiple, multiple),
-            ):
-                part = self.pad(x[:, :, rows.first : rows.end, columns.first : columns.end].to(device))
-                top, left = rows.start - rows.first // multiple, columns.start - columns.first // multiple
-                inner = (slice(top, top + rows.stop - rows.start), slice(left, left + columns.stop - columns.start))
-                for level, found in zip(levels, self.quantizer(self.latent(part)).levels, strict=True):
-                    level[:, rows.start : rows.stop, columns.start : columns.stop] = found[:, *inner]
+            parts = tiling.outputs(self, "latent", plan, padded, (2, 3), tile=tile, multiple=multiple)
+            for rows, columns, latent in parts:
+                for level, found in zip(levels, self.quantizer(latent).levels, strict=True):
+                    level[:, rows, columns] = found.to(x.device)
         return Tokens(levels, self.vocab_sizes, self.layout, None, self.source, self.extent_of(x), self.prefix)
 
     @torch.no_grad()
@@ -418,28 +411,22 @@ class Tokenizer(Model):
             ValueError: tokens as in `decode`, and a model as in `encode_tiled`.
         """
         self._require("decoder")
-        rows_reach, columns_reach = self._reach("decode_tiled", tile)
-        self._check_tokens(tokens)
-        multiple, device = self.spec.multiple, next(iter(self.state_dict().values())).device
-        grid = tuple(tokens.levels[0].shape[1:])
-        padded = [side * multiple for side in grid]
+        plan = self._passes("reconstruct", tile)
+        codes, multiple = self.codes(tokens).to(self.dtype), self.spec.multiple
+        padded = [side * multiple for side in codes.shape[1:3]]
         size = padded if tokens.extent is None else [max(sides) for sides in zip(*tokens.extent.sizes)]
         image = torch.empty(len(tokens), self.spec.channels, *size, dtype=self.dtype, device=tokens.device)
         with self._evaluating():
-            for rows, columns in product(
-                tiles(rows_reach, grid[0], padded[0], tile), tiles(columns_reach, grid[1], padded[1], tile)
+            for rows, columns, signal in tiling.outputs(
+                self, "reconstruct", plan, codes, (1, 2), tile=tile // multiple
             ):
-                part = [level[:, rows.first : rows.end, columns.first : columns.end] for level in tokens.levels]
-                codes = self.quantizer.indices_to_codes(*(level.to(device) for level in part))
-                signal = self.reconstruct(codes.to(self.dtype))
-                target = image[:, :, rows.start : rows.stop, columns.start : columns.stop]
-                top, left = rows.start - rows.first * multiple, columns.start - columns.first * multiple
-                target.copy_(signal[:, :, top : top + target.shape[2], left : left + target.shape[3]])
+                target = image[:, :, rows, columns]
+                target.copy_(signal[:, :, : target.shape[2], : target.shape[3]])
         return image
 
-    def _reach(self, verb: str, tile: int) -> tuple[Reach, ...]:
-        """What a token sees of the image, or a pixel of the tokens, along height and width."""
-        multiple, encodes = self.spec.multiple, verb == "encode_tiled"
+    def _passes(self, part: Literal["latent", "reconstruct"], tile: int) -> list[tiling.Pass]:
+        """How a part of the network goes over tiles."""
+        multiple, verb = self.spec.multiple, "encode_tiled" if part == "latent" else "decode_tiled"
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:
             raise ValueError(f"tile: expected a positive multiple of {multiple} pixels, got {tile!r}")
         own = ("encode_levels", "decode_codes", "positions")
@@ -450,20 +437,20 @@ class Tokenizer(Model):
             raise ValueError(f"{verb}: expected a quantizer of single positions, got {self.quantizer.config.kind}")
         with torch.device("meta"):  # as large, but without numbers
             outline = type(self)(self.config).eval()  # type: ignore[call-arg]
-            shape = (
-                (1, self.spec.channels, 4 * multiple, 4 * multiple) if encodes else (1, 4, 4, self.quantizer.config.dim)
-            )
-            example = torch.empty(shape)
+            image = torch.empty(1, self.spec.channels, 4 * multiple, 6 * multiple)
+            codes = torch.empty(1, 4, 6, self.quantizer.config.dim)
+        example, axes, scale = (
+            (image, (2, 3), Fraction(multiple)) if part == "latent" else (codes, (1, 2), Fraction(1, multiple))
+        )
         try:
-            reaches = reach_of(
-                outline.latent if encodes else outline.reconstruct, example, (2, 3) if encodes else (1, 2)
-            )
+            plan = tiling.passes(outline, part, example, axes)
         except ValueError as error:
             raise ValueError(f"{verb}: {self.name} cannot be cut into tiles with exact seams: {error}") from error
-        scale = multiple if encodes else 1 / Fraction(multiple)
-        if any(reach.scale != scale for reach in reaches):
-            raise ValueError(f"{verb}: expected a token for {multiple} x {multiple} pixels, got {reaches}")
-        return reaches
+        if plan[-1].attentions == 0 and any(reach.scale != scale for reach in plan[-1].seen.reaches):
+            raise ValueError(
+                f"{verb}: expected a token for {multiple} x {multiple} pixels, got {plan[-1].seen.reaches}"
+            )
+        return plan
 
     def forward(self, x: Tensor) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.

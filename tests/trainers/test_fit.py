@@ -177,9 +177,12 @@ def test_weights_and_biases_that_is_not_installed_is_told(photos: Path, tmp_path
 def test_weights_and_biases_logs_beside_the_others(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
+
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB_CACHE_DIR", str(tmp_path))):
         monkeypatch.setenv(name, value)
     fit(photos, tmp_path, "--wandb=project", "--trainer.max_steps=2", "--trainer.check_val_every_n_epoch=1")
+    wandb.finish()  # what the end of the program does
     assert len(metrics(tmp_path / "version_0", "train/total")) == 2
     (file,) = (tmp_path / "version_0" / "wandb").glob("offline-run-*/*.wandb")
     assert b"train/total" in file.read_bytes()

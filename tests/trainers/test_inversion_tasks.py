@@ -120,6 +120,19 @@ def test_a_published_recipe_makes_the_task_of_its_model(recipe: str) -> None:
     assert task.model.config.backbone == "openai/clip-vit-large-patch14"
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_clip_in_half_precision_trains_in_nearly_the_same_way(
+    recipe: str, clip: str, files: Path, tmp_path: Path
+) -> None:
+    given = arguments(recipe, clip, files, tmp_path / "whole")
+    run("fit", given)
+    half = arguments(recipe, clip, files, tmp_path / "half")
+    run("fit", [*half, "--model.init_args.clip_precision=bfloat16"])
+    whole, rounded = (losses(tmp_path / name / "version_0") for name in ("whole", "half"))
+    assert rounded[0] == pytest.approx(whole[0], rel=0.05)
+    assert rounded != whole
+
+
 # -- frozen means frozen -------------------------------------------------------------------------------------------
 
 
@@ -164,6 +177,17 @@ def test_lincir_learns_and_resumes_with_the_batch_that_comes_next(clip: str, fil
     assert sum(long[-6:]) < 0.9 * sum(long[:6])
 
 
+def test_rtd_resumes_with_the_text_encoder_as_it_was(clip: str, files: Path, tmp_path: Path) -> None:
+    given = arguments("lincir_rtd_published", clip, files, tmp_path)
+    run("fit", [*given, "--trainer.max_steps=4"])
+    run("fit", [*given, "--trainer.max_steps=2"])
+    run("fit", [*given, "--trainer.max_steps=4", "--ckpt_path=last"])
+    whole, first, rest = (losses(tmp_path / f"version_{i}") for i in range(3))
+    assert first + rest == pytest.approx(whole, rel=1e-4)
+    encoders = [load_file(tmp_path / f"version_{i}/model/text_encoder.safetensors") for i in (0, 2)]
+    assert all(torch.allclose(value, encoders[1][name], atol=1e-6) for name, value in encoders[0].items())
+
+
 def test_the_running_average_is_what_is_exported(clip: str, files: Path, tmp_path: Path) -> None:
     run("fit", [*arguments("lincir_published", clip, files, tmp_path), "--model.init_args.ema_decay=0.9"])
     folder = tmp_path / "version_0"
@@ -192,6 +216,8 @@ def test_words_of_images_are_found_once(clip: str, files: Path, tmp_path: Path) 
     run("fit", given)
     assert [(tmp_path / name).stat().st_mtime_ns for name in ("f.sqlite", "w.sqlite")] == stamps
     assert losses(tmp_path / "version_0") == pytest.approx(losses(tmp_path / "version_1"))
+    with pytest.raises(ValueError, match="choose another file"):  # words of other settings are others
+        run("fit", [*given, "--data.init_args.steps=4"])
 
 
 # -- data ----------------------------------------------------------------------------------------------------------

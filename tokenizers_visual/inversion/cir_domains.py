@@ -108,9 +108,9 @@ def _domain_rows(folder: Path, split: str) -> tuple[list[Row], list[Row], tuple[
         raise ValueError(f"{folder}: expected the split to be one of the sets there ({', '.join(sets)}), got {split!r}")
     if split == "labels":
         with labels[0].open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            table = list(csv.DictReader(file))
         queries, gallery = (
-            [(row["file"], row["domain"], row["class"]) for row in rows if row["role"] == role]
+            [(row["file"], row["domain"], row["class"]) for row in table if row["role"] == role]
             for role in ("query", "index")
         )
         return queries, gallery, (10, 50)
@@ -118,9 +118,10 @@ def _domain_rows(folder: Path, split: str) -> tuple[list[Row], list[Row], tuple[
         gallery = [(file, _IMAGENET_DOMAINS.get(label // 1000, "real"), str(label % 1000)) for file, label in imagenet]
         real = [(file, "real", str(label)) for file, label in _labels(folder, "imgnet_real_query.txt")]
         return (gallery if split.endswith("-all") else real), gallery, (10, 50)
-    kinds = ("full", "full") if f"{split}_full" in found else ("query", "database")
-    queries, gallery = (_rows(folder, f"{split}_{kind}_files.csv") for kind in kinds)
-    return queries, gallery, (5, 10) if kinds[0] == "full" else (50, 100)
+    if f"{split}_full" in found:  # all images ask, and all are searched
+        rows = _rows(folder, f"{split}_full_files.csv")
+        return rows, rows, (5, 10)
+    return _rows(folder, f"{split}_query_files.csv"), _rows(folder, f"{split}_database_files.csv"), (50, 100)
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

@@ -5,6 +5,7 @@ A projector sees nothing else of an image, so that its training takes seconds wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -17,16 +18,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.retrieval import FeatureStore, ImageFile, encode_images
 from tokenizers_visual.inversion.searle import InversionConfig, Sentences, invert
 from trainers.data.captions import OrderedData, read_lines
+from zoo.config import Config
 from zoo.media.image import files
 
 logger = logging.getLogger("zoo")
 
 OTI_CONCEPTS, OTI_STEPS = 15, 350  # as published
 CONCEPTS = 150  # of an image, in the distillation
+
+
+@dataclass(frozen=True)
+class WordSettings(Config):
+    """What words found by optimisation depend on, beside the CLIP and the images."""
+
+    inversion: InversionConfig
+    preprocess: ImageInput
+    steps: int
+    seed: int
+    phrases: str  # their digest
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class FeatureData(OrderedData[Batch]):
     def count(self) -> int:
         return len(self.features)
 
-    def _task_parts(self) -> tuple[ClipPair, Any]:
+    def _task_parts(self) -> tuple[ClipPair, ImageInput]:
         task: Any = self.trainer.lightning_module if self.trainer is not None else None
         if task is None or not hasattr(task, "pair"):
             raise ValueError("expected a trainer with a task that has a CLIP (see trainers.tasks.InversionTask)")
@@ -177,10 +191,10 @@ class InvertedImageData(FeatureData[InvertedImages]):
         super().setup("fit")
         pair, _ = self._task_parts()
         self._find_concepts(pair)
-        store = FeatureStore(self.words_file, pair.backbone, self.inversion)
-        kept = {item.name: item for item in self.items if item.name in set(self.names)}
+        store = self._word_store()
         places = {name: place for place, name in enumerate(self.names)}
-        missing = store.missing(list(kept.values()))
+        kept = [item for item in self.items if item.name in places]
+        missing = store.missing(kept)
         for start in range(0, len(missing), self.inversion_batch):
             chunk = missing[start : start + self.inversion_batch]
             chosen = [places[item.name] for item in chunk]
@@ -194,7 +208,7 @@ class InvertedImageData(FeatureData[InvertedImages]):
         super().setup(stage)
         pair, _ = self._task_parts()
         self._find_concepts(pair)
-        store = FeatureStore(self.words_file, pair.backbone, self.inversion)
+        store = self._word_store()
         self.words = store.read(self.names)
         store.close()
 
@@ -205,11 +219,17 @@ class InvertedImageData(FeatureData[InvertedImages]):
         chosen = list(places)
         return InvertedImages(self.features[chosen], self.words[chosen], phrases, tuple(plain for _, plain in pairs))
 
+    def _word_store(self) -> FeatureStore:
+        pair, preprocess = self._task_parts()
+        texts = hashlib.sha256(json.dumps(self.phrases).encode()).hexdigest()[:16]
+        settings = WordSettings(self.inversion, preprocess, self.steps, self.seed, texts)
+        return FeatureStore(self.words_file, pair.backbone, settings)
+
     def _sentences(self, places: Sequence[int]) -> Iterator[Sentences]:
         """Those of each step of the optimisation."""
         import open_clip
 
-        draw = random.Random(self.item_seed(-1 % 2**32, places[0]))
+        draw = random.Random(f"{self.seed} {places[0]}")
         for _ in range(self.steps):
             templates = [draw.choice(open_clip.SIMPLE_IMAGENET_TEMPLATES)(f" {PLACEHOLDER} ") for _ in places]
             pairs = [self._phrase(place, OTI_CONCEPTS, draw) for place in places]

@@ -160,6 +160,7 @@ def _theirs(name: str) -> Any:
     """transformers' model with random weights, the same each time; codes at the scale of latents."""
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     kind, fields = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -25,6 +25,7 @@ from zoo.cli import (
     parity,
     retrieve,
     roundtrip,
+    serve,
     stab,
     sweep,
     tokenize,
@@ -79,6 +80,7 @@ app.command("sweep", rich_help_panel=_MEDIA)(sweep.sweep)
 app.command("eval", rich_help_panel=_MEDIA)(evaluate.evaluate)
 app.command("stab", rich_help_panel=_MEDIA)(stab.stab)
 app.command("tokenize", rich_help_panel=_MEDIA)(tokenize.tokenize)
+app.command("serve", rich_help_panel=_MEDIA)(serve.serve)
 app.command("retrieve", rich_help_panel=_MEDIA)(retrieve.retrieve)
 app.command("eval-cir", rich_help_panel=_MEDIA)(eval_cir.evaluate)
 app.command("tokens", rich_help_panel=_MEDIA)(tokens.tokens)

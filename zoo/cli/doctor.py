@@ -105,19 +105,9 @@ def _size(folder: Path) -> int:
 
 def _weights() -> list[str]:
     from zoo.cards import all_cards
+    from zoo.hub import is_here
 
-    return [card.full_name for card in all_cards() if card.source is not None and _is_here(card.source)]
-
-
-def _is_here(source: Any) -> bool:
-    """Whether `zoo.hub.resolve` would need no network."""
-    if source.repo:
-        from huggingface_hub import try_to_load_from_cache
-
-        return isinstance(try_to_load_from_cache(source.repo, source.file, revision=source.revision), str)
-    if source.package:
-        return importlib.util.find_spec(source.package.partition(".")[0]) is not None
-    return source.path is not None and Path(source.path).expanduser().is_file()
+    return [card.full_name for card in all_cards() if card.source is not None and is_here(card.source)]
 
 
 def _self_test() -> dict[str, Any]:
@@ -125,11 +115,12 @@ def _self_test() -> dict[str, Any]:
     from zoo import media
     from zoo.cli.measure import reconstruct
     from zoo.cli.samples import drawn_picture
+    from zoo.hub import is_here
     from zoo.registry import create_model, registry
 
     source = registry.card(DEFAULT_MODEL).source
     try:
-        if source is not None and _is_here(source):
+        if source is not None and is_here(source):
             model, weights = create_model(DEFAULT_MODEL, pretrained=True), "its own"
         else:
             small: dict[str, Any] = {

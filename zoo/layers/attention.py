@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class SpatialAttention(nn.Module):
     `fused`: queries, keys and values come from one convolution `qkv`, as some published weights have it, instead of
     `q`, `k` and `v`. `groups` and `eps` are the group norm's.
     """
+
+    sees_every_position: ClassVar[bool] = True  # `zoo.tiling` runs it on whole maps
 
     def __init__(
         self, channels: int, groups: int = 32, *, fused: bool = False, eps: float = 1e-6, dims: Literal[1, 2] = 2

@@ -26,7 +26,7 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = (self.alpha + 1e-9).reciprocal()
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.addcmul(x, torch.sin(self.alpha * x).square(), scale)
         wave = torch.mul(x, self.alpha).sin_()
         return wave.square_().mul_(scale).add_(x)

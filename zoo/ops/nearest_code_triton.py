@@ -348,6 +348,7 @@ def _scores(
 
 def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None) -> Tensor:
     """As `nearest_code`, for (N, D) and (K, D) with N, K, D >= 1 on one device, outside autocast."""
+    x, codebook = _near(x), _near(codebook)
     rows, (count, dim) = len(x), codebook.shape
     tiles = tiles or tiling(dim)
     kind = {"EUCLIDEAN": metric == "euclidean", "COSINE": metric == "cosine"}
@@ -380,6 +381,11 @@ def search(x: Tensor, codebook: Tensor, metric: str, tiles: Tiling | None = None
         STRIP=16 if dim <= 16 else 32, **kind, num_warps=4,
     )  # fmt: skip
     return indices
+
+
+def _near(matrix: Tensor) -> Tensor:
+    """The matrix, copied where its columns lie so far apart that the kernels' offsets within a row would overflow."""
+    return matrix if matrix.stride(1) * matrix.shape[1] < 2**31 else matrix.contiguous()
 
 
 def check(device: torch.device) -> None:

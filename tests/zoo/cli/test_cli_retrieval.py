@@ -1,5 +1,6 @@
 """`zoo retrieve` and `zoo eval-cir`: what is found, what is kept between runs, and what is told when it cannot work."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,21 @@ def test_the_index_is_kept_and_the_query_is_no_result(
     picture(40, 40, 50).save(gallery / "new.png")
     names = {Path(row["file"]).name for row in json.loads(run(*asked, "--text", "is red", "--json").stdout)["results"]}
     assert names == {"1.png", "3.png", "4.png", "5.png", "new.png"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
+def test_faiss_searches_a_large_gallery_and_exact_does_not(
+    run: Callable, gallery: Path, projector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers_visual.inversion.retrieval.LARGE", 3)
+    index = tmp_path / "index.sqlite"
+    asked = ("retrieve", "--gallery", gallery, "--query", gallery / "0.png", "--text", "is red",
+             "--projector", projector, "--index", index, "--device", "cpu", "--json")  # fmt: skip
+    exact = json.loads(run(*asked, "--exact").stdout)["results"]
+    assert not list(tmp_path.glob("*.faiss"))
+    found = json.loads(run(*asked).stdout)["results"]
+    assert len(list(tmp_path.glob("*.faiss"))) == 1
+    assert [row["file"] for row in found] == [row["file"] for row in exact]
 
 
 def test_unreadable_pictures_are_counted_and_left_out(run: Callable, gallery: Path, projector: Path) -> None:

@@ -1,0 +1,118 @@
+"""Convolutions with the channels innermost: the values of torch's, gradients as before, weights followed as they change."""
+
+import copy
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zoo.layers import channels_inside
+from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, are_inside, conv1d, conv_transpose1d, join
+from zoo.layers.snake import Snake
+
+
+@given(
+    batch=st.integers(1, 3), groups=st.integers(1, 2), channels=st.integers(1, 4), kernel=st.integers(1, 5),
+    stride=st.integers(1, 3), dilation=st.integers(1, 3), padding=st.integers(0, 4), inside=st.booleans(),
+)  # fmt: skip
+def test_convolution_is_that_of_torch(
+    batch: int, groups: int, channels: int, kernel: int, stride: int, dilation: int, padding: int, inside: bool
+) -> None:
+    x = torch.randn(batch, groups * channels, 23)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if inside else x
+    weight, bias = torch.randn(2 * groups, channels, kernel), torch.randn(2 * groups)
+    with torch.no_grad():
+        y = conv1d(x, weight, bias, stride, padding, dilation, groups)
+    expected = F.conv1d(x, weight, bias, stride, padding, dilation, groups)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert are_inside(y) or y.shape[2] == 1
+
+
+@given(
+    batch=st.integers(1, 3), channels=st.integers(1, 4), stride=st.integers(1, 4), more=st.integers(0, 3),
+    padding=st.integers(0, 2),
+)  # fmt: skip
+def test_transposed_convolution_is_that_of_torch(batch: int, channels: int, stride: int, more: int, padding: int) -> None:
+    x, weight = torch.randn(batch, channels, 11), torch.randn(channels, 3, stride + more)
+    padding, output_padding = min(padding, stride + more - 1), stride - 1
+    with torch.no_grad():
+        y = conv_transpose1d(x, weight, None, stride, padding, output_padding, 1)
+    expected = F.conv_transpose1d(x, weight, None, stride, padding, output_padding)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_is_untouched() -> None:
+    conv, x = WaveConv1d(3, 4, 5, padding=2), torch.randn(2, 3, 9, requires_grad=True)
+    y = conv(x)
+    assert not are_inside(y)
+    y.square().sum().backward()
+    other = torch.nn.functional.conv1d(x, conv.weight, conv.bias, padding=2)
+    assert torch.equal(y, other)
+    assert conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", [WaveConv1d, WaveConvTranspose1d])
+def test_changed_weights_are_used(kind: type) -> None:
+    conv, x = kind(3, 4, 5).eval(), torch.randn(2, 3, 9)
+    with torch.no_grad():
+        first = conv(x)
+        conv.weight.mul_(2)
+        conv.bias.mul_(2)
+        torch.testing.assert_close(conv(x), 2 * first, rtol=1e-5, atol=1e-5)
+        conv.weight.data = conv.weight.data / 4
+        conv.bias.data = conv.bias.data / 4
+        torch.testing.assert_close(conv(x), first / 2, rtol=1e-5, atol=1e-5)
+        conv.load_state_dict({key: torch.zeros_like(value) for key, value in conv.state_dict().items()})
+        assert not conv(x).any()
+
+
+def test_laid_out_weights_go_with_their_owner() -> None:
+    gc.collect()
+    before = len(channels_inside._packed)
+    conv = WaveConv1d(3, 4, 5)
+    with torch.no_grad():
+        conv(torch.randn(1, 3, 9))
+        assert len(channels_inside._packed) == before + 1
+        again = copy.deepcopy(conv)
+        again(torch.randn(1, 3, 9))
+    assert len(channels_inside._packed) == before + 2
+    del conv, again
+    gc.collect()
+    assert len(channels_inside._packed) == before
+
+
+def test_inference_mode_and_weights_made_in_it() -> None:
+    with torch.inference_mode():
+        conv, x = WaveConv1d(3, 4, 5), torch.randn(1, 3, 9)
+        torch.testing.assert_close(conv(x), F.conv1d(x, conv.weight, conv.bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_run_as_before(dtype: torch.dtype) -> None:
+    conv, x = WaveConv1d(3, 4, 5).to(dtype), torch.randn(1, 3, 9, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(conv(x), F.conv1d(x, conv.weight, conv.bias))
+
+
+def test_snake_is_the_same_with_and_without_gradients() -> None:
+    snake = Snake(5)
+    with torch.no_grad():
+        snake.alpha.copy_(torch.rand(1, 5, 1) * 3)
+    for x in (torch.randn(2, 5, 7), torch.randn(2, 7, 5).transpose(1, 2)):
+        kept = x.clone()
+        with torch.no_grad():
+            y = snake(x)
+        torch.testing.assert_close(y, snake(x).detach(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, kept)
+        assert y.stride() == x.stride()
+
+
+def test_joined_pieces_keep_the_layout() -> None:
+    inside = torch.randn(2, 6, 4).transpose(1, 2)
+    for parts in ([inside[..., :1], inside, inside[..., 2:4]], [torch.randn(2, 4, 3), torch.randn(2, 4, 5)]):
+        joined = join(parts)
+        assert torch.equal(joined, torch.cat(parts, dim=2))
+        assert are_inside(joined) == are_inside(max(parts, key=lambda part: part.shape[2]))
