@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -74,8 +72,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("quantizers", nargs="*", default=[], help=f"some of {', '.join(ROWS)}; default: all")
     parser.add_argument("--train", required=True, help="training images, as `zoo fit` takes them")
     parser.add_argument("--val", required=True, help="images for the curves and the table")
-    parser.add_argument("--steps", type=int, default=600, help="of each run")
-    parser.add_argument("--curve-points", type=int, default=6, help="validations of each run")
+    parser.add_argument("--steps", type=int, default=300, help="of each run")
+    parser.add_argument("--curve-points", type=int, default=5, help="validations of each run")
     parser.add_argument("--crop", type=int, default=192, help="pixels a side of the images of the table")
     parser.add_argument("--out", type=Path, help="folder for the runs; default: one that is removed again")
     parser.add_argument("--json", type=Path, required=True, help="file for the results, written after each run")
@@ -155,8 +153,10 @@ def machine() -> dict[str, Any]:
     """What the numbers were made on."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
+    from zoo.bench.harness import cpu_name
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 if __name__ == "__main__":

@@ -36,6 +36,29 @@ def model_table() -> str:
     return "\n".join(lines)
 
 
+_SIGNALS = {"image": "images", "video": "video", "audio": "audio"}
+
+
+def family_table() -> str:
+    """One row per family: what it codes, how many models of it are known, and whose idea it is."""
+    lines = ["| family | codes | quantizer | models | paper |", "|---|---|---|---:|---|"]
+    cards_of: dict[str, list[cards.ModelCard]] = {}
+    for card in cards.all_cards():
+        cards_of.setdefault(card.family, []).append(card)
+    kinds = {card.family: "words" if card.layout == "words" else card.modality for card in cards.all_cards()}
+    order = ["image", "video", "audio", "words"]
+    rank = {family: order.index(kind) if kind in order else len(order) for family, kind in kinds.items()}
+    for family, models in sorted(cards_of.items(), key=lambda pair: (rank[pair[0]], pair[0])):
+        kind = kinds[family]
+        codes = "images as words" if kind == "words" else _SIGNALS.get(kind, kind)
+        if kind == "image" and models[0].layout == "sequence":
+            codes = "images, in one dimension"
+        quantizers = ", ".join(sorted({card.quantizer for card in models} - {"none"})) or "-"
+        papers = ", ".join(dict.fromkeys(card.paper for card in models if card.paper))
+        lines.append(f"| `{family}` | {codes} | {quantizers} | {len(models)} | {papers} |")
+    return "\n".join(lines)
+
+
 def inversion_table() -> str:
     """One row per name of the models that make words: what they write into, and where they come from."""
     lines = ["| model | tags | words for | weights | paper |", "|---|---|---|---|---|"]
@@ -122,7 +145,7 @@ def quantizer_table() -> str:
         lines.append(f"| {row['name']} ({row['paper']}) | {values} | {row['images_per_second']:,.0f} |")
     machine, protocol = results[0]["machine"], rows[0]["protocol"]
     notes = [
-        f"{results[0]['steps']} steps on {machine['device']}, torch {machine['torch']}; images/s: of training, median "
+        f"{results[0]['steps']} steps on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}; images/s: of training, median "
         "of a run; other work shared the machine, so that they compare rows only roughly.",
         f"{protocol['psnr']['count']} images, sha256 {protocol['psnr']['sha256']}; {protocol['psnr']['crop']}.",
         *(f"{title}: {protocol[name]['metric']}{_weights(protocol[name])}." for name, title in columns.items()),
@@ -136,6 +159,7 @@ def _weights(protocol: dict[str, Any]) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "families": family_table,
     "models": model_table,
     "inversion": inversion_table,
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
@@ -152,6 +176,7 @@ DOCUMENTS = (
     "docs/adaptive.md",
     "docs/benchmarks.md",
     "docs/inversion.md",
+    "docs/models.md",
     "docs/quantizers.md",
     "docs/training.md",
 )

@@ -19,6 +19,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.attention import SpatialAttention
 from zoo.layers.haar import Patching, VideoPatch, VideoUnpatch
+from zoo.layers.vqgan import LevelBlocks
 from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -247,21 +248,9 @@ class _Upsample(_Resample):
         return self.conv3(x) if self.space or self.time else x
 
 
-class _Level(nn.Module):
-    """Blocks, each with attention after it where the level has that, and a change of size at the end."""
-
-    def __init__(self, widths: Sequence[int], attention: bool, dropout: float, resample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(_Block(before, after, dropout) for before, after in pairwise(widths))
-        self.attentions = nn.ModuleList(_Attention(width) for width in widths[1:] if attention)
-        self.resample = resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if len(self.attentions) > 0:
-                x = self.attentions[i](x)
-        return self.resample(x)
+def _level(widths: Sequence[int], attention: bool, dropout: float, resample: nn.Module) -> LevelBlocks:
+    blocks = (_Block(before, after, dropout) for before, after in pairwise(widths))
+    return LevelBlocks(blocks, (_Attention(width) for width in widths[1:] if attention), resample)
 
 
 def _middle(channels: int, dropout: float) -> nn.Sequential:
@@ -281,7 +270,7 @@ class _Encoder(nn.Module):
             resample = _Downsample(width, space=i < config.halvings, time=i < config.time_halvings)
             attention = config.resolution // config.patch_size // 2**i in config.attention_resolutions
             own = [before, *[width] * config.blocks]
-            self.levels.append(_Level(own, attention, config.dropout, resample if i < last else nn.Identity()))
+            self.levels.append(_level(own, attention, config.dropout, resample if i < last else nn.Identity()))
         self.mid = _middle(widths[-1], config.dropout)
         self.norm_out = _FrameNorm(widths[-1])
         self.conv_out = _space_then_time(widths[-1], out_channels)
@@ -310,7 +299,7 @@ class _Decoder(nn.Module):
             attention = config.resolution // config.patch_size // 2 ** (last - i) in config.attention_resolutions
             own = [before, *[width] * (config.blocks + 1)]
             resample = _Upsample(width, space=space, time=time) if i < last else nn.Identity()
-            self.levels.append(_Level(own, attention, config.dropout, resample))
+            self.levels.append(_level(own, attention, config.dropout, resample))
         self.norm_out = _FrameNorm(widths[-1])
         self.conv_out = _space_then_time(widths[-1], out_channels)
 

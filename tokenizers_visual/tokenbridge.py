@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizers_visual import taming_vqgan
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.diffusers import KLArchitecture
 from zoo.layers.base_autoencoder import VariationalBaseConfig
 from zoo.quantizers import DimensionWiseConfig, Quantized, QuantizerConfig
 from zoo.registry import register
@@ -88,6 +89,27 @@ def config_from_original(meta: dict[str, Any]) -> TokenBridgeConfig:
             limit=kwargs.get("range", 5.0),
             deviations=kwargs.get("std_range", 3.0),
         ),
+    )
+
+
+def config_from_diffusers(architecture: KLArchitecture) -> TokenBridgeConfig:
+    """The config of an AutoencoderKL, whose latents get the published steps.
+
+    Raises:
+        ValueError: attention in the decoder's levels or none in the middle, or widths that are no multiples of the
+            first.
+    """
+    if not architecture.middle_attention or any(architecture.decoder_attention):
+        found = (architecture.decoder_attention, architecture.middle_attention)
+        raise ValueError(f"expected attention in the middle, and none at the levels of the decoder, got {found}")
+    return TokenBridgeConfig(
+        channels=architecture.widths[0],
+        channel_multipliers=architecture.multipliers,
+        blocks=architecture.blocks,
+        attention=architecture.attention,
+        norm_groups=architecture.norm_groups,
+        scale=architecture.scale,
+        quantizer=DimensionWiseConfig(dim=architecture.latent_channels, bits=6, limit=5.0, deviations=3.0),
     )
 
 

@@ -90,7 +90,9 @@ def test_silence_is_finite(name: str) -> None:
 @every
 def test_clips_of_unequal_lengths_are_as_each_alone(name: str) -> None:
     model = MODELS[name]
-    clips = [clip(model, factor * hop(model) + more, seed=factor)[0] for factor, more in ((3, 1), (6, 0), (3, 1), (4, 7))]
+    clips = [
+        clip(model, factor * hop(model) + more, seed=factor)[0] for factor, more in ((3, 1), (6, 0), (3, 1), (4, 7))
+    ]
     together = model.encode(clips)
     decoded = model.decode(together)
     for item, alone in enumerate(clips):

@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zoo
 from audio.spectral_codec import CompressedSpectrum, SpectralCodec, SpectralCodecConfig
+from zoo.cli.samples import synthetic_voice
 from zoo.config import ConfigError
+from zoo.metrics.audio import mel_distance
 from zoo.quantizers import ResidualConfig, VectorConfig
 
 SMALL = SpectralCodecConfig(
@@ -56,3 +59,15 @@ def test_an_impossible_transform_is_told() -> None:
         SMALL.replace(n_fft=8)
     with pytest.raises(ConfigError, match="at least one block each"):
         SMALL.replace(decoder_blocks=(1, 0))
+
+
+def test_the_shipped_weights_come_nearer_with_every_rate() -> None:
+    model = zoo.create_model("spectral_codec_16khz.speech", pretrained=True)
+    voice = torch.from_numpy(synthetic_voice(16000, "aei"))[None]
+    distances = [
+        mel_distance(model.decode(model.encode(voice[None], bitrate=rate))[0], voice, 16000)
+        for rate in (500, 1500, 6000)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.8 * mel_distance(voice.mean() + 0 * voice, voice, 16000)
+    assert model.config.quantizer.vocab_sizes == SpectralCodecConfig().quantizer.vocab_sizes

@@ -18,13 +18,17 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DO
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: a photo, a folder of photos, and the fixtures that the repository holds."""
+    """A user's folder: a photo, a voice, a folder of photos, and the fixtures that the repository holds."""
+    import soundfile
     from skimage.io import imsave
     from sklearn.datasets import load_sample_images
+
+    from zoo.cli.samples import synthetic_voice
 
     folder = tmp_path_factory.mktemp("user")
     china, flower = load_sample_images().images
     imsave(folder / "photo.jpg", china[:203, :310])
+    soundfile.write(folder / "speech.wav", synthetic_voice(16000), 16000)
     (folder / "photos").mkdir()
     for i in range(16):
         imsave(folder / "photos" / f"{i}.png", flower[i * 10 : i * 10 + 160, i * 20 : i * 20 + 180])

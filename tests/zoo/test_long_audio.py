@@ -14,8 +14,8 @@ from zoo.checkpoint import load_into
 from zoo.layers.snake import SnakeDecoder, SnakeEncoder
 from zoo.long_audio import _Windows, can_be_cut, decode_pieces, encode_pieces
 from zoo.parity import Fixture
-from zoo.registry import import_module, registry
 from zoo.reach import Reach, reach_of
+from zoo.registry import import_module, registry
 from zoo.tokenizer import Tokenizer
 
 PARITY = Path(__file__).parents[1] / "parity"

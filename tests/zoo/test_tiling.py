@@ -347,8 +347,12 @@ _PEAK = """
 import dataclasses, pathlib, re, sys, torch, zoo
 def peak():  # in kilobytes; getrusage would count the parent of the process too
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
-model = zoo.create_model("compact_f8.photos", pretrained=False)
+model = zoo.create_model(sys.argv[1], pretrained=False, **eval(sys.argv[2]))
 """
+_COMPACT = ("compact_f8.photos", "{}")
+_NORMS = (
+    "taming_vqgan_f16_1024", "dict(channels=32, channel_multipliers=(1, 1, 1, 2), blocks=1, attention_resolutions=())"
+)  # fmt: skip
 
 _LARGE = f"""{_PEAK}
 coarse = torch.rand(1, 3, 75, 100, generator=torch.Generator().manual_seed(0))
@@ -365,7 +369,7 @@ print(peak())
 """
 
 _GROWTH = f"""{_PEAK}
-photo = torch.zeros(1, 3, int(sys.argv[1]), 512)
+photo = torch.zeros(1, 3, int(sys.argv[3]), 512)
 model.decode_tiled(model.encode_tiled(photo[:, :, :512], tile=256), tile=256)
 start = peak()
 model.decode_tiled(model.encode_tiled(photo, tile=256), tile=256)
@@ -385,11 +389,27 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read 
 @linux
 @pytest.mark.slow
 def test_a_photo_of_12_megapixels_needs_less_than_4_gigabytes() -> None:
-    assert measure(_LARGE) < 4_000_000
+    assert measure(_LARGE, *_COMPACT) < 4_000_000
+
+
+_LARGE_NORMS = f"""{_PEAK}
+photo = torch.nn.functional.interpolate(torch.rand(1, 3, 75, 100), (3000, 4000), mode="bilinear") * 2 - 1
+codes = torch.randint(1024, (1, 375, 500))
+image = model.decode_tiled(model.tokens(codes, extent=(3000, 4000)), tile=512)
+assert image.shape == photo.shape and image.std() > 0
+print(peak())
+"""
 
 
 @linux
 @pytest.mark.slow
-def test_memory_grows_by_the_image_alone() -> None:
+def test_so_does_one_through_group_norms_and_attention() -> None:
+    assert measure(_LARGE_NORMS, *_NORMS) < 4_000_000
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [_COMPACT, _NORMS])
+def test_memory_grows_by_the_image_alone(model: tuple[str, str]) -> None:
     image = 4 * 3 * 512 * (4096 - 1024) // 1024  # kilobytes of the further rows of the result
-    assert measure(_GROWTH, "4096") - measure(_GROWTH, "1024") < 2 * image
+    assert measure(_GROWTH, *model, "4096") - measure(_GROWTH, *model, "1024") < 2 * image

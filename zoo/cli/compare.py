@@ -69,8 +69,9 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[MODEL]... DATA",
-            help=f"Models (default: {DEFAULT_MODEL}, of recordings {DEFAULT_SPEECH_MODEL}), and behind them the images "
-            "or recordings: a folder, a file or a glob pattern.",
+            help=f"Models (default: {DEFAULT_MODEL}, of recordings {DEFAULT_SPEECH_MODEL}), or patterns such as '*', "
+            "each for one model of every family whose weights come with the zoo; and behind them the images or "
+            "recordings: a folder, a file or a glob pattern.",
         ),
     ],
     codecs: Annotated[
@@ -90,9 +91,13 @@ def compare(
         Path | None, typer.Option("--json", help="File for the numbers, those of each image too.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Of images: names and patterns of any models, untrained.")
+    ] = False,
     device: Device = None,
 ) -> None:
     """Compare models with each other, and with JPEG and WebP, or Opus, at no fewer bits than each model's tokens."""
+    from zoo.cli.compare_families import compare_families, is_pattern
     from zoo.cli.compare_sounds import compare_sounds
     from zoo.cli.measure import CODECS
     from zoo.cli.sounds import SOUND_CODECS
@@ -102,6 +107,21 @@ def compare(
 
     *models, data = arguments
     where = choose_device(device)
+    if random_weights or any(map(is_pattern, models)):
+        if plot is not None or out is not None or bitrates is not None:
+            raise ValueError("expected no --plot, --out or --bitrates with patterns or random weights")
+        compare_families(
+            models or ["*"],
+            data,
+            random_weights=random_weights,
+            size=size,
+            codecs=chosen_names("--codecs", "jpeg,webp" if codecs is None else codecs, CODECS),
+            distances=chosen_names("--perceptual", perceptual, IMAGE_METRICS),
+            json_file=json_file,
+            markdown=markdown,
+            device=where,
+        )
+        return
     tokenizers = [load_model(name, where) for name in models or [default_model([data])]]
     if all(tokenizer.spec.modality == "audio" for tokenizer in tokenizers):
         if plot is not None or out is not None or size is not None:
@@ -133,7 +153,7 @@ def compare(
             digest.update(path.read_bytes())
             original = pixels_of(path, crop)
             sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
-            results = _entries(original, tokenizers, chosen, distances)
+            results = measured(original, tokenizers, chosen, distances)
             if out is not None:
                 write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
             entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
@@ -188,7 +208,7 @@ def pixels_of(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
     return to_uint8(media.load(path, spec), spec)[0]
 
 
-def _entries(
+def measured(
     original: np.ndarray, tokenizers: Sequence[Tokenizer], codecs: Sequence[str], distances: Sequence[str]
 ) -> list[Entry]:
     """Each model, and after it each codec at no fewer bytes."""

@@ -73,7 +73,7 @@ def decode(
 
 
 def decode_recording(model: Tokenizer, tokens: Tokens) -> Tensor:
-    """The samples of tokens: at once, or of a long recording piece by piece, so that the network needs little memory."""
+    """The samples of tokens: at once, or of a long recording piece by piece, in little memory for the network."""
     import torch
 
     from zoo.long_audio import can_be_cut, decode_pieces

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,12 @@ def encode(
         TokenFormat, typer.Option("--format", help="Packed bits, or safetensors.")
     ] = TokenFormat.ZTOK,
     tile: Tile = None,
+    num_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each image, of models of adaptive length; default: all.")
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="dB; each image gets the fewest tokens that reach it (adaptive length).")
+    ] = None,
     bitrate: Annotated[
         float | None, typer.Option(min=1, help="Bits per second at most, of codecs; default: all codebooks.")
     ] = None,
@@ -55,13 +61,18 @@ def encode(
 ) -> None:
     """Turn images or recordings into token files, `photo.jpg` into `photo.ztok`."""
     from zoo import media
+    from zoo.adaptive import Quality
     from zoo.media.audio import files as recordings
     from zoo.media.image import files as images
 
     tokenizer = load_model(model, choose_device(device))
     sound = tokenizer.spec.modality == "audio"
-    if (sound and tile) or (bitrate and not sound):
-        raise ValueError("expected --tile for images alone, and --bitrate for recordings")
+    length: dict[str, Any] = {"num_tokens": num_tokens, "quality": None if psnr is None else Quality(psnr=psnr)}
+    adaptive = {name: value for name, value in length.items() if value is not None}
+    if (sound and (tile or adaptive)) or (bitrate and not sound):
+        raise ValueError("expected --tile, --num-tokens and --psnr for images alone, and --bitrate for recordings")
+    if tile and adaptive:
+        raise ValueError("expected --tile, or --num-tokens or --psnr, got both")
     found = find_all(files, recordings if sound else images)
     targets = pair(found, out, lambda path: f"{path.stem}.{token_format}")
     where = next(iter(tokenizer.state_dict().values())).device
@@ -81,7 +92,7 @@ def encode(
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair
         batch = media.load(source, tokenizer.spec)
-        tokens = tokenizer.encode_tiled(batch, tile=tile) if tile else tokenizer.encode(batch.to(where))
+        tokens = tokenizer.encode_tiled(batch, tile=tile) if tile else tokenizer.encode(batch.to(where), **adaptive)
         target.parent.mkdir(parents=True, exist_ok=True)
         tokens.save(target)
         size = target.stat().st_size

@@ -42,21 +42,21 @@ def serve(
     from zoo.serve.shelf import installed, offer_of
     from zoo.serve.trial import Limits
 
-    where = choose_device(device)
     limits = Limits(round(max_megabytes * 1e6), max_pixels, max_seconds, timeout, queue)
-    loaded: dict[str, Tokenizer] = {}  # at the start, so that errors come there
-    for name in models or ():
-        model = load_model(name, where)
-        is_place = ":" in name or Path(name).exists()  # a name of the zoo may lack its tag
-        loaded[name if is_place else model.name] = model
-    offers = {name: offer_of(name, model.card or registry.card(model.name)) for name, model in loaded.items()}
-    offers |= {offer.name: offer for offer in installed() if offer.name not in offers}
+    where = choose_device(device)
+    with socket.create_server((host, port)) as listening:  # before models are loaded, so that errors come at once
+        loaded: dict[str, Tokenizer] = {}
+        for name in models or ():
+            model = load_model(name, where)
+            is_place = ":" in name or Path(name).exists()  # a name of the zoo may lack its tag
+            loaded[name if is_place else model.name] = model
+        offers = {name: offer_of(name, model.card or registry.card(model.name)) for name, model in loaded.items()}
+        offers |= {offer.name: offer for offer in installed() if offer.name not in offers}
 
-    def load(name: str) -> Tokenizer:
-        return loaded.pop(name, None) or load_model(name, where)
+        def load(name: str) -> Tokenizer:
+            return loaded.pop(name, None) or load_model(name, where)
 
-    app = create_app(list(offers.values()), load, limits, kept=max(keep, len(loaded)), host=host)
-    with socket.create_server((host, port)) as listening:
+        app = create_app(list(offers.values()), load, limits, kept=max(keep, len(loaded)), host=host)
         address = f"http://{host}:{listening.getsockname()[1]}"
         typer.echo(f"{len(offers)} models at {address} (Ctrl-C ends it)")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)

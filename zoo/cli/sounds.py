@@ -205,7 +205,10 @@ def opus(original: Tensor, sample_rate: int, setting: float) -> Heard:
 
 def opus_at_least(original: Tensor, sample_rate: int, bits: int) -> Heard:
     """Opus at the setting with the fewest bits that are no fewer than `bits`."""
-    fewest, most = 0, round((1 - FINEST) / STEP)  # settings count down from 1, the one with the fewest bits
+    least = opus(original, sample_rate, 1.0)
+    if least.bits >= bits:
+        return least
+    fewest, most = 1, round((1 - FINEST) / STEP)  # settings count down from 1, the one with the fewest bits
     while fewest < most:
         between = (fewest + most) // 2
         if opus(original, sample_rate, 1 - between * STEP).bits >= bits:

@@ -1,41 +1,44 @@
-"""diffusers' VQModel as a model of the zoo, and back, with the same tokens and images.
+"""diffusers' VQModel and AutoencoderKL as models of the zoo, and back, with the same latents, tokens and images.
 
-Families of the VQGAN line (arXiv 2012.09841) hold the same network. A family that can be such a model offers
-`config_from_diffusers`, which takes a `VQArchitecture`; the way back needs nothing from it.
+Families of the VQGAN line (arXiv 2012.09841) hold the same network as a VQModel. Of an AutoencoderKL (arXiv 2112.10752)
+the latents become tokens dimension by dimension, without training (arXiv 2503.16430). A family that can be such a model
+offers `config_from_diffusers`, which takes a `VQArchitecture`, or a `KLArchitecture`; the way back needs nothing of it.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from zoo import cards
 from zoo.checkpoint import KeyMap, load_into
+from zoo.layers.base_autoencoder import VariationalBase
 from zoo.layers.vqgan import Decoder, Encoder
 from zoo.quantizers import VectorConfig
 from zoo.registry import import_module, registry
 from zoo.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import VQModel
+    from diffusers import AutoencoderKL, VQModel
 
 _BLOCKS = {False: ("DownEncoderBlock2D", "UpDecoderBlock2D"), True: ("AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D")}
 
 
 @dataclass(frozen=True)
-class VQArchitecture:
-    """What a VQModel is, in the zoo's terms.
+class Architecture:
+    """An autoencoder of diffusers, in the zoo's terms.
 
     Attributes:
         widths: of the levels, finest first; the first convolution has the first width.
         blocks: residual blocks a level of the encoder; the decoder has one more.
         attention, decoder_attention: whether a level has attention after each block, finest first.
         middle_attention: attention between the two blocks of the coarsest resolution.
-        latent_channels: before the projection to the codes.
-        codebook_size, dim: of the codebook, whose search is Euclidean.
+        latent_channels: of what the decoder takes.
         norm_groups: of every group norm.
     """
 
@@ -45,82 +48,7 @@ class VQArchitecture:
     decoder_attention: tuple[bool, ...]
     middle_attention: bool
     latent_channels: int
-    codebook_size: int
-    dim: int
     norm_groups: int
-
-    @classmethod
-    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> VQArchitecture:
-        """Of VQModel's constructor arguments, or its config, all those without a default value there.
-
-        Raises:
-            ValueError: a setting that no model of the zoo has, by name.
-        """
-        expected = {"act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3}
-        if wrong := {name: kwargs[name] for name, value in expected.items() if kwargs.get(name, value) != value}:
-            raise ValueError(f"expected {', '.join(f'{name}={expected[name]!r}' for name in wrong)}, got {wrong}")
-        down, up, widths = kwargs["down_block_types"], kwargs["up_block_types"], tuple(kwargs["block_out_channels"])
-        for place, types in enumerate((down, up)):
-            names = {attends: kinds[place] for attends, kinds in _BLOCKS.items()}
-            if not set(types) <= set(names.values()):
-                raise ValueError(f"expected blocks among {', '.join(names.values())}, got {', '.join(types)}")
-        if not len(down) == len(up) == len(widths):
-            raise ValueError(f"expected as many block types as widths, got {len(down)}, {len(up)} and {len(widths)}")
-        return cls(
-            widths=widths,
-            blocks=kwargs["layers_per_block"],
-            attention=tuple(name == _BLOCKS[True][0] for name in down),
-            decoder_attention=tuple(name == _BLOCKS[True][1] for name in reversed(up)),
-            middle_attention=kwargs.get("mid_block_add_attention", True),
-            latent_channels=kwargs["latent_channels"],
-            codebook_size=kwargs["num_vq_embeddings"],
-            dim=kwargs.get("vq_embed_dim") or kwargs["latent_channels"],
-            norm_groups=kwargs["norm_num_groups"],
-        )
-
-    @classmethod
-    def of(cls, model: Tokenizer) -> VQArchitecture:
-        """Of a model of the zoo, read off its modules.
-
-        Raises:
-            ValueError: a model that is no such network, and why.
-        """
-        encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
-        projections = [getattr(model, name, None) for name in ("to_latent", "from_codes")]
-        plain = all(isinstance(layer, nn.Conv2d) for layer in projections)
-        if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder) or not plain:
-            raise ValueError(f"expected a VQGAN's encoder, decoder and two projections, got {model.name}")
-        quantizer = model.quantizer.config
-        if not isinstance(quantizer, VectorConfig) or quantizer.affine is not None or not quantizer.unit_vectors:
-            raise ValueError(f"expected a plain codebook of vectors, got the quantizer {quantizer}")
-        if quantizer.metric not in ("euclidean", "cosine"):
-            raise ValueError(f"expected a Euclidean or cosine search, got {quantizer.metric!r}")
-        down, up = _levels(encoder), _levels(decoder)[::-1]
-        activated = encoder.final_activation and decoder.final_activation
-        fused = any(getattr(layer, "fused", False) for layer in model.modules())
-        own = model.config.to_dict()
-        found = cls(
-            widths=tuple(width for width, _, _ in down),
-            blocks=down[0][1],
-            attention=tuple(attends for _, _, attends in down),
-            decoder_attention=tuple(attends for _, _, attends in up),
-            middle_attention=not isinstance(encoder.mid[1], nn.Identity),
-            latent_channels=encoder.conv_out.out_channels,
-            codebook_size=quantizer.codebook_size,
-            dim=quantizer.dim,
-            norm_groups=encoder.norm_out.num_groups,
-        )
-        expected = [(width, found.blocks + 1, attends) for width, attends in zip(found.widths, found.decoder_attention)]
-        if up != expected or {blocks for _, blocks, _ in down} != {found.blocks} or fused or not activated:
-            raise ValueError(f"expected the levels of the encoder, each with one block more, in the decoder, got {own}")
-        if encoder.conv_in.out_channels != found.widths[0]:
-            raise ValueError(
-                f"expected a first convolution as wide as the first level, {found.widths[0]}, got "
-                f"{encoder.conv_in.out_channels}"
-            )
-        if isinstance(encoder.mid[1], nn.Identity) != isinstance(decoder.mid[1], nn.Identity):
-            raise ValueError("expected attention in the middle of both encoder and decoder, or of none")
-        return found
 
     @property
     def multipliers(self) -> tuple[int, ...]:
@@ -134,68 +62,219 @@ class VQArchitecture:
         return tuple(width // self.widths[0] for width in self.widths)
 
     def kwargs(self) -> dict[str, Any]:
-        """Constructor arguments of VQModel."""
+        """Constructor arguments of the model of diffusers."""
         return {
             "down_block_types": tuple(_BLOCKS[attends][0] for attends in self.attention),
             "up_block_types": tuple(_BLOCKS[attends][1] for attends in reversed(self.decoder_attention)),
             "block_out_channels": self.widths,
             "layers_per_block": self.blocks,
             "latent_channels": self.latent_channels,
-            "num_vq_embeddings": self.codebook_size,
-            "vq_embed_dim": self.dim,
             "norm_num_groups": self.norm_groups,
             "mid_block_add_attention": self.middle_attention,
+        }
+
+
+@dataclass(frozen=True)
+class VQArchitecture(Architecture):
+    """A VQModel.
+
+    Attributes:
+        codebook_size, dim: of the codebook, whose search is Euclidean.
+    """
+
+    codebook_size: int
+    dim: int
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> VQArchitecture:
+        """Of VQModel's constructor arguments, or its config, all those without a default value there.
+
+        Raises:
+            ValueError: a setting that no model of the zoo has, by name.
+        """
+        return cls(
+            **_network_of_kwargs(kwargs, norm_type="group"),
+            codebook_size=kwargs["num_vq_embeddings"],
+            dim=kwargs.get("vq_embed_dim") or kwargs["latent_channels"],
+        )
+
+    @classmethod
+    def of(cls, model: Tokenizer) -> VQArchitecture:
+        """Of a model of the zoo, read off its modules.
+
+        Raises:
+            ValueError: a model that is no such network, and why.
+        """
+        projections = [getattr(model, name, None) for name in ("to_latent", "from_codes")]
+        if not all(isinstance(layer, nn.Conv2d) for layer in projections):
+            raise ValueError(f"expected a VQGAN's encoder, decoder and two projections, got {model.name}")
+        network = _network_of(model, model)
+        quantizer = model.quantizer.config
+        if not isinstance(quantizer, VectorConfig) or quantizer.affine is not None or not quantizer.unit_vectors:
+            raise ValueError(f"expected a plain codebook of vectors, got the quantizer {quantizer}")
+        if quantizer.metric not in ("euclidean", "cosine"):
+            raise ValueError(f"expected a Euclidean or cosine search, got {quantizer.metric!r}")
+        return cls(**network, codebook_size=quantizer.codebook_size, dim=quantizer.dim)
+
+    def kwargs(self) -> dict[str, Any]:
+        return {
+            **super().kwargs(),
+            "num_vq_embeddings": self.codebook_size,
+            "vq_embed_dim": self.dim,
             "lookup_from_codebook": True,
         }
 
 
-def from_diffusers(vq_model: VQModel, *, family: str | None = None) -> Tokenizer:
-    """A model of the zoo with the weights of a VQModel, in evaluation mode, on its device and in its precision.
+@dataclass(frozen=True)
+class KLArchitecture(Architecture):
+    """An AutoencoderKL.
+
+    Attributes:
+        scale: factor that brings the latents to about unit variance.
+    """
+
+    scale: float
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> KLArchitecture:
+        """Of AutoencoderKL's constructor arguments, or its config, all those without a default value there.
+
+        Raises:
+            ValueError: a setting that no model of the zoo has, by name.
+        """
+        plain = {"use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
+        plain |= {"latents_mean": None, "latents_std": None}
+        return cls(**_network_of_kwargs(kwargs, **plain), scale=kwargs.get("scaling_factor", 0.18215))
+
+    @classmethod
+    def of(cls, model: Tokenizer) -> KLArchitecture:
+        """Of a model of the zoo, read off its modules.
+
+        Raises:
+            ValueError: a model that is no such network, and why.
+        """
+        base = getattr(model, "base", None)
+        if not isinstance(base, VariationalBase):
+            raise ValueError(f"expected a model of a variational autoencoder's latents, got {model.name}")
+        network = _network_of(model, base)
+        return cls(**{**network, "latent_channels": network["latent_channels"] // 2}, scale=base.scale)
+
+    def kwargs(self) -> dict[str, Any]:
+        return {**super().kwargs(), "scaling_factor": self.scale}
+
+
+def _network_of_kwargs(kwargs: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+    """Fields of `Architecture`; `further`: settings that must be so."""
+    expected = {"act_fn": "silu", "in_channels": 3, "out_channels": 3, **further}
+    if wrong := {name: kwargs[name] for name, value in expected.items() if kwargs.get(name, value) != value}:
+        raise ValueError(f"expected {', '.join(f'{name}={expected[name]!r}' for name in wrong)}, got {wrong}")
+    down, up, widths = kwargs["down_block_types"], kwargs["up_block_types"], tuple(kwargs["block_out_channels"])
+    for place, types in enumerate((down, up)):
+        names = {attends: kinds[place] for attends, kinds in _BLOCKS.items()}
+        if not set(types) <= set(names.values()):
+            raise ValueError(f"expected blocks among {', '.join(names.values())}, got {', '.join(types)}")
+    if not len(down) == len(up) == len(widths):
+        raise ValueError(f"expected as many block types as widths, got {len(down)}, {len(up)} and {len(widths)}")
+    return {
+        "widths": widths,
+        "blocks": kwargs["layers_per_block"],
+        "attention": tuple(name == _BLOCKS[True][0] for name in down),
+        "decoder_attention": tuple(name == _BLOCKS[True][1] for name in reversed(up)),
+        "middle_attention": kwargs.get("mid_block_add_attention", True),
+        "latent_channels": kwargs["latent_channels"],
+        "norm_groups": kwargs["norm_num_groups"],
+    }
+
+
+def _network_of(model: Tokenizer, holder: nn.Module) -> dict[str, Any]:
+    """Fields of `Architecture`, of the module that holds encoder and decoder; `latent_channels` as the encoder ends."""
+    encoder, decoder = getattr(holder, "encoder", None), getattr(holder, "decoder", None)
+    if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
+        raise ValueError(f"expected a VQGAN's encoder and decoder, got {model.name}")
+    down, up = _levels(encoder), _levels(decoder)[::-1]
+    activated = encoder.final_activation and decoder.final_activation
+    fused = any(getattr(layer, "fused", False) for layer in holder.modules())
+    blocks = down[0][1]
+    attended = tuple(attends for _, _, attends in up)
+    expected = [(width, blocks + 1, attends) for (width, _, _), attends in zip(down, attended)]
+    if up != expected or {count for _, count, _ in down} != {blocks} or fused or not activated:
+        own = model.config.to_dict()
+        raise ValueError(f"expected the levels of the encoder, each with one block more, in the decoder, got {own}")
+    if encoder.conv_in.out_channels != down[0][0]:
+        raise ValueError(
+            f"expected a first convolution as wide as the first level, {down[0][0]}, got {encoder.conv_in.out_channels}"
+        )
+    if isinstance(encoder.mid[1], nn.Identity) != isinstance(decoder.mid[1], nn.Identity):
+        raise ValueError("expected attention in the middle of both encoder and decoder, or of none")
+    return {
+        "widths": tuple(width for width, _, _ in down),
+        "blocks": blocks,
+        "attention": tuple(attends for _, _, attends in down),
+        "decoder_attention": attended,
+        "middle_attention": not isinstance(encoder.mid[1], nn.Identity),
+        "latent_channels": encoder.conv_out.out_channels,
+        "norm_groups": encoder.norm_out.num_groups,
+    }
+
+
+def from_diffusers(autoencoder: VQModel | AutoencoderKL, *, family: str | None = None) -> Tokenizer:
+    """A model of the zoo with the weights of a VQModel or an AutoencoderKL, in evaluation mode, on its device and in
+    its precision.
 
     Args:
-        vq_model: of any sizes.
+        autoencoder: of any sizes.
         family: the family that the model becomes one of; default: the first by name that holds its architecture.
 
     Returns:
-        A model whose tokens and images are those of the VQModel. Its range of values is that of the family.
+        A model whose tokens and images are those of the VQModel, its range of values that of the family; or whose
+        latents are the scaled means of the AutoencoderKL, and whose images are what that decodes from the codes.
 
     Raises:
         ValueError: another class, or an architecture that no family holds, with the reason of each.
     """
-    if type(vq_model).__name__ != "VQModel":
-        raise ValueError(f"expected a VQModel of diffusers, got {type(vq_model).__name__}")
-    architecture = VQArchitecture.from_kwargs(vq_model.config)
+    kind = type(autoencoder).__name__
+    if kind not in _KINDS:
+        raise ValueError(f"expected a VQModel or an AutoencoderKL of diffusers, got {kind}")
+    architecture = _KINDS[kind].from_kwargs(autoencoder.config)
     refused: dict[str, str] = {}
-    for name, config_of in _families(family).items():
+    for name, config_of in _families(family, type(architecture)).items():
         try:
             config = config_of(architecture)
         except ValueError as error:
             refused[name] = str(error)
             continue
         model = registry.family(name).model(config)  # type: ignore[call-arg]
-        load_into(model, KEY_MAP(vq_model.state_dict()))
-        parameter = next(vq_model.parameters())
+        load_into(model, key_map(autoencoder)(autoencoder.state_dict()))
+        parameter = next(autoencoder.parameters())
         return model.to(parameter.device, parameter.dtype).eval()
-    raise ValueError("no family holds this VQModel: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
+    raise ValueError(f"no family holds this {kind}: " + "; ".join(f"{name}: {why}" for name, why in refused.items()))
 
 
-def to_diffusers(model: Tokenizer) -> VQModel:
-    """A VQModel with the weights of a model of the zoo, in evaluation mode, on its device and in its precision.
+def to_diffusers(model: Tokenizer) -> VQModel | AutoencoderKL:
+    """A VQModel with the weights of a model of the zoo, in evaluation mode, on its device and in its precision; an
+    AutoencoderKL of a model that makes tokens of such latents.
 
     Codes of a cosine search are stored on the unit sphere, where the nearest by distance is the nearest by angle.
 
     Raises:
         ValueError: a model that is no such network, and why.
     """
-    from diffusers import VQModel
+    import diffusers
 
-    peer = VQModel(**VQArchitecture.of(model).kwargs())
-    names, expected, own = diffusers_names(peer), peer.state_dict(), model.state_dict()
-    own = {name: value for name, value in own.items() if not name.startswith("quantizer.ema.")}  # of training alone
+    peer: VQModel | AutoencoderKL
+    own = dict(model.state_dict())
+    if _held_by(registry.family_of(model).module) is KLArchitecture:
+        peer = diffusers.AutoencoderKL(**KLArchitecture.of(model).kwargs())
+        own = {name: value for name, value in own.items() if not name.startswith("quantizer.")}
+    else:
+        peer = diffusers.VQModel(**VQArchitecture.of(model).kwargs())
+        own = {name: value for name, value in own.items() if not name.startswith("quantizer.ema.")}  # of training alone
+    names, expected = diffusers_names(peer), peer.state_dict()
     if surplus := own.keys() - names.keys():
-        raise ValueError(f"expected a network without {', '.join(sorted(surplus))}, which VQModel does not have")
+        kind = type(peer).__name__
+        raise ValueError(f"expected a network without {', '.join(sorted(surplus))}, which {kind} does not have")
     weights = {theirs: own[ours].reshape(expected[theirs].shape) for ours, theirs in names.items()}
-    if model.quantizer.config.metric == "cosine":  # type: ignore[attr-defined]
+    if getattr(model.quantizer.config, "metric", None) == "cosine":
         weights[names["quantizer.codebook.weight"]] = model.quantizer.codes().detach()  # type: ignore[operator]
     peer.load_state_dict(weights)
     parameter = next(model.parameters())
@@ -205,26 +284,36 @@ def to_diffusers(model: Tokenizer) -> VQModel:
     return peer.eval()
 
 
-def diffusers_names(vq_model: VQModel) -> dict[str, str]:
-    """Name of a parameter in the zoo -> its name in a VQModel."""
-    keys = list(vq_model.state_dict())
-    names = {KEY_MAP.name(key, keys): key for key in keys}
+def diffusers_names(autoencoder: VQModel | AutoencoderKL) -> dict[str, str]:
+    """Name of a parameter in the zoo -> its name in the model of diffusers."""
+    keys, names_of = list(autoencoder.state_dict()), key_map(autoencoder)
+    names = {names_of.name(key, keys): key for key in keys}
     return {ours: theirs for ours, theirs in names.items() if ours is not None}
 
 
-def _families(family: str | None) -> dict[str, Any]:
-    """Families that can hold a VQModel, by name, with the function that gives their config."""
+def key_map(autoencoder: VQModel | AutoencoderKL) -> KeyMap:
+    """Names of diffusers -> those of the zoo."""
+    return KEY_MAP if type(autoencoder).__name__ == "VQModel" else KL_KEY_MAP
+
+
+def _families(family: str | None, architecture: type[Architecture]) -> dict[str, Any]:
+    """Families that can hold such a model, by name, with the function that gives their config."""
+
     if family is not None:
-        module = registry.family(family).module
-        if not hasattr(module, "config_from_diffusers"):
-            raise ValueError(f"expected a family that can hold a VQModel, got {family!r}")
-        return {family: module.config_from_diffusers}
-    found = {}
-    for manifest in sorted(cards.manifests(), key=lambda manifest: manifest.family):
-        module = import_module(manifest.module)
-        if hasattr(module, "config_from_diffusers"):
-            found[manifest.family] = module.config_from_diffusers
+        modules = {family: registry.family(family).module}
+    else:
+        names = {manifest.family: manifest.module for manifest in cards.manifests()}
+        modules = {name: import_module(names[name]) for name in sorted(names)}
+    found = {n: module.config_from_diffusers for n, module in modules.items() if _held_by(module) is architecture}
+    if family is not None and not found:
+        raise ValueError(f"expected a family that can hold such a model, got {family!r}")
     return found
+
+
+def _held_by(module: ModuleType) -> type[Architecture] | None:
+    """What the family of a module can be."""
+    function = getattr(module, "config_from_diffusers", None)
+    return function and inspect.get_annotations(function, eval_str=True)["architecture"]
 
 
 def _levels(network: Encoder | Decoder) -> list[tuple[int, int, bool]]:
@@ -258,17 +347,31 @@ def _as_convolution(weight: Tensor) -> Tensor:
     return weight[:, :, None, None]
 
 
+_KINDS: dict[str, type[VQArchitecture] | type[KLArchitecture]] = {
+    "VQModel": VQArchitecture,
+    "AutoencoderKL": KLArchitecture,
+}
+
+_HALVES = {**_half("encoder", "down_blocks", "downsamplers"), **_half("decoder", "up_blocks", "upsamplers")}
+_TRANSFORMS = {
+    f"*.{place}.{name}.weight": _as_convolution for place in ("mid.1", "attentions.*") for name in ("[qkv]", "proj_out")
+}
+
 KEY_MAP = KeyMap(
     {
-        **_half("encoder", "down_blocks", "downsamplers"),
+        **_HALVES,
         "quant_conv.*": "to_latent.*",
         "quantize.embedding.weight": "quantizer.codebook.weight",
         "post_quant_conv.*": "from_codes.*",
-        **_half("decoder", "up_blocks", "upsamplers"),
     },
-    transforms={
-        f"*.{place}.{name}.weight": _as_convolution
-        for place in ("mid.1", "attentions.*")
-        for name in ("[qkv]", "proj_out")
+    transforms=_TRANSFORMS,
+)
+
+KL_KEY_MAP = KeyMap(
+    {
+        **{theirs: f"base.{ours}" for theirs, ours in _HALVES.items()},
+        "quant_conv.*": "base.to_posterior.*",
+        "post_quant_conv.*": "base.from_latent.*",
     },
+    transforms=_TRANSFORMS,
 )

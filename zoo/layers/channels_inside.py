@@ -65,6 +65,11 @@ def join(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, in the memory of x where no gradient needs it."""
+    return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
+
+
 def _faster(x: Tensor, weight: Tensor, most: int) -> bool:
     return (
         x.device.type == "cpu"

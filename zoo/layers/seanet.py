@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.channels_inside import added
 from zoo.layers.conv1d import LSTM, Conv1d, ConvTranspose1d, PadMode, TimeNorm
 from zoo.layers.snake import Snake
 from zoo.layers.streaming import Stream, Sum, stream_of
@@ -108,7 +109,7 @@ class SEANetBlock(nn.Module):
         self.shortcut = config.conv(channels, channels, 1) if config.shortcut else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.block(x)
+        return added(self.block(x), self.shortcut(x))
 
     def stream(self) -> Stream:
         return Sum(stream_of(self.shortcut), stream_of(self.block))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d
+from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, added
 
 _DILATIONS = (1, 3, 9)
 
@@ -50,7 +50,7 @@ class SnakeUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers(x)
         cut = (x.shape[-1] - y.shape[-1]) // 2  # of convolutions whose padding was switched off
-        return x[..., cut : x.shape[-1] - cut] + y
+        return added(y, x[..., cut : x.shape[-1] - cut])
 
 
 class SnakeEncoder(nn.Module):

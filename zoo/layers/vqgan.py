@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -36,17 +36,14 @@ def levels(widths: Sequence[int], blocks: int, attention: Sequence[bool]) -> lis
     return [Level(width, blocks, has, i < last) for i, (width, has) in enumerate(zip(widths, attention, strict=True))]
 
 
-class _Blocks(nn.Module):
-    def __init__(
-        self, channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module], fused: bool
-    ) -> None:
+class LevelBlocks(nn.Module):
+    """Blocks, each with attention after it where there are `attentions`, and a change of size at the end."""
+
+    def __init__(self, blocks: Iterable[nn.Module], attentions: Iterable[nn.Module], resample: nn.Module) -> None:
         super().__init__()
-        widths = [channels] + [level.width] * level.blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b, groups, dropout) for a, b in pairwise(widths))
-        self.attentions = nn.ModuleList(
-            SpatialAttention(level.width, groups, fused=fused) for _ in range(level.blocks * level.attention)
-        )
-        self.resample = resample(level.width) if level.resample else nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.blocks):
@@ -54,6 +51,17 @@ class _Blocks(nn.Module):
             if len(self.attentions) > 0:
                 x = self.attentions[i](x)
         return self.resample(x)
+
+
+def _blocks(
+    channels: int, level: Level, groups: int, dropout: float, resample: type[nn.Module], fused: bool
+) -> LevelBlocks:
+    widths = [channels] + [level.width] * level.blocks
+    return LevelBlocks(
+        (ResBlock(a, b, groups, dropout) for a, b in pairwise(widths)),
+        (SpatialAttention(level.width, groups, fused=fused) for _ in range(level.blocks * level.attention)),
+        resample(level.width) if level.resample else nn.Identity(),
+    )
 
 
 def _middle(channels: int, groups: int, dropout: float, attention: bool, fused: bool) -> nn.Sequential:
@@ -92,7 +100,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         widths = [channels, *(level.width for level in levels)]
         self.levels = nn.ModuleList(
-            _Blocks(width, level, groups, dropout, Downsample, fused_attention) for width, level in zip(widths, levels)
+            _blocks(width, level, groups, dropout, Downsample, fused_attention) for width, level in zip(widths, levels)
         )
         self.mid = _middle(widths[-1], groups, dropout, middle_attention, fused_attention)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
@@ -134,7 +142,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0], groups, dropout, middle_attention, fused_attention)
         self.levels = nn.ModuleList(
-            _Blocks(width, level, groups, dropout, Upsample, fused_attention) for width, level in zip(widths, levels)
+            _blocks(width, level, groups, dropout, Upsample, fused_attention) for width, level in zip(widths, levels)
         )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)

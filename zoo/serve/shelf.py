@@ -118,6 +118,12 @@ class Shelf:
             Gone: the result was wanted no more.
         """
         turn = self._turns[name]
+
+        def ended(call: asyncio.Task[T]) -> None:
+            turn.release()
+            if not call.cancelled():
+                call.exception()  # of a call that nobody waits for any more it is not reported
+
         try:
             async with asyncio.timeout_at(until):
                 await turn.acquire()
@@ -130,7 +136,7 @@ class Shelf:
         except BaseException:
             turn.release()
             raise
-        call.add_done_callback(lambda done: (turn.release(), done.cancelled() or done.exception()))
+        call.add_done_callback(ended)
         try:
             async with asyncio.timeout_at(until):
                 return await asyncio.shield(call)

@@ -46,7 +46,7 @@ class Limits:
         places: requests that are inside at a time, those that wait included.
 
     Raises:
-        ValueError: one that is not positive.
+        ValueError: one that is no positive number.
     """
 
     upload_bytes: int = 16 << 20
@@ -57,7 +57,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
 
@@ -271,9 +271,9 @@ def _of_audio(batch: Tensor, signal: Tensor, model: Tokenizer) -> _Shown:
     except Undefined:  # too short
         distance = None
     loudest = float(levels(original, rate).max())
-    pictures = [_png(Image.fromarray(spectrogram_picture(x, rate, loudest=loudest))) for x in (original, sound)]
-    sounds = [_url("audio/wav", encoded(x.T.numpy(), rate, ".wav", "the sound")) for x in (original, sound)]
-    return _Shown(*pictures, *sounds, mel_distance=distance)
+    before, after = (_png(Image.fromarray(spectrogram_picture(x, rate, loudest=loudest))) for x in (original, sound))
+    heard, back = (_url("audio/wav", encoded(x.T.numpy(), rate, ".wav", "the sound")) for x in (original, sound))
+    return _Shown(before, after, heard, back, mel_distance=distance)
 
 
 def _painted(ids: Tensor, vocab_size: int) -> Image.Image:

@@ -74,7 +74,7 @@ def test_a_model_that_sees_everything_encodes_at_once_and_says_so(
 
 
 def test_senseless_options_and_files_are_refused(run: Callable, codec: Path, tiny: Path, clip: Path) -> None:
-    assert "expected --tile for images" in run("encode", clip, "--model", codec, "--tile", 8, expect=1).stderr
+    assert "for images alone" in run("encode", clip, "--model", codec, "--tile", 8, expect=1).stderr
     assert "--bitrate for recordings" in run("encode", clip, "--model", tiny, "--bitrate", 8, expect=1).stderr
     clip.write_bytes(b"RIFF")
     assert "clip.wav" in run("encode", clip, "--model", codec, expect=1).stderr

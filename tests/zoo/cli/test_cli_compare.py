@@ -145,3 +145,49 @@ def test_the_plot_is_of_the_same_images_and_metrics(run: Callable, tiny: Path, o
 def test_a_plot_of_another_kind_is_refused_before_the_work(run: Callable, tiny: Path, folder: Path) -> None:
     assert ".svg" in run("compare", tiny, folder, "--plot", folder / "plot.bmp", expect=1).stderr
     assert not (folder / "plot.bmp").exists()
+
+
+# -- patterns ------------------------------------------------------------------------------------------------------
+
+
+def test_families_with_random_weights_are_measured_each_at_its_own_size(run: Callable, folder: Path) -> None:
+    out = folder.parent / "numbers.json"
+    names = ["compact_f8", "spectral_f16", "titok_s128"]
+    options = ["--random-weights", "--size", 32, "--codecs", "jpeg", "--perceptual", "none", "--json", out]
+    shown = run("compare", *names, folder / "0.png", *options).stdout
+    content = json.loads(out.read_text())
+    rows = [row for row in content["rows"] if not row["name"].startswith("JPEG")]
+    assert [row["name"] for row in rows] == ["compact_f8.photos", "spectral_f16.photos", "titok_s128.imagenet"]
+    assert [round(8 * row["file_bytes"] / row["bits_per_pixel"]) for row in rows] == [32**2, 32**2, 256**2]
+    assert content["protocol"]["sizes"] == (
+        "32 x 32 (1) of compact_f8.photos, spectral_f16.photos; 256 x 256 (1) of titok_s128.imagenet"
+    )
+    assert all(row["quality"].keys() == {"psnr"} for row in content["rows"])
+    assert "random weights" in shown
+
+
+def test_a_pattern_means_models_whose_weights_come_with_the_zoo(run: Callable, folder: Path) -> None:
+    out, options = folder.parent / "numbers.json", ["--size", 64, "--codecs", "none", "--perceptual", "none"]
+    run("compare", "*", folder, *options, "--json", out)
+    trained = {row["name"]: row["quality"]["psnr"] for row in json.loads(out.read_text())["rows"]}
+    assert trained.keys() >= {"compact_f8.photos", "spectral_f16.photos"}
+    run("compare", *trained, folder, *options, "--random-weights", "--json", out)
+    fresh = {row["name"]: row["quality"]["psnr"] for row in json.loads(out.read_text())["rows"]}
+    assert all(trained[name] > fresh[name] for name in trained)
+
+
+def test_patterns_without_a_model_and_with_pictures_are_refused(run: Callable, folder: Path) -> None:
+    assert "give --random-weights" in run("compare", "titok*", folder, expect=1).stderr
+    assert "expected image models" in run("compare", "none*", folder, "--random-weights", expect=1).stderr
+    assert "no --plot" in run("compare", "*", folder, "--out", folder.parent / "sheets", expect=1).stderr
+
+
+@pytest.mark.slow
+def test_every_family_runs_with_random_weights(run: Callable, folder: Path) -> None:
+    out = folder.parent / "numbers.json"
+    options = ["--random-weights", "--size", 64, "--codecs", "none", "--perceptual", "none", "--json", out]
+    run("compare", "*", folder / "0.png", *options)
+    content = json.loads(out.read_text())
+    left_out = {name: reason for name, reason in content["protocol"].items() if name.endswith(", left out")}
+    assert len(content["rows"]) >= 24
+    assert all("parameters" in reason or "no decoder" in reason for reason in left_out.values()), left_out

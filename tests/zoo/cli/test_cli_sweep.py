@@ -83,3 +83,26 @@ def test_wrong_arguments_are_told(run: Callable, adaptive: Path, folder: Path) -
     assert "at least one model" in run("sweep", folder, expect=1).stderr
     assert "--plot: expected a file that ends in" in run("sweep", adaptive, folder, "--plot", "x.gif", expect=1).stderr
     assert "jpeg, webp" in run("sweep", adaptive, folder, "--codecs", "bpg", expect=1).stderr
+
+
+# -- lengths of encoded files ------------------------------------------------------------------------------------------
+
+
+def test_encode_takes_a_number_of_tokens_or_a_quality(run: Callable, adaptive: Path, folder: Path) -> None:
+    photo = folder / "1.png"  # of 3 x 4 cells
+    assert ": 5 tokens," in run("encode", photo, "--model", adaptive, "--num-tokens", 5).stdout
+    assert zoo.Tokens.load(photo.with_suffix(".ztok")).indices.shape == (1, 5)
+    assert ": 1 tokens," in run("encode", photo, "--model", adaptive, "--psnr", 1).stdout
+    assert ": 12 tokens," in run("encode", photo, "--model", adaptive, "--psnr", 90).stdout
+    run("decode", photo.with_suffix(".ztok"), "--model", adaptive, "--out", folder / "out")
+
+
+def test_lengths_that_the_model_does_not_have_are_refused(
+    run: Callable, adaptive: Path, tiny: Path, folder: Path
+) -> None:
+    photo = folder / "1.png"
+    assert "from 1 to 12, got 13" in run("encode", photo, "--model", adaptive, "--num-tokens", 13, expect=1).stderr
+    assert "does not take num_tokens" in run("encode", photo, "--model", tiny, "--num-tokens", 3, expect=1).stderr
+    both = run("encode", photo, "--model", adaptive, "--num-tokens", 3, "--psnr", 20, expect=1).stderr
+    assert "expected num_tokens or quality, got both" in both
+    assert "got both" in run("encode", photo, "--model", adaptive, "--num-tokens", 3, "--tile", 16, expect=1).stderr

@@ -1,17 +1,17 @@
-"""diffusers' VQModel becomes a model of the zoo and back: same tokens, same images; what does not fit is refused."""
+"""diffusers' VQModel and AutoencoderKL become models of the zoo and back: same latents, tokens and images."""
 
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import zoo
 from zoo.interop import from_diffusers, to_diffusers
-from zoo.interop.diffusers import VQArchitecture, diffusers_names
+from zoo.interop.diffusers import KLArchitecture, VQArchitecture, diffusers_names
 from zoo.quantizers import EmaCodebookConfig, VectorConfig
 from zoo.registry import registry
 from zoo.tokenizer import Tokenizer
@@ -154,8 +154,8 @@ def test_other_blocks_are_refused_by_name() -> None:
 
 
 def test_other_classes_and_families_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected a VQModel of diffusers, got AutoencoderKL"):
-        from_diffusers(AutoencoderKL(block_out_channels=(4,), norm_num_groups=2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected a VQModel or an AutoencoderKL of diffusers, got AutoencoderTiny"):
+        from_diffusers(AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'compact'"):
         from_diffusers(peer(architecture()), family="compact")
 
@@ -221,3 +221,96 @@ def test_published_sizes(name: str) -> None:
     assert torch.equal(
         back.encode(images(64).double().clamp(0, 1)).indices, ours.encode(images(64).double().clamp(0, 1)).indices
     )
+
+
+# -- AutoencoderKL -------------------------------------------------------------------------------------------------
+
+
+def variational_peer(shape: KLArchitecture, seed: int = 0) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    model = AutoencoderKL(**shape.kwargs()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+KL: dict[str, Any] = {
+    "widths": (4, 8), "blocks": 1, "attention": (False, True), "decoder_attention": (False, False),
+    "middle_attention": True, "latent_channels": 3, "norm_groups": 2, "scale": 0.5,
+}  # fmt: skip
+
+
+@st.composite
+def variational(draw: st.DrawFn) -> KLArchitecture:
+    count = draw(st.integers(1, 3))
+    return KLArchitecture(
+        widths=(4, *(draw(st.sampled_from([4, 8])) for _ in range(count - 1))),
+        blocks=draw(st.integers(1, 2)),
+        attention=tuple(draw(st.booleans()) for _ in range(count)),
+        decoder_attention=(False,) * count,
+        middle_attention=True,
+        latent_channels=draw(st.integers(1, 4)),
+        norm_groups=draw(st.sampled_from([1, 2, 4])),
+        scale=draw(st.sampled_from([0.18215, 0.5, 1.0])),
+    )
+
+
+@settings(max_examples=12)
+@given(shape=variational(), seed=st.integers(0, 9))
+def test_an_autoencoder_kl_gives_the_same_latents_and_images_in_the_zoo(shape: KLArchitecture, seed: int) -> None:
+    theirs = variational_peer(shape, seed)
+    ours = from_diffusers(theirs)
+    x = images(8 * ours.spec.multiple // 2)
+    with torch.no_grad():
+        latents = theirs.encode(x).latent_dist.mean * theirs.config.scaling_factor
+        torch.testing.assert_close(ours.latent(x).movedim(-1, 1), latents, rtol=0, atol=1e-5)
+        tokens = ours.encode(x)
+        codes = ours.codes(tokens).movedim(-1, 1)
+        assert (codes - latents).abs().max() < 0.5 or latents.abs().max() > 4  # a bin's width inside the limit
+        expected = theirs.decode(codes / theirs.config.scaling_factor).sample
+    torch.testing.assert_close(ours.decode(tokens), expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(shape=variational())
+def test_an_autoencoder_kl_there_and_back_is_the_same(shape: KLArchitecture) -> None:
+    theirs = variational_peer(shape)
+    ours = from_diffusers(theirs)
+    assert KLArchitecture.of(ours) == shape
+    again = to_diffusers(ours)
+    assert isinstance(again, AutoencoderKL)
+    assert again.config.scaling_factor == theirs.config.scaling_factor
+    state = theirs.state_dict()
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "why"),
+    [
+        ({"use_quant_conv": False}, "use_quant_conv=True"),
+        ({"shift_factor": 0.1}, "shift_factor=None"),
+        ({"mid_block_add_attention": False}, "tokenbridge: expected attention in the middle"),
+        ({"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")}, "tokenbridge: .*none at the levels"),
+    ],
+)
+def test_an_autoencoder_kl_without_a_counterpart_is_refused(kwargs: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        from_diffusers(AutoencoderKL(**{**KLArchitecture(**KL).kwargs(), **kwargs}))
+
+
+def test_a_family_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="'taming_vqgan'"):
+        from_diffusers(variational_peer(KLArchitecture(**KL)), family="taming_vqgan")
+    with pytest.raises(ValueError, match="'tokenbridge'"):
+        from_diffusers(peer(architecture()), family="tokenbridge")
+
+
+@pytest.mark.slow
+def test_an_autoencoder_kl_of_published_size() -> None:
+    ours = zoo.create_model("tokenbridge_kl16_6bit", dtype=torch.float64)
+    theirs, x = to_diffusers(ours), images(64).double()
+    with torch.no_grad():
+        expected = theirs.encode(x).latent_dist.mean * theirs.config.scaling_factor
+        torch.testing.assert_close(ours.latent(x).movedim(-1, 1), expected, rtol=0, atol=1e-5)

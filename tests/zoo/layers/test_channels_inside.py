@@ -1,4 +1,4 @@
-"""Convolutions with the channels innermost: the values of torch's, gradients as before, weights followed as they change."""
+"""Convolutions with the channels innermost: values of torch's, gradients as before, weights followed as they change."""
 
 import copy
 import gc
@@ -35,7 +35,9 @@ def test_convolution_is_that_of_torch(
     batch=st.integers(1, 3), channels=st.integers(1, 4), stride=st.integers(1, 4), more=st.integers(0, 3),
     padding=st.integers(0, 2),
 )  # fmt: skip
-def test_transposed_convolution_is_that_of_torch(batch: int, channels: int, stride: int, more: int, padding: int) -> None:
+def test_transposed_convolution_is_that_of_torch(
+    batch: int, channels: int, stride: int, more: int, padding: int
+) -> None:
     x, weight = torch.randn(batch, channels, 11), torch.randn(channels, 3, stride + more)
     padding, output_padding = min(padding, stride + more - 1), stride - 1
     with torch.no_grad():

@@ -22,7 +22,9 @@ class InputsCase:
         return {"token_ids": cir_inputs.tokenize(**settings)}
 
     def preprocess(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        preprocess = cir_inputs.ImageInput(settings["size"], pad_ratio=settings.get("ratio"))
+        padded = settings["kind"] == "targetpad"
+        ratio = settings.get("ratio", cir_inputs.TARGET_RATIO) if padded else None
+        preprocess = cir_inputs.ImageInput(settings["size"], pad_ratio=ratio)
         image = Image.fromarray(inputs["image"].to(torch.uint8).numpy())
         return {"padded_size": torch.tensor(preprocess.padded(image).size), "pixels": preprocess(image)}
 

@@ -1,0 +1,127 @@
+"""`zoo compare` with patterns, such as '*': one model of every family that matches, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.cli.common import note, progress, strict
+from zoo.cli.compare import AT_LEAST, Entry, mean_row, measured, pixels_of, plain, print_table, protocol_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from zoo.cards import ModelCard
+    from zoo.tokenizer import Tokenizer
+
+MOST_PARAMETERS = 1_000_000_000  # of a model with random weights
+
+
+def is_pattern(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def compare_families(
+    patterns: Sequence[str],
+    data: str,
+    *,
+    random_weights: bool,
+    size: int | None,
+    codecs: Sequence[str],
+    distances: Sequence[str],
+    json_file: Path | None,
+    markdown: bool,
+    device: torch.device,
+) -> None:
+    """Each model gets every image at its own size: where it takes one size alone, resized and cropped to that as in
+    evaluations. Only one model is in memory at a time; those that cannot be run are left out, with the reason.
+    """
+    from zoo.media.image import files
+    from zoo.media.storage import write_atomically
+
+    paths, left_out = files(data), dict[str, str]()
+    entries: dict[Path, list[Entry]] = {path: [] for path in paths}
+    names, sizes = list[str](), defaultdict[str, list[str]](list)
+    cards = _cards(patterns, random_weights=random_weights)
+    with progress(cards, "comparing") as steps:
+        for card in steps:
+            try:
+                model = _loaded(card, random_weights=random_weights, device=device)
+                crop = model.spec.size or (None if size is None else (size, size))
+                results, pixels = dict[Path, list[Entry]](), Counter[str]()
+                for path in paths:
+                    original = pixels_of(path, crop)
+                    pixels[f"{original.shape[1]} x {original.shape[0]}"] += 1
+                    results[path] = measured(original, [model], codecs, distances)
+            except (ValueError, OSError, ImportError) as error:
+                left_out[card.full_name] = str(error).partition("\n")[0]
+                note(f"{card.full_name}: left out: {left_out[card.full_name]}")
+                continue
+            for path, found in results.items():
+                entries[path] += [dataclasses.replace(entry, image=None) for entry in found]
+            names.append(f"{model.name} (weights {model.source.fingerprint})")
+            sizes[", ".join(f"{name} ({count})" for name, count in pixels.most_common())].append(model.name)
+    if not names:
+        raise ValueError(f"expected at least one model that runs, got none of {len(cards)}: {left_out}")
+    rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
+    common = [name for name in rows[0].quality if all(name in row.quality for row in rows)]
+    rows = [dataclasses.replace(row, quality={name: row.quality[name] for name in common}) for row in rows]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    protocol = {
+        "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest}",
+        "sizes": "; ".join(text + (f" of {', '.join(of)}" if len(sizes) > 1 else "") for text, of in sizes.items()),
+        "models": ", ".join(names) + ("; random weights, so that qualities mean nothing" if random_weights else ""),
+        **protocol_of(rows, entries, codecs, AT_LEAST),
+        **{f"{name}, left out": reason for name, reason in left_out.items()},
+    }
+    if json_file is not None:
+        images = [{"file": str(path), "results": list(map(plain, found))} for path, found in entries.items()]
+        content = {"protocol": protocol, "rows": list(map(plain, rows)), "images": images}
+        write_atomically(json_file, json.dumps(strict(content), indent=1).encode())
+    print_table(rows, protocol, markdown=markdown)
+
+
+def _cards(patterns: Sequence[str], *, random_weights: bool) -> list[ModelCard]:
+    """Of each family the first card that matches, among all for random weights, else among those whose weights come
+    with the zoo.
+    """
+    from zoo.cards import all_cards, select
+
+    def of(pattern: str) -> Iterator[ModelCard]:
+        for card in select(all_cards(), pattern, modality="image"):
+            here = card.source is not None and card.source.path is not None
+            if card.layout != "words" and (random_weights or here):
+                yield card
+
+    found: dict[str, ModelCard] = {}
+    for pattern in patterns:
+        first = next(of(pattern), None)
+        if first is None:
+            kind = "models" if random_weights else "models whose weights come with the zoo (or give --random-weights)"
+            raise ValueError(f"{pattern}: expected image {kind}, got none; `zoo list` shows all")
+        for card in of(pattern):
+            found.setdefault(card.family, card)
+    return list(found.values())
+
+
+def _loaded(card: ModelCard, *, random_weights: bool, device: torch.device) -> Tokenizer:
+    import torch
+
+    from zoo.registry import create_model, registry
+    from zoo.tokenizer import Tokenizer
+
+    family = registry.family(card.family, card.module)
+    if not issubclass(family.model, Tokenizer) or not family.model.has_decoder:
+        raise ValueError("it has no decoder")
+    with torch.device("meta"):
+        outline = family.model(family.config.from_dict(card.config))  # type: ignore[arg-type]
+    count = sum(parameter.numel() for parameter in outline.parameters())
+    if random_weights and count > MOST_PARAMETERS:
+        raise ValueError(f"expected at most {MOST_PARAMETERS:,} parameters with random weights, got {count:,}")
+    torch.manual_seed(0)
+    return create_model(card.full_name, pretrained=not random_weights, device=device)
