@@ -145,8 +145,8 @@ def quantizer_table() -> str:
         lines.append(f"| {row['name']} ({row['paper']}) | {values} | {row['images_per_second']:,.0f} |")
     machine, protocol = results[0]["machine"], rows[0]["protocol"]
     notes = [
-        f"{results[0]['steps']} steps on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}; images/s: of training, median "
-        "of a run; other work shared the machine, so that they compare rows only roughly.",
+        f"{results[0]['steps']} steps on {machine['device']}, threads: {machine['threads']}, torch {machine['torch']}.",
+        "images/s: of training, median of a run; other work shared the machine, so they compare rows only roughly.",
         f"{protocol['psnr']['count']} images, sha256 {protocol['psnr']['sha256']}; {protocol['psnr']['crop']}.",
         *(f"{title}: {protocol[name]['metric']}{_weights(protocol[name])}." for name, title in columns.items()),
     ]

@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "trainers": {
         "audio", "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",
-        "zoo.metrics", "zoo.ops",
+        "zoo.metrics", "zoo.model", "zoo.ops",
         "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
     },
     "zoo.cli": {"*"},

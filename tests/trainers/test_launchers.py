@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import zoo
 from trainers.data.loading import Reader, ShardedBatches, Split
 from zoo.cli.training import launched, run
 from zoo.media.sources import Record, open_source
@@ -74,15 +75,36 @@ def values(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "zoo", "fit",
+        *SETTINGS, *arguments,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_exported_whole(shards: Path, tmp_path: Path) -> None:
+    strategy = "--trainer.strategy"
+    settings = [
+        f"--data.init_args.train={shards}", f"--data.init_args.val={shards}", "--trainer.max_steps=2",
+        "--model.init_args.ema_decay=0.9", f"{strategy}=lightning.pytorch.strategies.ModelParallelStrategy",
+        f"{strategy}.data_parallel_size=2", f"{strategy}.tensor_parallel_size=1", f"--out={tmp_path}",
+    ]  # fmt: skip
+    done = torchrun(*settings, "--data.init_args.cache=true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = zoo.create_model(f"local-dir:{tmp_path / 'version_0' / 'model'}")
+    assert model.encode(torch.zeros(1, 3, 16, 16)).indices.shape == (1, 4, 4)
+    refused = torchrun(*settings, "--data.init_args.epoch_images=8")
+    assert refused.returncode != 0
+    assert "as many batches in every process" in refused.stderr
+
+
 @pytest.mark.slow
 def test_torchrun_takes_the_command_of_one_process(shards: Path, tmp_path: Path) -> None:
     data = [f"--data.init_args.train={shards}", f"--data.init_args.val={shards}"]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "zoo", "fit",
-        *SETTINGS, *data, "--trainer.max_steps=4", "--data.init_args.epoch_images=8", f"--out={tmp_path / 'two'}",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = torchrun(*data, "--trainer.max_steps=4", "--data.init_args.epoch_images=8", f"--out={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2/2" in done.stderr  # one run of two processes, not two runs
     assert [folder.name for folder in (tmp_path / "two").iterdir()] == ["version_0"]

@@ -38,6 +38,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         parts = self.qkv(h).chunk(3, dim=1) if self.fused else (self.q(h), self.k(h), self.v(h))
-        q, k, v = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
+        # rows of channels, without which PyTorch would hold the weights of all pairs of positions at once
+        q, k, v = (part.flatten(2).transpose(1, 2).contiguous()[:, None] for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
         return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
