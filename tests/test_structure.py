@@ -210,3 +210,9 @@ def test_zoo_list_takes_under_one_and_a_half_seconds() -> None:
         return sum(os.times()[2:4]) - start
 
     assert min(seconds() for _ in range(4)) < 1.5
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their base names."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -8,7 +8,7 @@ these networks have at their coarsest resolution, runs on its whole input; the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
@@ -93,6 +93,7 @@ def outputs(
     *,
     tile: int,
     multiple: int = 1,
+    load: Callable[[Tensor], Tensor] = lambda given: given,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The outputs of a network for an image, tile by tile, up to rounding.
 
@@ -100,16 +101,17 @@ def outputs(
         network: in evaluation mode; the tiles go to its device one after the other.
         part: name of the method that runs.
         plan: of `passes`.
-        source: what the method takes, on any device.
+        source: what the method takes, or what `load` makes that of, on any device.
         axes: places of rows and columns in its shape.
         tile: side in positions of the source, without the margin.
         multiple: inputs of the method begin and end at multiples of it.
+        load: makes what the method takes of a part of the source, of as many rows and columns.
 
     Yields:
         Rows, columns, and the outputs there.
     """
     device = next(iter(network.state_dict().values())).device
-    shape, moments = source.shape, list[_Moments]()
+    shape, moments = list[int](), list[_Moments]()
     for step in plan:
         gathered: _Moments | None = None
         whole: Tensor | None = None
@@ -124,7 +126,11 @@ def outputs(
             given = source
             for axis, one in zip(axes, (rows, columns)):
                 given = given.narrow(axis, one.first, one.end - one.first)
-            result = _run(network, part, given.to(device), shape, step.attentions, moments)
+            given = given.to(device)
+            if step.attentions == 0:
+                given = load(given)
+                shape = [inputs[axes.index(axis)] if axis in axes else side for axis, side in enumerate(given.shape)]
+            result = _run(network, part, given, shape, step.attentions, moments)
             for axis, one, scale in zip(step.seen.axes, (rows, columns), scales):
                 result = result.narrow(axis, one.start - int(one.first / scale), one.stop - one.start)
             places = slice(rows.start, rows.stop), slice(columns.start, columns.stop)

@@ -412,14 +412,22 @@ class Tokenizer(Model):
         """
         self._require("decoder")
         plan = self._passes("reconstruct", tile)
-        codes, multiple = self.codes(tokens).to(self.dtype), self.spec.multiple
-        padded = [side * multiple for side in codes.shape[1:3]]
+        self._check_tokens(tokens)
+        indices, multiple = torch.stack(tokens.levels, dim=-1), self.spec.multiple  # (B, h, w, levels)
+        padded = [side * multiple for side in indices.shape[1:3]]
         size = padded if tokens.extent is None else [max(sides) for sides in zip(*tokens.extent.sizes)]
         image = torch.empty(len(tokens), self.spec.channels, *size, dtype=self.dtype, device=tokens.device)
         with self._evaluating():
-            for rows, columns, signal in tiling.outputs(
-                self, "reconstruct", plan, codes, (1, 2), tile=tile // multiple
-            ):
+            parts = tiling.outputs(
+                self,
+                "reconstruct",
+                plan,
+                indices,
+                (1, 2),
+                tile=tile // multiple,
+                load=lambda given: self.quantizer.indices_to_codes(*given.unbind(-1)).to(self.dtype),
+            )
+            for rows, columns, signal in parts:
                 target = image[:, :, rows, columns]
                 target.copy_(signal[:, :, : target.shape[2], : target.shape[3]])
         return image
