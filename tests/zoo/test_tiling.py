@@ -372,9 +372,9 @@ print(peak())
 
 _GROWTH = f"""{_PEAK}
 photo = torch.zeros(1, 3, int(sys.argv[3]), 512)
-model.decode_tiled(model.encode_tiled(photo[:, :, :512], tile=256), tile=256)
+model.decode_tiled(model.encode_tiled(photo[:, :, :512], tile=128), tile=128)
 start = peak()
-model.decode_tiled(model.encode_tiled(photo, tile=256), tile=256)
+model.decode_tiled(model.encode_tiled(photo, tile=128), tile=128)
 print(peak() - start)
 """
 

@@ -119,7 +119,7 @@ def _loaded(card: ModelCard, *, random_weights: bool, device: torch.device) -> T
     if not issubclass(family.model, Tokenizer) or not family.model.has_decoder:
         raise ValueError("it has no decoder")
     with torch.device("meta"):
-        outline = family.model(family.config.from_dict(card.config))  # type: ignore[arg-type]
+        outline = family.model(family.config.from_dict(card.config))  # type: ignore[arg-type, call-arg]
     count = sum(parameter.numel() for parameter in outline.parameters())
     if random_weights and count > MOST_PARAMETERS:
         raise ValueError(f"expected at most {MOST_PARAMETERS:,} parameters with random weights, got {count:,}")

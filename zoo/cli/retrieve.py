@@ -48,6 +48,8 @@ def retrieve(
         raise MediaError(f"--gallery: expected a folder of pictures, got {gallery}")
     if not query.is_file():
         raise MediaError(f"--query: expected a picture, got {query}")
+    if out is not None and out.suffix.lower() != ".png":
+        raise MediaError(f"--out: expected a name that ends in .png, got {out}")
     pictures = [ImageFile(path.resolve()) for path in files(gallery)]
     setup = prepare(projector, None, text_encoder, device)
     store = FeatureStore(store_file(index, gallery, setup.pair.backbone), setup.pair.backbone, setup.preprocess)

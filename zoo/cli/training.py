@@ -78,7 +78,9 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             settings = self.config[self.config.subcommand]
             settings.ckpt_path = _checkpoint(settings.ckpt_path, Path(settings.out))
             if settings.wandb is not None and importlib.util.find_spec("wandb") is None:
-                raise ValueError("--wandb: expected the package wandb to be installed (pip install 'tokenizer-zoo[wandb]')")
+                raise ValueError(
+                    "--wandb: expected the package wandb to be installed (pip install 'tokenizer-zoo[wandb]')"
+                )
 
         def instantiate_classes(self) -> None:
             try:

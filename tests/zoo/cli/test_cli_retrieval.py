@@ -144,6 +144,7 @@ def test_what_cannot_work_is_told_and_nothing_is_lost(
     refused("expected a picture", query=tmp_path / "none.png")
     refused("expected a projector, got a", projector=tiny)
     refused("at most 77 tokens", text="word " * 90)
+    refused("ends in .png", out=tmp_path / "sheet.jpg")
     (tmp_path / "unreadable").mkdir()
     (tmp_path / "unreadable" / "x.png").write_bytes(b"no picture")
     refused("expected a gallery of at least one readable picture", gallery=tmp_path / "unreadable")
