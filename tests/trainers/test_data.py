@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from trainers.data import ImageData, ImageFolderData
+from trainers.data import ImageData
 from trainers.data.loading import BatchLoader, IndexedBatches, Reader, ShardedBatches, Split
 from trainers.data.transforms import RandomScaleCrop, augmentation
 from zoo.media import MediaError
@@ -464,7 +464,7 @@ def test_what_is_no_image_in_a_folder_is_named_and_skipped(
         (tmp_path / f"good_{number}.png").write_bytes(encoded(number))
     (tmp_path / "broken.png").write_bytes(encoded(2)[:300])
     (tmp_path / "notes.txt").write_text("no image")
-    data = ImageFolderData(str(tmp_path), val=str(tmp_path), size=SIZE, batch_size=3)
+    data = ImageData(str(tmp_path), val=str(tmp_path), size=SIZE, batch_size=3)
     (batch,) = data.train_dataloader()
     assert len(batch) == 3  # another image in its place
     (batch,) = data.val_dataloader()

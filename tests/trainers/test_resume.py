@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_task import ADVERSARY, VECTOR, task, trainer
 
 from trainers.checkpoint_io import AtomicCheckpointIO
-from trainers.data import ImageFolderData
+from trainers.data import ImageData
 from trainers.random_state import random_state, set_random_state
 
 END = 8
@@ -61,7 +61,7 @@ class Interrupt(lightning.Callback):
 def run(pictures: Path, out: Path, *, stop: int | None = None, resume: Path | None = None, every: int = 1) -> Any:
     """Trains to step `END`, saving every step; gives the last saved state and the losses of its steps."""
     torch.manual_seed(7)
-    data = ImageFolderData(str(pictures), val=str(pictures), size=16, batch_size=2, scale=(0.7, 1.0))
+    data = ImageData(str(pictures), val=str(pictures), size=16, batch_size=2, scale=(0.7, 1.0))
     losses = Losses()
     module = task({**VECTOR, "codebook": {"kind": "ema", "revive_below": 0.9}}, **SETTINGS)
     loop = trainer(

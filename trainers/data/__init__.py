@@ -5,14 +5,11 @@ from trainers.data.captions import CaptionData, TripletData
 from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
 
-ImageFolderData = ImageData  # its first name, by which recipes know it
-
 __all__ = [
     "AudioFolderData",
     "CaptionData",
     "ImageData",
     "ImageFeatureData",
-    "ImageFolderData",
     "InvertedImageData",
     "TripletData",
 ]
