@@ -337,47 +337,35 @@ def blocks_map(published: str, own: str) -> dict[str, str]:
     }
 
 
-def _codebook_side(side: str) -> dict[str, str]:
-    key, own = f"base_tokenizer.vqgan.{side}", f"base.{side}"
+def _base_side(kind: str, side: str) -> dict[str, str]:
+    key, own, attends = f"base_tokenizer.{kind}.{side}", f"base.{side}", kind == "vae"
     levels, level = ("down.{i}", "levels.{i}") if side == "encoder" else ("up.{i}", "levels.{-i}")  # finest first
-    return {
-        f"{key}.conv_in.*": f"{own}.conv_in.*",
-        f"{key}.{levels}.block.{{j}}.nin_shortcut.*": f"{own}.{level}.blocks.{{j}}.shortcut.*",
-        f"{key}.{levels}.block.{{j}}.*": f"{own}.{level}.blocks.{{j}}.*",
-        f"{key}.{levels}.upsample.*": f"{own}.{level}.resample.*",
-        f"{key}.mid.block_1.*": f"{own}.mid.0.*",
-        f"{key}.mid.block_2.*": f"{own}.mid.1.*",
-        f"{key}.norm_out.*": f"{own}.norm_out.*",
-        f"{key}.conv_out.*": f"{own}.conv_out.*",
-    }
-
-
-def _variational_side(side: str) -> dict[str, str]:
-    key, own = f"base_tokenizer.vae.{side}", f"base.{side}"
-    levels, level = ("down.{i}", "levels.{i}") if side == "encoder" else ("up.{i}", "levels.{-i}")  # finest first
-    return {
-        f"{key}.conv_in.*": f"{own}.conv_in.*",
-        f"{key}.{levels}.block.{{j}}.nin_shortcut.*": f"{own}.{level}.blocks.{{j}}.shortcut.*",
-        f"{key}.{levels}.block.{{j}}.*": f"{own}.{level}.blocks.{{j}}.*",
+    attention = {
         f"{key}.{levels}.attn.{{j}}.*": f"{own}.{level}.attentions.{{j}}.*",
         f"{key}.{levels}.downsample.*": f"{own}.{level}.resample.*",
+        f"{key}.mid.attn_1.*": f"{own}.mid.1.*",
+    }
+    return {
+        f"{key}.conv_in.*": f"{own}.conv_in.*",
+        f"{key}.{levels}.block.{{j}}.nin_shortcut.*": f"{own}.{level}.blocks.{{j}}.shortcut.*",
+        f"{key}.{levels}.block.{{j}}.*": f"{own}.{level}.blocks.{{j}}.*",
         f"{key}.{levels}.upsample.*": f"{own}.{level}.resample.*",
         f"{key}.mid.block_1.*": f"{own}.mid.0.*",
-        f"{key}.mid.attn_1.*": f"{own}.mid.1.*",
-        f"{key}.mid.block_2.*": f"{own}.mid.2.*",
+        f"{key}.mid.block_2.*": f"{own}.mid.{1 + attends}.*",
         f"{key}.norm_out.*": f"{own}.norm_out.*",
         f"{key}.conv_out.*": f"{own}.conv_out.*",
+        **(attention if attends else {}),
     }
 
 
 BASE_KEYS = {
-    **_codebook_side("encoder"),
+    **_base_side("vqgan", "encoder"),
     "base_tokenizer.vqgan.quantize.embedding.weight": "base.codebook.weight",
-    **_codebook_side("decoder"),
-    **_variational_side("encoder"),
+    **_base_side("vqgan", "decoder"),
+    **_base_side("vae", "encoder"),
     "base_tokenizer.vae.quant_conv.*": "base.to_posterior.*",
     "base_tokenizer.vae.post_quant_conv.*": "base.from_latent.*",
-    **_variational_side("decoder"),
+    **_base_side("vae", "decoder"),
 }
 
 KEY_MAP = KeyMap(
