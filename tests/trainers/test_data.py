@@ -553,7 +553,7 @@ def test_a_remote_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "told"),
     [
-        ("no/such/folder", "no image files at no/such/folder"),
+        ("no/such/folder", "no images at no/such/folder"),
         ("no/such/{0..3}.tar", "no file no/such/0.tar"),
         ("no/*.parquet", "no file no"),
         ("hf:name?spilt=train", "spilt"),

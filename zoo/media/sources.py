@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.media import audio, image
 from zoo.media.pixels import read_pixels
-from zoo.media.storage import MediaError, found_files
+from zoo.media.storage import MediaError
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Wanted:
         return image.SUFFIXES if self.modality == "image" else audio.SUFFIXES
 
     def files(self, place: str) -> list[Path]:
-        return found_files(place, self.suffixes, f"{self.modality} files")
+        return (image if self.modality == "image" else audio).files(place)
 
 
 class IndexedSource:
