@@ -19,6 +19,7 @@ _SOURCE = Path(__file__).parent / "csrc" / "nearest_code.cpp"
 _METRICS = {"euclidean": 0, "cosine": 1, "dot": 2}  # enum Metric of the source
 _CONVERTED = 1 << 20  # values of vectors of another type that are converted at a time
 _WORK_OF_A_THREAD = 1 << 22  # multiplications that are worth starting one for
+_ROWS_OF_A_THREAD = 128  # each thread packs all codes for itself, which costs as much as the search for about 100 rows
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -59,7 +60,8 @@ def _search(library: ctypes.CDLL, x: Tensor, codebooks: Sequence[Tensor], metric
     rows = len(x) if x.dtype == dtype else max(1024, _CONVERTED // dim)
     for start in range(0, len(x), rows):
         part = x[start : start + rows].to(dtype)
-        threads = 1 + min(torch.get_num_threads() - 1, len(part) * sum(counts) * dim // _WORK_OF_A_THREAD)
+        worth = min(1 + len(part) * sum(counts) * dim // _WORK_OF_A_THREAD, len(part) // _ROWS_OF_A_THREAD)
+        threads = max(1, min(torch.get_num_threads(), worth))
         failed = library.zoo_residual_codes(
             ctypes.c_void_p(part.data_ptr()),
             ctypes.c_int64(len(part)),
