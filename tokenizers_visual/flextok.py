@@ -112,9 +112,7 @@ class FlexTok(PrefixTokenizer):
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         side = config.image_size // config.base.stride
         shape = (len(codes), config.base.dim, side, side)
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
         x = noise.to(codes).movedim(1, -1)
         tokens = self.decoder.embed(codes, lengths)
         without = self.decoder.null(len(codes)).to(tokens) if scale != 1 else None

@@ -215,9 +215,7 @@ class _DiffusionDecoder(nn.Module):
     ) -> Tensor:
         config, times = self.config, self.times(steps)
         shape = (len(codes), self.channels, *(side * self.stride for side in codes.shape[2:]))
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
         hop = config.train_steps // (config.steps if steps is None else steps)
         share = signal_share(config.schedule, config.train_steps, zero_terminal_snr=config.zero_terminal_snr)
         return ddim(

@@ -109,9 +109,7 @@ class Layton(Tokenizer):
         config = self.config.diffusion
         times = trailing_times(TRAIN_STEPS, steps := self.config.steps if steps is None else steps)
         shape = (len(codes), *config.latent_shape)
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             last = torch.is_grad_enabled() and int(time[0]) == times[-1]

@@ -169,9 +169,7 @@ class Selftok(Tokenizer):
         if self.decoder is None:
             raise ValueError(f"{self.name} gives tokens alone: expected a config with a decoder, got None")
         shape = (len(codes), self.config.channels, size, size)
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
         return self.decoder.sample(noise.to(codes), context, steps)
 
 

@@ -102,9 +102,7 @@ class Semanticist(PrefixTokenizer):
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         side = config.image_size // config.base.stride
         shape = (count, config.base.dim, side, side)
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
         tokens = self.decoder.tokens(codes, lengths)
         if scale != 1:
             tokens = torch.cat([tokens, self.decoder.tokens(codes[:, :0])])

@@ -208,6 +208,14 @@ class Folder:
                 return None  # someone took it away: it is made again
         return receipt
 
+    def left(self, parts: Sequence[Part]) -> tuple[list[Part], int, int | None]:
+        """The parts that are still to be made, how many items are done, and of how many where that is known."""
+        receipts = [self.receipt(part) for part in parts]
+        done = sum(len(receipt.names) + len(receipt.skipped) for receipt in receipts if receipt is not None)
+        sizes = [part.size for part in parts]
+        total = None if None in sizes else sum(size or 0 for size in sizes)
+        return [part for part, receipt in zip(parts, receipts) if receipt is None], done, total
+
     def finish(
         self, part: Part, files: dict[str, bytes], names: list[str], skipped: list[Skipped], ids: int
     ) -> Receipt:

@@ -41,16 +41,11 @@ def tokenize(
         MediaError: a shard cannot be written; the job goes on from there when it is called again.
     """
     parts, folder = parts_of(source, job.part_size), Folder(out, job, model.vocab_sizes)
-    sizes = [part.size for part in parts]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
     began = time.perf_counter()
     with folder.opened():
-        receipts = [folder.receipt(part) for part in parts]
-        before = sum(len(receipt.names) + len(receipt.skipped) for receipt in receipts if receipt is not None)
-        done, made_now, waited = before, 0, 0.0
+        todo, done, total = folder.left(parts)
+        made_now, waited, encoder = 0, 0.0, Encoder(model, job)
         on_progress(done, total, None)
-        encoder = Encoder(model, job)
-        todo = [part for part, receipt in zip(parts, receipts) if receipt is None]
         with Decoding(todo, model, job, workers) as decoding:
             for part in todo:
                 for item in decoding.items():

@@ -48,12 +48,8 @@ def tokenize(
     parts, folder = parts_of(source, job.part_size), Folder(out.absolute(), job, model.vocab_sizes)
     began = time.perf_counter()
     with folder.opened():
-        receipts = [folder.receipt(part) for part in parts]
-        done = sum(len(receipt.names) + len(receipt.skipped) for receipt in receipts if receipt is not None)
-        sizes = [part.size for part in parts]
-        total = None if None in sizes else sum(size or 0 for size in sizes)
+        todo, done, total = folder.left(parts)
         on_progress(done, total, None)
-        todo = [part for part, receipt in zip(parts, receipts) if receipt is None]
         made_now = 0
         if todo:
             gpu = next(model.parameters()).device.type == "cuda"

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -101,7 +101,6 @@ def compare(
     from zoo.cli.compare_sounds import compare_sounds
     from zoo.cli.measure import CODECS
     from zoo.cli.sounds import SOUND_CODECS
-    from zoo.media.image import files
     from zoo.media.storage import write_atomically
     from zoo.metrics.image import IMAGE_METRICS
 
@@ -137,37 +136,23 @@ def compare(
         return
     if bitrates is not None:
         raise ValueError("--bitrates: expected models of recordings, got one of images")
-    chosen, distances = (
-        chosen_names("--codecs", "jpeg,webp" if codecs is None else codecs, CODECS),
-        chosen_names("--perceptual", perceptual, IMAGE_METRICS),
-    )
+    chosen = chosen_names("--codecs", "jpeg,webp" if codecs is None else codecs, CODECS)
+    distances = chosen_names("--perceptual", perceptual, IMAGE_METRICS)
     check_plot(plot)
-    paths = files(data)
-    crop = common_size(tokenizers, size)
+    originals, crop = Originals(data), common_size(tokenizers, size)
     entries: dict[Path, list[Entry]] = {}
     curves: dict[Path, list[Entry]] = {}  # of the plot: each codec at each setting
-    sizes: Counter[str] = Counter()
-    digest = hashlib.sha256()
-    with progress(paths, "comparing") as steps:
-        for path in steps:
-            digest.update(path.read_bytes())
-            original = pixels_of(path, crop)
-            sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
-            results = measured(original, tokenizers, chosen, distances)
-            if out is not None:
-                write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
-            entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
-            if plot is not None:
-                curves[path] = [point for codec in chosen for point in codec_curve(original, codec, distances, where)]
+    for path, original in originals.read(crop, "comparing"):
+        results = measured(original, tokenizers, chosen, distances)
+        if out is not None:
+            write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
+        entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
+        if plot is not None:
+            curves[path] = [point for codec in chosen for point in codec_curve(original, codec, distances, where)]
 
     rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
     points = [mean_row(list(column)) for column in zip(*curves.values(), strict=True)]
-    protocol = {
-        "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest.hexdigest()}",
-        "sizes": ", ".join(f"{name} ({count})" for name, count in sizes.most_common()),
-        "models": ", ".join(f"{tokenizer.name} (weights {tokenizer.source.fingerprint})" for tokenizer in tokenizers),
-        **protocol_of(rows, entries, chosen, AT_LEAST),
-    }
+    protocol = {**originals.protocol(tokenizers), **protocol_of(rows, entries, chosen, AT_LEAST)}
     if json_file is not None:
         images = [{"file": str(path), "results": list(map(plain, results))} for path, results in entries.items()]
         content = {"protocol": protocol, "rows": list(map(plain, rows)), "images": images}
@@ -176,9 +161,48 @@ def compare(
         write_atomically(json_file, json.dumps(strict(content), indent=1).encode())
     if plot is not None:
         of_models = [(row.name, [row]) for row in rows[:: 1 + len(chosen)]]
-        title = f"{len(paths)} images, {protocol['sizes']}; means, 8-bit RGB"
-        write_atomically(plot, plotted(of_models, points, title, plot.suffix.lower()[1:]))
+        write_atomically(plot, plotted(of_models, points, originals.title, plot.suffix.lower()[1:]))
     print_table(rows, protocol, markdown=markdown)
+
+
+class Originals:
+    """The images of a folder one after the other, and what the protocol says of those that were read.
+
+    Raises:
+        MediaError: there are none.
+    """
+
+    def __init__(self, data: str) -> None:
+        from zoo.media.image import files
+
+        self.data, self.paths = data, files(data)
+        self._sizes: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+
+    def read(self, crop: tuple[int, ...] | None, label: str) -> Iterator[tuple[Path, np.ndarray]]:
+        """Path and pixels (H, W, 3) uint8, cropped where a size is wanted, with a progress bar."""
+        with progress(self.paths, label) as steps:
+            for path in steps:
+                self._digest.update(path.read_bytes())
+                original = pixels_of(path, crop)
+                self._sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
+                yield path, original
+
+    @property
+    def sizes(self) -> str:
+        return ", ".join(f"{name} ({count})" for name, count in self._sizes.most_common())
+
+    @property
+    def title(self) -> str:
+        return f"{len(self.paths)} images, {self.sizes}; means, 8-bit RGB"
+
+    def protocol(self, tokenizers: Sequence[Tokenizer]) -> dict[str, str]:
+        digest = self._digest.hexdigest()
+        return {
+            "data": f"{self.data}, {len(self.paths)} images, sha256 of all files one after the other {digest}",
+            "sizes": self.sizes,
+            "models": ", ".join(f"{one.name} (weights {one.source.fingerprint})" for one in tokenizers),
+        }
 
 
 def chosen_names(option: str, text: str, known: Container[str]) -> list[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoo.cli.common import Device, choose_device, load_model, progress, strict
+from zoo.cli.common import Device, choose_device, load_model, strict
 from zoo.cli.compare import (
     CURVE,
     PLOTS,
     Entry,
+    Originals,
     check_plot,
     chosen_names,
     codec_curve,
@@ -66,7 +65,6 @@ def sweep(
 ) -> None:
     """Measure models at several numbers of tokens, on equal pixels: rate and distortion."""
     from zoo.cli.measure import CODECS
-    from zoo.media.image import files
     from zoo.media.storage import write_atomically
     from zoo.metrics.image import IMAGE_METRICS
 
@@ -76,33 +74,25 @@ def sweep(
     *models, data = arguments
     if not models:
         raise ValueError(f"expected at least one model and the images, got {data} alone")
-    paths = files(data)
+    originals = Originals(data)
     where = choose_device(device)
     tokenizers = [load_model(name, where) for name in models]
     crop = common_size(tokenizers, size)
-    counts = [_counts(tokenizer, paths, crop, tokens) for tokenizer in tokenizers]
+    counts = [_counts(tokenizer, originals.paths, crop, tokens) for tokenizer in tokenizers]
     entries: dict[Path, list[Entry]] = {}
-    sizes: Counter[str] = Counter()
-    digest = hashlib.sha256()
-    with progress(paths, "sweeping") as steps:
-        for path in steps:
-            digest.update(path.read_bytes())
-            original = pixels_of(path, crop)
-            sizes[f"{original.shape[1]} x {original.shape[0]}"] += 1
-            entries[path] = []
-            for tokenizer, numbers in zip(tokenizers, counts):
-                results = _entries(original, tokenizer, numbers, distances)
-                if out is not None:
-                    name = path.stem if len(models) == 1 else f"{path.stem}_{tokenizer.name}"
-                    write_atomically(out / f"{name}_swept.png", _strip(original, results))
-                entries[path] += [dataclasses.replace(entry, image=None) for entry in results]
-            entries[path] += [point for codec in chosen for point in codec_curve(original, codec, distances, where)]
+    for path, original in originals.read(crop, "sweeping"):
+        entries[path] = []
+        for tokenizer, numbers in zip(tokenizers, counts):
+            results = _entries(original, tokenizer, numbers, distances)
+            if out is not None:
+                name = path.stem if len(models) == 1 else f"{path.stem}_{tokenizer.name}"
+                write_atomically(out / f"{name}_swept.png", _strip(original, results))
+            entries[path] += [dataclasses.replace(entry, image=None) for entry in results]
+        entries[path] += [point for codec in chosen for point in codec_curve(original, codec, distances, where)]
 
     rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
     protocol = {
-        "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest.hexdigest()}",
-        "sizes": ", ".join(f"{name} ({count})" for name, count in sizes.most_common()),
-        "models": ", ".join(f"{tokenizer.name} (weights {tokenizer.source.fingerprint})" for tokenizer in tokenizers),
+        **originals.protocol(tokenizers),
         **protocol_of(rows, entries, chosen, f"at the quality settings {', '.join(map(str, CURVE))}"),
     }
     if json_file is not None:
@@ -114,8 +104,7 @@ def sweep(
         for tokenizer, numbers in zip(tokenizers, counts):
             of_models.append((tokenizer.name, left[: len(numbers)]))
             left = left[len(numbers) :]
-        title = f"{len(paths)} images, {protocol['sizes']}; means, 8-bit RGB"
-        write_atomically(plot, plotted(of_models, left, title, plot.suffix.lower()[1:]))
+        write_atomically(plot, plotted(of_models, left, originals.title, plot.suffix.lower()[1:]))
     print_table(rows, protocol, markdown=markdown)
 
 

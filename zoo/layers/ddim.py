@@ -81,16 +81,21 @@ def ddim(
     return x
 
 
-def item_noise(shape: tuple[int, ...], seed: int | list[int] | None) -> Tensor:
+def item_noise(shape: tuple[int, ...], seed: int | list[int] | None, noise: Tensor | None = None) -> Tensor:
     """Normal noise (B, ...), each item's by its own seed, so that it does not depend on the rest of the batch.
 
     Args:
         shape: (B, ...).
         seed: one for all items (None: 0), or a list with one for each.
+        noise: what was drawn elsewhere, which counts instead of a seed.
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: a list of another length, or noise of another shape.
     """
+    if noise is not None:
+        if noise.shape != shape:
+            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        return noise
     seeds = seed if isinstance(seed, list) else [seed or 0] * shape[0]
     if len(seeds) != shape[0]:
         raise ValueError(f"seed: expected {shape[0]}, one for each item, got {len(seeds)}")

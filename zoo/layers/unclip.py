@@ -96,9 +96,7 @@ class UnCLIP(nn.Module):
         steps = config.steps if steps is None else steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         shape = (count, *config.latent_shape)
-        noise = item_noise(shape, seed) if noise is None else noise
-        if noise.shape != shape:
-            raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
+        noise = item_noise(shape, seed, noise)
         times = trailing_times(TRAIN_STEPS, steps)
         given = self._condition(embedding)
         condition = given if scale == 1 else torch.cat([torch.zeros_like(given), given])

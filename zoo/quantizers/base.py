@@ -66,6 +66,31 @@ class QuantizerConfig(Config):
         return self.quantizer(self)
 
 
+class AroundConfig(QuantizerConfig):
+    """Base of the configs of quantizers around another one, `inner`: width and levels are its own."""
+
+    inner: QuantizerConfig
+
+    @property
+    def dim(self) -> int:
+        return self.inner.dim
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        return self.inner.vocab_sizes
+
+    @property
+    def prefix(self) -> bool:  # type: ignore[override]
+        return self.inner.prefix
+
+    @property
+    def scales(self) -> bool:  # type: ignore[override]
+        return self.inner.scales
+
+    def level_shapes(self, positions: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return self.inner.level_shapes(positions)
+
+
 class Quantizer(nn.Module):
     """Base of all quantizers. Channels last; computes in float32 whatever the autocast state."""
 

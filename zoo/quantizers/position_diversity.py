@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.ops.collective import sum_over_ranks
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.quantizers.base import AroundConfig, Quantized, Quantizer
 from zoo.quantizers.codebooks import EmaCodebookConfig
 from zoo.quantizers.vector import VectorConfig
 
 
 @dataclass(frozen=True)
-class PositionDiversityConfig(QuantizerConfig):
+class PositionDiversityConfig(AroundConfig):
     """A codebook for rows of `positions` latents, in training with a loss that spreads each position over the codes."""
 
     kind = "position_diversity"
@@ -32,14 +32,6 @@ class PositionDiversityConfig(QuantizerConfig):
         self.require(self.inner.metric == "cosine", "an inner quantizer with the cosine metric", self.inner.metric)
         self.require(min(self.positions, self.groups) >= 1, "positions and groups >= 1", (self.positions, self.groups))
         self.require(self.full_below < self.none_above, "full_below < none_above", (self.full_below, self.none_above))
-
-    @property
-    def dim(self) -> int:
-        return self.inner.dim
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return self.inner.vocab_sizes
 
 
 class PositionDiversity(Quantizer):

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear
+from zoo.quantizers.base import AroundConfig, Quantized, Quantizer, QuantizerConfig, linear
 from zoo.quantizers.vector import VectorConfig
 
 
 @dataclass(frozen=True)
-class ProjectedConfig(QuantizerConfig):
+class ProjectedConfig(AroundConfig):
     """Latents of width `dim` around a quantizer of any width."""
 
     kind = "projected"
@@ -26,21 +26,6 @@ class ProjectedConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         self.require(self.dim >= 1, "dim >= 1", self.dim)
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return self.inner.vocab_sizes
-
-    @property
-    def prefix(self) -> bool:  # type: ignore[override]
-        return self.inner.prefix
-
-    @property
-    def scales(self) -> bool:  # type: ignore[override]
-        return self.inner.scales
-
-    def level_shapes(self, positions: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        return self.inner.level_shapes(positions)
 
 
 class Projected(Quantizer):

@@ -7,35 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.quantizers.base import AroundConfig, Quantized, Quantizer, QuantizerConfig
 from zoo.quantizers.finite_scalar import FiniteScalarConfig
 
 
 @dataclass(frozen=True)
-class RotatedConfig(QuantizerConfig):
+class RotatedConfig(AroundConfig):
     """A fixed random rotation around a quantizer that treats each channel by itself (scalar, binary, grouped)."""
 
     kind = "rotated"
     inner: QuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 8))
-
-    @property
-    def dim(self) -> int:
-        return self.inner.dim
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return self.inner.vocab_sizes
-
-    @property
-    def prefix(self) -> bool:  # type: ignore[override]
-        return self.inner.prefix
-
-    @property
-    def scales(self) -> bool:  # type: ignore[override]
-        return self.inner.scales
-
-    def level_shapes(self, positions: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        return self.inner.level_shapes(positions)
 
 
 class Rotated(Quantizer):

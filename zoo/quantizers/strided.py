@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.quantizers.base import AroundConfig, Quantized, Quantizer, QuantizerConfig
 from zoo.quantizers.vector import VectorConfig
 
 
 @dataclass(frozen=True)
-class StridedConfig(QuantizerConfig):
+class StridedConfig(AroundConfig):
     """`inner` on the means of windows of `stride` positions along every axis, which must be a multiple of it."""
 
     kind = "strided"
@@ -20,18 +20,6 @@ class StridedConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         self.require(self.stride >= 1, "a stride >= 1", self.stride)
-
-    @property
-    def dim(self) -> int:
-        return self.inner.dim
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return self.inner.vocab_sizes
-
-    @property
-    def prefix(self) -> bool:  # type: ignore[override]
-        return self.inner.prefix
 
     @property
     def scales(self) -> bool:  # type: ignore[override]
