@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import trainers
 import zoo
@@ -112,6 +113,8 @@ def test_the_last_steps_before_the_end_are_not_lost(photos: Path, tmp_path: Path
         ("--model.init_args.adversary={discriminator_strat: 1}", "discriminator_strat"),
         ("--model.init_args.adversary={discriminator: {kind: patchgam}}", "patchgam"),
         ("--model.init_args.init=/nowhere/at/all.pt", "/nowhere/at/all.pt"),
+        ("--init=/nowhere/at/all.pt", "/nowhere/at/all.pt"),
+        ("--init", "--init: expected a value"),
         ("--model.init_args.ema_decay=much", "much"),
     ],
 )
@@ -127,6 +130,14 @@ def test_a_wrong_config_is_refused_before_anything_runs(
 def test_a_weight_for_a_loss_that_the_quantizer_lacks_is_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="commitment"):
         fit(photos, tmp_path, "--model.init_args.quantizer_weights={commitment: 0.25}", "--trainer.max_steps=1")
+
+
+def test_it_begins_with_the_weights_that_init_names(photos: Path, finished: Path, tmp_path: Path) -> None:
+    start = finished / "model" / "model.safetensors"
+    fit(photos, tmp_path, "--init", str(start), "--trainer.max_steps=1", "--model.init_args.learning_rate=0")
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (finished, tmp_path / "version_0"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("quantizer", ["vector", "binary"])

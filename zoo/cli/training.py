@@ -45,7 +45,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             f"  RECIPE is a YAML file or one of the shipped recipes: {shipped}\n"
             f"  zoo {verb} --help shows every setting; --config RECIPE --print_config prints a recipe in full"
         )
-    args = [verb, *_with_recipe_paths(arguments, find_recipe)]
+    args = [verb, *_spelled_out(arguments, find_recipe)]
     import lightning.pytorch as lightning
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import LearningRateMonitor
@@ -66,6 +66,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
     class RecipeCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.add_argument("--out", default="runs", help="folder that holds the logs and checkpoints of each run")
+            parser.add_argument("--init", help="pretrained, or a file of weights: short for --model.init_args.init")
             parser.add_argument("--wandb", default=None, help="project of Weights & Biases to log to as well")
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -151,15 +152,25 @@ def launched(environment: Mapping[str, str]) -> dict[str, int]:
     return {"devices": local, "num_nodes": nodes}
 
 
-def _with_recipe_paths(arguments: Sequence[str], find: Any) -> list[str]:
-    """The arguments with the value of each --config turned into a path."""
-    result = list(arguments)
-    for i, argument in enumerate(result):
-        if argument.startswith("--config="):
-            result[i] = f"--config={find(argument.removeprefix('--config='))}"
-        elif argument in ("--config", "-c") and i + 1 < len(result):
-            result[i + 1] = str(find(result[i + 1]))
-    return result
+def _spelled_out(arguments: Sequence[str], find: Any) -> list[str]:
+    """The arguments with the value of each --config turned into a path, and --init into the field of the model's task,
+    last, since it needs the recipe to tell the task.
+    """
+    result: list[str] = []
+    last: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-c", "--init"):
+            result.append(argument)
+            continue
+        if not equals and (value := next(rest, "")) == "":
+            raise ValueError(f"{name}: expected a value, got none")
+        if name == "--init":
+            last = [f"--model.init_args.init={value}"]
+        else:
+            result += ["--config", str(find(value))]
+    return result + last
 
 
 def _checkpoint(path: str | None, out: Path) -> str | None:
