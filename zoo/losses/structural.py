@@ -54,9 +54,12 @@ class StructuralDistance(nn.Module):
         return similarity.mean(1)
 
     def _blurred(self, x: Tensor) -> Tensor:
-        """(N, B, C, H, W) -> weighted means of all windows, (N, B, C, H - 10, W - 10)."""
-        channels = x.shape[2]
-        flat = x.flatten(0, 1)
-        flat = F.conv2d(flat, self.window.view(1, 1, 1, -1).expand(channels, -1, -1, -1), groups=channels)
-        flat = F.conv2d(flat, self.window.view(1, 1, -1, 1).expand(channels, -1, -1, -1), groups=channels)
-        return flat.unflatten(0, x.shape[:2])
+        """(N, B, C, H, W) -> weighted means of all windows, (N, B, C, H - 10, W - 10); as matrix products, which on a CPU
+        take half the time of convolutions by channel.
+        """
+        return self._windows(x.shape[-2]) @ (x @ self._windows(x.shape[-1]).T)
+
+    def _windows(self, side: int) -> Tensor:
+        """(side - 10, side): each row one window's weights along an axis."""
+        windows = side - WINDOW + 1
+        return F.pad(self.window, (0, windows)).repeat(windows)[: windows * side].view(windows, side)
