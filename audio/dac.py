@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.snake import SnakeDecoder, SnakeEncoder, check_sizes
 from zoo.quantizers import (
     LevelDropoutConfig,
@@ -115,6 +117,38 @@ def config_from_original(meta: dict[str, Any]) -> DACConfig:
     )  # fmt: skip
 
 
+def fields_for_transformers(config: DACConfig) -> dict[str, Any]:
+    """Values of transformers' DacConfig.
+
+    Raises:
+        ValueError: a network or quantizer that DacModel does not have.
+    """
+    quantizer = config.quantizer
+    level = quantizer.levels[0] if isinstance(quantizer, ResidualConfig) else None
+    inner = level.inner if isinstance(level, ProjectedConfig) else None
+    width = config.channels * 2 ** len(config.strides)
+    expected = isinstance(inner, VectorConfig) and quantizer == residual_codebooks(
+        inner.codebook_size, inner.dim, width, len(quantizer.vocab_sizes), _dropout(quantizer)
+    )
+    if not expected or config.decoder_strides != config.strides[::-1]:
+        raise ValueError(f"expected DAC's network, the decoder mirroring the encoder, and its quantizer, got {config}")
+    return {
+        "encoder_hidden_size": config.channels,
+        "downsampling_ratios": list(config.strides),
+        "decoder_hidden_size": config.decoder_channels,
+        "n_codebooks": len(quantizer.vocab_sizes),
+        "codebook_size": inner.codebook_size,
+        "codebook_dim": inner.dim,
+        "quantizer_dropout": _dropout(quantizer),
+        "sampling_rate": config.sample_rate,
+    }
+
+
+def _dropout(quantizer: QuantizerConfig) -> float:
+    dropout = getattr(quantizer, "dropout", None)
+    return 0.0 if dropout is None else float(dropout.share)
+
+
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original adds up the levels' losses, of which the quantizer gives the mean."""
     count = meta["original"]["kwargs"]["n_codebooks"]
@@ -185,6 +219,16 @@ KEY_MAP_TRANSFORMERS = KeyMap(
     },
     weight_norm=True,
     transforms=_TRANSFORMS,
+)
+
+
+TRANSFORMERS = TransformersLayout(
+    "DacModel",
+    "DacConfig",
+    KEY_MAP_TRANSFORMERS,
+    lambda fields: config_from_original({"original": {"kwargs": fields}}),
+    fields_for_transformers,
+    extractor=partial(codec_extractor, "DacFeatureExtractor"),
 )
 
 

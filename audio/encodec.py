@@ -7,6 +7,7 @@ files of transformers' EncodecModel load too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.seanet import SEANET_KEYS, SEANetConfig, SEANetDecoder, SEANetEncoder
 from zoo.layers.streaming import stream_of
 from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, ResidualConfig, VectorConfig
@@ -254,14 +256,57 @@ def config_from_transformers(kwargs: dict[str, Any]) -> EncodecConfig:
         norm=_NORMS[values["norm_type"]],  # type: ignore[arg-type]
         trim_right_ratio=float(values["trim_right_ratio"]),
     )
-    bits, size = (values["codebook_size"] - 1).bit_length(), values["codebook_size"]
-    frame_rate = -(-values["sampling_rate"] // seanet.hop_length)
-    count = int(1000 * values["target_bandwidths"][-1] // (frame_rate * bits))
+    size = values["codebook_size"]
+    count = int(1000 * values["target_bandwidths"][-1] // _codebook_rate(values["sampling_rate"], seanet, size))
     return EncodecConfig(
         values["sampling_rate"], seanet, values["normalize"], values["chunk_length_s"],
         0.01 if values["overlap"] is None else values["overlap"],
         residual_codebooks(size, values.get("codebook_dim") or values["hidden_size"], count),
     )  # fmt: skip
+
+
+def _codebook_rate(sample_rate: int, seanet: SEANetConfig, size: int) -> int:
+    """Bits per second of a codebook as transformers counts them, by whole frames a second."""
+    return -(-sample_rate // seanet.hop_length) * (size - 1).bit_length()
+
+
+def fields_for_transformers(config: EncodecConfig) -> dict[str, Any]:
+    """Values of transformers' EncodecConfig; 1, 2, 4, ... and all codebooks are its bandwidths.
+
+    Raises:
+        ValueError: a network or quantizer that EncodecModel does not have.
+    """
+    seanet, quantizer = config.seanet, config.quantizer
+    plain = (seanet.activation, seanet.bidirectional) == ("elu", False)
+    if not plain or not isinstance(quantizer, ResidualConfig) or set(map(type, quantizer.levels)) != {VectorConfig}:
+        raise ValueError(f"expected EnCodec's network and residual vector quantizer, got {config}")
+    size, count = quantizer.vocab_sizes[0], len(quantizer.vocab_sizes)
+    rate = _codebook_rate(config.sample_rate, seanet, size)
+    counts = sorted({count, *(2**i for i in range(count.bit_length()))})
+    return {
+        "target_bandwidths": [rate * number / 1000 for number in counts],
+        "sampling_rate": config.sample_rate,
+        "audio_channels": seanet.channels,
+        "normalize": config.normalize,
+        "chunk_length_s": config.segment,
+        "overlap": None if config.segment is None else config.overlap,
+        "hidden_size": quantizer.dim,
+        "num_filters": seanet.filters,
+        "num_residual_layers": seanet.residual_layers,
+        "upsampling_ratios": list(seanet.strides[::-1]),
+        "norm_type": "time_group_norm" if seanet.norm == "time_group_norm" else "weight_norm",
+        "kernel_size": seanet.kernel_size,
+        "last_kernel_size": seanet.last_kernel_size,
+        "residual_kernel_size": seanet.residual_kernel_size,
+        "dilation_growth_rate": seanet.dilation_base,
+        "use_causal_conv": seanet.causal,
+        "pad_mode": seanet.pad_mode,
+        "compress": seanet.compress,
+        "num_lstm_layers": seanet.lstm_layers,
+        "trim_right_ratio": seanet.trim_right_ratio,
+        "codebook_size": size,
+        "use_conv_shortcut": seanet.shortcut,
+    }
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
@@ -299,6 +344,36 @@ KEY_MAP_TRANSFORMERS = KeyMap(
     },
     weight_norm=True,
     transforms=CODEBOOK_TRANSFORMS,
+)
+
+
+def _encode_there(peer: Any, x: Tensor) -> Tensor:
+    found = peer.encode(x, bandwidth=peer.config.target_bandwidths[-1])
+    codes = torch.cat(found.audio_codes.unbind(), dim=-1)  # (B, codebooks, frames of all segments)
+    return codes[..., : codes.shape[-1] - found.last_frame_pad_length]
+
+
+def _decode_there(peer: Any, tokens: Tokens) -> Tensor:
+    indices, extent, hop = tokens.indices, tokens.extent, peer.config.hop_length
+    most = -(-(peer.config.chunk_length or indices.shape[-1] * hop) // hop)
+    filling = -indices.shape[-1] % most
+    segments = torch.nn.functional.pad(indices, (0, filling)).split(most, dim=-1)
+    gains = None if extent is None or extent.gains is None else torch.tensor(extent.gains).split(1, dim=1)
+    signal: Tensor = peer.decode(
+        torch.stack(segments), gains or [None] * len(segments), last_frame_pad_length=filling
+    ).audio_values
+    return signal
+
+
+TRANSFORMERS = TransformersLayout(
+    "EncodecModel",
+    "EncodecConfig",
+    KEY_MAP_TRANSFORMERS,
+    config_from_transformers,
+    fields_for_transformers,
+    encode=_encode_there,
+    decode=_decode_there,
+    extractor=partial(codec_extractor, "EncodecFeatureExtractor"),
 )
 
 

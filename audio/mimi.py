@@ -6,6 +6,7 @@ Paper: arXiv 2410.00037. Original: kyutai-labs/moshi (MIT); transformers' MimiMo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from audio.speechtokenizer import seanet_keys
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.conv1d import Conv1d, ConvTranspose1d
 from zoo.layers.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
 from zoo.layers.streaming import Chain, Stream, stream_of
@@ -212,6 +214,49 @@ def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
     )  # fmt: skip
 
 
+def _to_transformers(config: MimiConfig) -> dict[str, Any]:
+    """Values of transformers' MimiConfig, which knows strides of 2 alone."""
+    network, sizes = config.network, config.quantizer.vocab_sizes
+    parts = getattr(config.quantizer, "parts", ())
+    inner = [part.inner for part in parts if isinstance(part, ProjectedConfig)]
+    level = inner[0].levels[0] if len(inner) == 2 and isinstance(inner[0], ResidualConfig) else None
+    split = isinstance(level, VectorConfig) and config.quantizer == split_codebooks(
+        config.width, level.codebook_size, level.dim, len(inner[0].vocab_sizes), len(sizes)
+    )
+    if not split or config.stride != 2:
+        raise ValueError(f"expected Mimi's quantizer and a stride of 2 between its rates, got {config}")
+    return {
+        "sampling_rate": config.sample_rate,
+        "audio_channels": network.channels,
+        "hidden_size": config.width,
+        "num_filters": network.filters,
+        "num_residual_layers": network.residual_layers,
+        "upsampling_ratios": list(network.strides[::-1]),
+        "kernel_size": network.kernel_size,
+        "last_kernel_size": network.last_kernel_size,
+        "residual_kernel_size": network.residual_kernel_size,
+        "dilation_growth_rate": network.dilation_base,
+        "pad_mode": network.pad_mode,
+        "compress": network.compress,
+        "trim_right_ratio": network.trim_right_ratio,
+        "codebook_size": level.codebook_size,
+        "codebook_dim": level.dim,
+        "vector_quantization_hidden_dimension": level.dim,
+        "num_quantizers": len(sizes),
+        "use_conv_shortcut": network.shortcut,
+        "num_semantic_quantizers": len(inner[0].vocab_sizes),
+        "upsample_groups": config.width,
+        "num_hidden_layers": config.layers,
+        "intermediate_size": config.hidden,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "head_dim": config.width // config.heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
+        "sliding_window": config.window,
+        "layer_scale_initial_scale": config.layer_scale,
+    }
+
+
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The commitment loss, a mean over all codebooks in the projected space."""
     return {"loss.commit": quantized.losses["commitment"]}
@@ -233,6 +278,24 @@ def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
         result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
     return result
+
+
+def weights_for_transformers(model: Mimi) -> dict[str, Tensor]:
+    """The inverse of `from_transformers`, of models with either order of the rotary pairs."""
+    state = dict(model.state_dict())
+
+    def halves(weight: Tensor) -> Tensor:
+        pairs = weight.unflatten(0, (model.config.heads, -1, 2))  # (heads, pairs, 2, width)
+        return pairs.transpose(1, 2).flatten(0, 2) if model.config.rotary_pairs == "neighbours" else weight
+
+    for key in [key for key in state if key.endswith(".attention.qkv.weight")]:
+        q, k, v = state.pop(key).chunk(3)
+        for name, part in (("q", halves(q)), ("k", halves(k)), ("v", v)):
+            state[key.replace(".qkv.", f".{name}.")] = part
+    for key in [key for key in state if key.endswith(".codebook.weight")]:
+        usage = state[key.replace(".codebook.weight", ".ema.count")].clamp_min(LEAST_USAGE)
+        state[key.replace(".codebook.weight", ".ema.total")] = state.pop(key) * usage[:, None]
+    return state
 
 
 def _transformer_keys(side: str) -> dict[str, str | None]:
@@ -339,6 +402,17 @@ KEY_MAP_TRANSFORMERS = KeyMap(
     },
     transforms=_TRANSFORMS,
     finish=from_transformers,
+)
+
+
+TRANSFORMERS = TransformersLayout(
+    "MimiModel",
+    "MimiConfig",
+    KEY_MAP_TRANSFORMERS,
+    _from_transformers,
+    _to_transformers,
+    weights_for_transformers,
+    extractor=partial(codec_extractor, "EncodecFeatureExtractor"),
 )
 
 

@@ -184,6 +184,11 @@ class SNAC(Tokenizer):
         strides = self.config.decoder_strides
         return [positions * math.prod(strides[: i + 1]) for i in range(len(strides))]
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        if not self.config.noise:
+            return super().noise_shape(codes)
+        return (len(codes), sum(self.noise_lengths(codes.shape[1])))
+
     def reconstruct(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
         """Code vectors (B, positions, D), and noise as `decode` takes it, to a signal (B, 1, T)."""
         lengths = self.noise_lengths(codes.shape[1])
@@ -191,7 +196,7 @@ class SNAC(Tokenizer):
         if noise is None and self.training:
             noise = torch.randn(shape, device=codes.device)
         elif noise is None:
-            noise = item_noise(shape, 0)
+            noise = item_noise(shape, 0) if self.config.noise else codes.new_zeros(shape)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise: expected {shape}, got {tuple(noise.shape)}")
         pieces = iter(noise.to(codes)[:, None].split(lengths, dim=-1))
@@ -204,9 +209,8 @@ class SNAC(Tokenizer):
         self, codes: Tensor, tokens: Tokens, *, seed: int | list[int] | None = None, noise: Tensor | None = None,
         **options: Any,
     ) -> Tensor:  # fmt: skip
-        if noise is None:
-            shape = (len(codes), sum(self.noise_lengths(codes.shape[1])))
-            noise = item_noise(shape, 0 if seed is None else seed)
+        if noise is None and self.config.noise:
+            noise = item_noise(self.noise_shape(codes), seed)
         return self.reconstruct(codes, noise)
 
 

@@ -86,6 +86,10 @@ class XCodec(Tokenizer):
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(self.from_codes(codes).transpose(1, 2))
 
+    def semantic_head(self) -> SemanticHead:
+        """A new head for training, which tells the speech model's features from the codes."""
+        return SemanticHead(self.quantizer.config.dim, self.config.features.width)
+
 
 class SemanticUnit(nn.Module):
     """Convolutions of 3 and of 1, each after ELU, plus the input: (B, C, T) -> the same."""

@@ -67,6 +67,7 @@ class XCodec2(Tokenizer):
     """
 
     layout = "frames"
+    config: XCodec2Config
 
     def __init__(self, config: XCodec2Config) -> None:
         dim, hop = config.quantizer.dim, config.hop_length
@@ -89,6 +90,10 @@ class XCodec2(Tokenizer):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(codes)
+
+    def semantic_head(self) -> SemanticHead:
+        """A new head for training, which tells the speech model's features from the codes."""
+        return SemanticHead(self.quantizer.config.dim, self.config.features.width)
 
     def pad(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, self.spec.padding((x.shape[-1],))[0]))

@@ -96,6 +96,10 @@ class FlexTok(PrefixTokenizer):
         """Code vectors (B, k, D) -> images; options as those of `sample`."""
         return self.base.decode(self.sample(codes, lengths, **options) / self.config.base.scale)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        base = self.config.base
+        return (len(codes), base.dim, *(self.config.image_size // base.stride,) * 2)
+
     def sample(
         self,
         codes: Tensor,
@@ -110,9 +114,7 @@ class FlexTok(PrefixTokenizer):
         config = self.config
         steps = config.steps if steps is None else steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        side = config.image_size // config.base.stride
-        shape = (len(codes), config.base.dim, side, side)
-        noise = item_noise(shape, seed, noise)
+        noise = item_noise(self.noise_shape(codes), seed, noise)
         x = noise.to(codes).movedim(1, -1)
         tokens = self.decoder.embed(codes, lengths)
         without = self.decoder.null(len(codes)).to(tokens) if scale != 1 else None

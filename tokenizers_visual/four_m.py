@@ -117,6 +117,11 @@ class FourM(Tokenizer):
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        if not isinstance(self.decoder, _DiffusionDecoder):
+            return super().noise_shape(codes)
+        return self.decoder.noise_shape(codes.movedim(-1, 1))
+
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self.decoder(self.from_codes(codes.movedim(-1, 1)), **options)
 
@@ -202,6 +207,9 @@ class _DiffusionDecoder(nn.Module):
         condition = F.interpolate(codes, patches.shape[2:], mode="nearest")
         return F.pixel_shuffle(self.unet(torch.cat([patches, condition], 1), times), self.config.patch_size)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        return (len(codes), self.channels, *(side * self.stride for side in codes.shape[2:]))
+
     def times(self, steps: int | None = None) -> list[int]:
         """The times that sampling visits, falling."""
         return trailing_times(self.config.train_steps, self.config.steps if steps is None else steps)
@@ -214,8 +222,7 @@ class _DiffusionDecoder(nn.Module):
         noise: Tensor | None = None,
     ) -> Tensor:
         config, times = self.config, self.times(steps)
-        shape = (len(codes), self.channels, *(side * self.stride for side in codes.shape[2:]))
-        noise = item_noise(shape, seed, noise)
+        noise = item_noise(self.noise_shape(codes), seed, noise)
         hop = config.train_steps // (config.steps if steps is None else steps)
         share = signal_share(config.schedule, config.train_steps, zero_terminal_snr=config.zero_terminal_snr)
         return ddim(

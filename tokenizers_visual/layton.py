@@ -94,6 +94,9 @@ class Layton(Tokenizer):
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self.paint(codes, **options)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        return (len(codes), *self.config.diffusion.latent_shape)
+
     def paint(
         self,
         codes: Tensor,
@@ -108,8 +111,7 @@ class Layton(Tokenizer):
         """
         config = self.config.diffusion
         times = trailing_times(TRAIN_STEPS, steps := self.config.steps if steps is None else steps)
-        shape = (len(codes), *config.latent_shape)
-        noise = item_noise(shape, seed, noise)
+        noise = item_noise(self.noise_shape(codes), seed, noise)
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             last = torch.is_grad_enabled() and int(time[0]) == times[-1]

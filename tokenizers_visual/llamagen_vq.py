@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.diffusers import VQArchitecture
+from zoo.interop.export import DEFAULT_SIDE
+from zoo.interop.transformers import TransformersLayout
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, SoftEntropyConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,54 @@ def config_from_diffusers(architecture: VQArchitecture) -> LlamaGenVQConfig:
     )
 
 
+def config_from_transformers(fields: dict[str, Any]) -> LlamaGenVQConfig:
+    """The config of transformers' JanusVQVAEConfig. Codes are decoded at unit length, and searched by angle here.
+
+    Raises:
+        ValueError: a network that LlamaGen's is not.
+    """
+    expected = {"double_latent": False, "in_channels": 3, "out_channels": 3}
+    if wrong := {name: fields[name] for name, value in expected.items() if fields[name] != value}:
+        raise ValueError(f"expected {expected}, got {wrong}")
+    return LlamaGenVQConfig(
+        channels=fields["base_channels"],
+        channel_multipliers=tuple(fields["channel_multiplier"]),
+        decoder_channel_multipliers=tuple(fields["channel_multiplier"]),
+        blocks=fields["num_res_blocks"],
+        latent_channels=fields["latent_channels"],
+        dropout=float(fields["dropout"]),
+        quantizer=VectorConfig(codebook_size=fields["num_embeddings"], dim=fields["embed_dim"], metric="cosine"),
+    )
+
+
+def fields_for_transformers(config: LlamaGenVQConfig) -> dict[str, Any]:
+    """Values of transformers' JanusVQVAEConfig, which decodes images of one size alone: 256 pixels a side.
+
+    Raises:
+        ValueError: a network or quantizer that JanusVQVAE does not have.
+    """
+    quantizer, multipliers = config.quantizer, config.channel_multipliers
+    plain = isinstance(quantizer, VectorConfig) and quantizer.metric == "cosine" and quantizer.unit_vectors
+    if not plain or config.decoder_channel_multipliers != multipliers or config.norm_groups != 32:
+        raise ValueError(f"expected one codebook on the unit sphere, equal widths and 32 norm groups, got {config}")
+    return {
+        "embed_dim": quantizer.dim,
+        "num_embeddings": quantizer.codebook_size,
+        "latent_channels": config.latent_channels,
+        "base_channels": config.channels,
+        "channel_multiplier": list(multipliers),
+        "num_res_blocks": config.blocks,
+        "dropout": config.dropout,
+        "num_patches": DEFAULT_SIDE >> (len(multipliers) - 1),
+    }
+
+
+def weights_for_transformers(model: LlamaGenVQ) -> dict[str, Tensor]:
+    """The weights with codes of unit length, of which the nearest by distance is the nearest by angle."""
+    codes = model.quantizer.codes().detach()  # type: ignore[operator]
+    return {**model.state_dict(), "quantizer.codebook.weight": codes}
+
+
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The quantizer's losses under the original's names and weights."""
     kwargs, losses = meta["original"]["kwargs"], quantized.losses
@@ -141,4 +192,54 @@ KEY_MAP = KeyMap(
         "decoder.norm_out.*": "decoder.norm_out.*",
         "decoder.conv_out.*": "decoder.conv_out.*",
     }
+)
+
+_JANUS_MID = {"block_1": 0, "attn_1": 1, "block_2": 2}
+
+KEY_MAP_TRANSFORMERS = KeyMap(
+    {
+        **{
+            f"{side}.{name}.*": f"{side}.{name}.*"
+            for side in ("encoder", "decoder")
+            for name in ("conv_in", "norm_out", "conv_out")
+        },
+        **{
+            f"{side}.mid.{theirs}.*": f"{side}.mid.{ours}.*"
+            for side in ("encoder", "decoder")
+            for theirs, ours in _JANUS_MID.items()
+        },
+        "encoder.down.{}.block.{}.nin_shortcut.*": "encoder.levels.{}.blocks.{}.shortcut.*",
+        "encoder.down.{}.block.{}.*": "encoder.levels.{}.blocks.{}.*",
+        "encoder.down.{}.attn.{}.*": "encoder.levels.{}.attentions.{}.*",
+        "encoder.down.{}.downsample.*": "encoder.levels.{}.resample.*",
+        "quant_conv.*": "to_latent.*",
+        "quantize.embedding.weight": "quantizer.codebook.weight",
+        "post_quant_conv.*": "from_codes.*",
+        "decoder.up.{}.block.{}.nin_shortcut.*": "decoder.levels.{}.blocks.{}.shortcut.*",
+        "decoder.up.{}.block.{}.*": "decoder.levels.{}.blocks.{}.*",
+        "decoder.up.{}.attn.{}.*": "decoder.levels.{}.attentions.{}.*",
+        "decoder.up.{}.upsample.*": "decoder.levels.{}.resample.*",
+    }
+)
+
+
+def _encode_there(peer: Any, x: Tensor) -> Tensor:
+    indices: Tensor = peer.encode(x, return_dict=True).image_tokens
+    return indices
+
+
+def _decode_there(peer: Any, tokens: Tokens) -> Tensor:
+    image: Tensor = peer.decode(tokens.indices.flatten(1))
+    return image
+
+
+TRANSFORMERS = TransformersLayout(
+    "JanusVQVAE",
+    "JanusVQVAEConfig",
+    KEY_MAP_TRANSFORMERS,
+    config_from_transformers,
+    fields_for_transformers,
+    weights_for_transformers,
+    encode=_encode_there,
+    decode=_decode_there,
 )

@@ -166,6 +166,11 @@ class SeedTokenizer(Tokenizer):
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self._generate(codes, **options)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        if self.config.generator is None:
+            return super().noise_shape(codes)
+        return (len(codes), *self.config.generator.latent_shape)
+
     def _generate(self, codes: Tensor, **options: Any) -> Tensor:
         embedding = self.embedding_of(codes)
         if self.generator is None:

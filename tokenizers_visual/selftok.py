@@ -158,6 +158,9 @@ class Selftok(Tokenizer):
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self._draw(codes, **options)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        return (len(codes), self.config.channels, *(self.config.latent_size,) * 2)
+
     def _draw(
         self,
         codes: Tensor,
@@ -165,11 +168,10 @@ class Selftok(Tokenizer):
         seed: int | list[int] | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        size, context = self.config.latent_size, self.condition(codes)
+        context = self.condition(codes)
         if self.decoder is None:
             raise ValueError(f"{self.name} gives tokens alone: expected a config with a decoder, got None")
-        shape = (len(codes), self.config.channels, size, size)
-        noise = item_noise(shape, seed, noise)
+        noise = item_noise(self.noise_shape(codes), seed, noise)
         return self.decoder.sample(noise.to(codes), context, steps)
 
 

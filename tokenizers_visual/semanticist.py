@@ -86,6 +86,10 @@ class Semanticist(PrefixTokenizer):
         """Code vectors (B, k, D) -> images; options as those of `sample`."""
         return self._image_of(self.sample(codes, lengths, **options))
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        base = self.config.base
+        return (len(codes), base.dim, *(self.config.image_size // base.stride,) * 2)
+
     def sample(
         self,
         codes: Tensor,
@@ -100,9 +104,7 @@ class Semanticist(PrefixTokenizer):
         config, count = self.config, len(codes)
         times = trailing_times(_TRAIN_STEPS, steps := config.steps if steps is None else steps)
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        side = config.image_size // config.base.stride
-        shape = (count, config.base.dim, side, side)
-        noise = item_noise(shape, seed, noise)
+        noise = item_noise(self.noise_shape(codes), seed, noise)
         tokens = self.decoder.tokens(codes, lengths)
         if scale != 1:
             tokens = torch.cat([tokens, self.decoder.tokens(codes[:, :0])])

@@ -4,11 +4,12 @@ A tile gets as much margin as its outputs see (`zoo.reach`). What sees the whole
 the first goes as far as the first group norm (arXiv 1803.08494) and gathers its moments, the next as far as the second,
 and so on, each from the start, so that nothing but moments is kept between them. Attention over all positions, which
 these networks have at their coarsest resolution, runs on its whole input; the passes after it start from its output.
+They also start from the output of a residual block, or of a change of resolution, that is small enough to be held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from zoo.reach import Reach, Seen, Tracer
 
+HELD = 2_400_000_000  # bytes of maps that are held at a time: the one where a pass starts, and the one where it ends
 _ROWS_AND_COLUMNS = (2, 3)  # where a map (B, C, H, W) has them
 
 
@@ -55,33 +57,42 @@ class Pass:
 
     Attributes:
         seen: by the tensor where it ends: reach, and axes of rows and columns.
-        attentions: how many ran before; the pass starts from the output of the last.
+        maps: how many whole maps there were before; the pass starts from the last.
         groups: of channels, whose moments it gathers.
-        attention: name of the module whose input it gathers; a pass that gathers nothing ends with the outputs.
+        module: name of the module whose input (of an attention) or output (of others) it gathers as a whole map; a
+            pass that gathers nothing ends with the outputs.
     """
 
     seen: Seen
-    attentions: int
+    maps: int
     groups: int | None = None
-    attention: str | None = None
+    module: str | None = None
 
 
-def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int]) -> list[Pass]:
+def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int], held: int = HELD) -> list[Pass]:
     """The passes that a network needs.
 
     Args:
         network: on the meta device, so that nothing is computed.
         part: name of the method that runs.
-        example: its input, on the meta device, of any size with at least 4 positions a side.
+        example: its input, on the meta device, of the size of the image, and of at least 4 positions a side.
         axes: places of rows and columns in the shape of the input.
+        held: bytes of maps that may be held at a time, beside those that attentions need.
 
     Raises:
         ValueError: an operation that sees the whole image in another way, by name.
     """
-    with torch.no_grad(), Tracer() as tracer, _Planning(network, tracer) as planning:
+    try:
+        return _planned(network, part, example, axes, held)
+    except ValueError:  # what follows a block may depend on more than its output
+        return _planned(network, part, example, axes, 0)
+
+
+def _planned(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int], held: int) -> list[Pass]:
+    with torch.no_grad(), Tracer() as tracer, _Planning(network, tracer, held) as planning:
         tracer.start(example, axes)
         output = getattr(network, part)(example)
-        return [*planning.found, Pass(tracer.seen(output), planning.attended)]
+        return [*planning.found, Pass(tracer.seen(output), planning.passed)]
 
 
 def outputs(
@@ -112,6 +123,7 @@ def outputs(
     """
     device = next(iter(network.state_dict().values())).device
     shape, moments = list[int](), list[_Moments]()
+    ends = {step.module for step in plan if step.module is not None}
     for step in plan:
         gathered: _Moments | None = None
         whole: Tensor | None = None
@@ -127,25 +139,27 @@ def outputs(
             for axis, one in zip(axes, (rows, columns)):
                 given = given.narrow(axis, one.first, one.end - one.first)
             given = given.to(device)
-            if step.attentions == 0:
+            if step.maps == 0:
                 given = load(given)
                 shape = [inputs[axes.index(axis)] if axis in axes else side for axis, side in enumerate(given.shape)]
-            result = _run(network, part, given, shape, step.attentions, moments)
+            result = _run(network, part, given, shape, _Running(network, ends, given, step.maps, moments))
             for axis, one, scale in zip(step.seen.axes, (rows, columns), scales):
                 result = result.narrow(axis, one.start - int(one.first / scale), one.stop - one.start)
             places = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
             if step.groups is not None:
                 found = _Moments.of(result, step.groups)
                 gathered = found if gathered is None else gathered.joined(found)
-            elif step.attention is not None:
+            elif step.module is not None:
                 whole = result.new_empty(*result.shape[:2], *sides) if whole is None else whole
                 whole[..., *places] = result
             else:
                 yield *places, result
+            del given, result  # before the next tile needs as much
         if gathered is not None:
             moments.append(gathered)
-        if step.attention is not None:
-            source, axes, moments = network.get_submodule(step.attention)(whole), _ROWS_AND_COLUMNS, []
+        if step.module is not None and whole is not None:
+            module = network.get_submodule(step.module)
+            source, axes, moments = module(whole) if _is_attention(module) else whole, _ROWS_AND_COLUMNS, []
             tile, multiple = (max(1, int(number / max(scales))) for number in (tile, multiple))
 
 
@@ -188,15 +202,18 @@ class _Pause(Exception):
 
 class _Watch(TorchFunctionMode):
     """While it is entered, group norms and `torch.var_mean` over all positions of a map take what `moments` gives, and
-    attentions of the network are told of before and after they run.
+    modules of the network where a pass may end are told of: attentions before they run, and all after.
 
     Where `follows` is false, operations run as they are; those on tensors of the meta device compute nothing.
+
+    Args:
+        ends: names of the modules to tell of; all where none are given.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, ends: Collection[str] | None = None) -> None:
         super().__init__()
-        self.attended, self.follows = 0, True
-        self._network, self._hooks = network, list[Any]()
+        self.passed, self.follows = 0, True  # whole maps that there were so far
+        self._network, self._ends, self._hooks = network, ends, list[Any]()
 
     def moments(self, x: Tensor, groups: int) -> _Moments:
         raise NotImplementedError
@@ -209,13 +226,23 @@ class _Watch(TorchFunctionMode):
         """What the network gets instead of the result of an attention."""
         raise NotImplementedError
 
+    def may_end(self, name: str, result: Tensor) -> Tensor:
+        """What the network gets instead of the result of a block of that name."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
         for name, module in self._network.named_modules():
-            if getattr(module, "sees_every_position", False):
+            if self._ends is not None and name not in self._ends:
+                continue
+            if _is_attention(module):
                 self._hooks.append(
                     module.register_forward_pre_hook(lambda _, given, name=name: self.before(name, given[0]))
                 )
                 self._hooks.append(module.register_forward_hook(lambda _, given, result: self.after(result)))
+            elif getattr(module, "may_end_a_pass", False):
+                self._hooks.append(
+                    module.register_forward_hook(lambda _, given, result, name=name: self.may_end(name, result))
+                )
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -260,25 +287,32 @@ class _Watch(TorchFunctionMode):
 class _Planning(_Watch):
     """Notes where passes end, on the meta device."""
 
-    def __init__(self, network: nn.Module, tracer: Tracer) -> None:
+    def __init__(self, network: nn.Module, tracer: Tracer, held: int) -> None:
         super().__init__(network)
         self.found: list[Pass] = []
-        self._tracer = tracer
+        self._tracer, self._held, self._start = tracer, held, 0  # bytes of the map where passes start
 
     def moments(self, x: Tensor, groups: int) -> _Moments:
-        self.found.append(Pass(self._seen(x), self.attended, groups=groups))
+        self.found.append(Pass(self._seen(x), self.passed, groups=groups))
         nothing = torch.zeros(len(x), groups, device=x.device, dtype=torch.float64)
         return _Moments(2, nothing, nothing)
 
     def before(self, name: str, x: Tensor) -> None:
-        self.found.append(Pass(self._seen(x), self.attended, attention=name))
+        self.found.append(Pass(self._seen(x), self.passed, module=name))
         self.follows = False
         self._tracer.clear()
 
     def after(self, result: Tensor) -> Tensor:
         self._tracer.start(result, _ROWS_AND_COLUMNS)
-        self.attended, self.follows = self.attended + 1, True
+        self._start = _bytes(result)
+        self.passed, self.follows = self.passed + 1, True
         return result
+
+    def may_end(self, name: str, result: Tensor) -> Tensor:
+        if not self.follows or self._start + _bytes(result) > self._held:
+            return result
+        self.before(name, result)
+        return self.after(result)
 
     def _seen(self, x: Tensor) -> Seen:
         seen = self._tracer.seen(x)
@@ -291,14 +325,17 @@ class _Running(_Watch):
     """Runs on a tile with the moments that are known, and pauses at the first that are not.
 
     Args:
-        attentions: how many ran before; the tile is one of the output of the last, and what comes before that is passed
+        ends: names of the modules at which passes of the plan end.
+        maps: how many whole ones there were before; the tile is one of the last, and what comes before that is passed
             over on the meta device.
     """
 
-    def __init__(self, network: nn.Module, tile: Tensor, attentions: int, moments: Sequence[_Moments]) -> None:
-        super().__init__(network)
-        self._tile, self._attentions, self._moments = tile, attentions, iter(moments)
-        self.follows = attentions == 0
+    def __init__(
+        self, network: nn.Module, ends: Collection[str], tile: Tensor, maps: int, moments: Sequence[_Moments]
+    ) -> None:
+        super().__init__(network, ends)
+        self._tile, self._maps, self._moments = tile, maps, iter(moments)
+        self.follows = maps == 0
 
     def moments(self, x: Tensor, groups: int) -> _Moments:
         if (known := next(self._moments, None)) is None:
@@ -306,22 +343,32 @@ class _Running(_Watch):
         return known
 
     def before(self, name: str, x: Tensor) -> None:
-        if self.attended == self._attentions:
+        if self.passed == self._maps:
             raise _Pause(x)
 
     def after(self, result: Tensor) -> Tensor:
-        self.attended += 1
-        self.follows = self.attended == self._attentions
+        self.passed += 1
+        self.follows = self.passed == self._maps
         return self._tile if self.follows else result
 
+    def may_end(self, name: str, result: Tensor) -> Tensor:
+        self.before(name, result)
+        return self.after(result)
 
-def _run(
-    network: nn.Module, part: str, tile: Tensor, shape: Sequence[int], attentions: int, moments: Sequence[_Moments]
-) -> Tensor:
+
+def _run(network: nn.Module, part: str, tile: Tensor, shape: Sequence[int], running: _Running) -> Tensor:
     """The tensor where the pass ends, of one tile; `shape`: of what the method takes for the whole image."""
-    given = tile if attentions == 0 else tile.new_empty(shape, device="meta")
+    given = tile if running.follows else tile.new_empty(shape, device="meta")
     try:
-        with _Running(network, tile, attentions, moments):
+        with running:
             return getattr(network, part)(given)
     except _Pause as pause:
         return pause.x
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return getattr(module, "sees_every_position", False)
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

@@ -188,6 +188,14 @@ class Tokenizer(Model):
         """Code vectors of `tokens` -> padded signal."""
         return self.reconstruct(codes)
 
+    def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        """Shape (B, ...) of the standard normal noise that `decode` takes with these code vectors (B, *positions, D).
+
+        Raises:
+            ValueError: a model that decodes without noise.
+        """
+        raise ValueError(f"{self.name} decodes without noise")
+
     def described(self) -> dict[str, Any]:
         return {
             "modality": self.spec.modality,
@@ -384,9 +392,10 @@ class Tokenizer(Model):
                 attention over maps, or whose quantizer takes more than single positions.
         """
         self._require("encoder")
-        plan = self._passes("latent", tile)
+        self._check_tiles("encode_tiled", tile)
         self.spec.check(x)
         padded, multiple = self.pad(x), self.spec.multiple
+        plan = self._passes("latent", padded, (2, 3))
         grid = self.positions(tuple(padded.shape[2:]))
         levels = tuple(torch.empty(len(x), *grid, dtype=torch.int64, device=x.device) for _ in self.vocab_sizes)
         with self._evaluating():
@@ -411,9 +420,11 @@ class Tokenizer(Model):
             ValueError: tokens as in `decode`, and a model as in `encode_tiled`.
         """
         self._require("decoder")
-        plan = self._passes("reconstruct", tile)
+        self._check_tiles("decode_tiled", tile)
         self._check_tokens(tokens)
         indices, multiple = torch.stack(tokens.levels, dim=-1), self.spec.multiple  # (B, h, w, levels)
+        codes = torch.empty(*indices.shape[:3], self.quantizer.config.dim, device="meta")
+        plan = self._passes("reconstruct", codes, (1, 2))
         padded = [side * multiple for side in indices.shape[1:3]]
         size = padded if tokens.extent is None else [max(sides) for sides in zip(*tokens.extent.sizes)]
         image = torch.empty(len(tokens), self.spec.channels, *size, dtype=self.dtype, device=tokens.device)
@@ -432,9 +443,9 @@ class Tokenizer(Model):
                 target.copy_(signal[:, :, : target.shape[2], : target.shape[3]])
         return image
 
-    def _passes(self, part: Literal["latent", "reconstruct"], tile: int) -> list[tiling.Pass]:
-        """How a part of the network goes over tiles."""
-        multiple, verb = self.spec.multiple, "encode_tiled" if part == "latent" else "decode_tiled"
+    def _check_tiles(self, verb: str, tile: int) -> None:
+        """Raise a ValueError where images of this model cannot be cut into tiles of that size."""
+        multiple = self.spec.multiple
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:
             raise ValueError(f"tile: expected a positive multiple of {multiple} pixels, got {tile!r}")
         own = ("encode_levels", "decode_codes", "positions")
@@ -443,18 +454,23 @@ class Tokenizer(Model):
             raise ValueError(f"{verb}: expected a model of images of any size on a plain grid, got {self.name}")
         if set(self.quantizer.config.level_shapes((4, 6))) != {(4, 6)}:
             raise ValueError(f"{verb}: expected a quantizer of single positions, got {self.quantizer.config.kind}")
+
+    def _passes(
+        self, part: Literal["latent", "reconstruct"], given: Tensor, axes: tuple[int, int]
+    ) -> list[tiling.Pass]:
+        """How a part of the network goes over tiles of what it is given."""
+        verb, multiple = "encode_tiled" if part == "latent" else "decode_tiled", self.spec.multiple
+        scale = Fraction(multiple) if part == "latent" else Fraction(1, multiple)
+        least = 4 * multiple if part == "latent" else 4  # the reach is followed on sides that differ from 1
+        sides = [max(side, least) if axis in axes else side for axis, side in enumerate(given.shape)]
         with torch.device("meta"):  # as large, but without numbers
-            outline = type(self)(self.config).eval()  # type: ignore[call-arg]
-            image = torch.empty(1, self.spec.channels, 4 * multiple, 6 * multiple)
-            codes = torch.empty(1, 4, 6, self.quantizer.config.dim)
-        example, axes, scale = (
-            (image, (2, 3), Fraction(multiple)) if part == "latent" else (codes, (1, 2), Fraction(1, multiple))
-        )
+            outline = type(self)(self.config).to(self.dtype).eval()  # type: ignore[call-arg]
+            example = torch.empty(sides, dtype=self.dtype)
         try:
             plan = tiling.passes(outline, part, example, axes)
         except ValueError as error:
             raise ValueError(f"{verb}: {self.name} cannot be cut into tiles with exact seams: {error}") from error
-        if plan[-1].attentions == 0 and any(reach.scale != scale for reach in plan[-1].seen.reaches):
+        if plan[-1].maps == 0 and any(reach.scale != scale for reach in plan[-1].seen.reaches):
             raise ValueError(
                 f"{verb}: expected a token for {multiple} x {multiple} pixels, got {plan[-1].seen.reaches}"
             )

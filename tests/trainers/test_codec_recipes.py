@@ -29,6 +29,7 @@ NARROW: dict[str, dict[str, Any]] = {  # sizes of discriminators
     "wave": {"period_channels": [2, 2], "band_channels": 2},
     "magnitude": {"period_channels": [2, 2], "channels": 2, "most_channels": 2},
     "scale": {"channels": [16] * 7},
+    "frequency": {"hop_lengths": [16], "channels": [32]},
 }
 
 
@@ -96,6 +97,7 @@ def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path
     assert float(rows[1]["train/features"]) > 0
     assert all(np.isfinite(float(row["train/total"])) for row in rows)
     assert ("train/distillation" in rows[0]) == ("distillation" in arguments)
+    assert ("train/semantic" in rows[0]) == ("semantic_weight" in arguments)
     saved = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     assert len(saved["optimizer_states"]) == 2

@@ -159,3 +159,28 @@ def test_a_wrong_setting_is_told(settings: dict[str, Any], message: str) -> None
     model = settings.pop("model", None)
     with pytest.raises((ValueError, ConfigError), match=message):
         task(**settings) if model is None else CodecTask(model)
+
+
+def test_a_semantic_loss_needs_a_model_with_a_speech_model() -> None:
+    with pytest.raises(ValueError, match="a model with a semantic_head, got spectral_codec_16khz"):
+        task(semantic_weight=1.0)
+
+
+def test_the_semantic_head_learns_the_features_from_the_codes() -> None:
+    torch.manual_seed(0)
+    sizes = {
+        "channels": 4, "strides": [4, 2], "decoder_channels": 8, "acoustic_dim": 4,
+        "features": {"kind": "mel", "width": 8},
+        "quantizer": {"kind": "residual", "level": {"kind": "vector", "codebook_size": 8, "dim": 12}, "num_levels": 2},
+    }  # fmt: skip
+    learner = CodecTask("xcodec_16khz", sizes, loss=LOSS, quantizer_weights=WEIGHTS, semantic_weight=100.0)
+    signal = sounds(1)[0]
+    total, values = learner.generator_loss(signal, learner.model(signal), 0)
+    expected = 100 * values["semantic"] + values["waveform"] + values["mel"]
+    expected = expected + sum(weight * values[name] for name, weight in WEIGHTS.items())
+    torch.testing.assert_close(total.detach(), expected)
+    total.backward()
+    taught = {id(weight) for weight in learner.semantic_head.parameters()}
+    assert taught <= {id(weight) for weight in learner.generator_parameters()}
+    assert all(float(weight.grad.abs().max()) > 0 for weight in learner.semantic_head.parameters())
+    assert float(learner.model.semantic_encoder.conv_in.weight.grad.abs().max()) > 0

@@ -18,6 +18,10 @@ from tiny_open_clip import save_tiny_clip
 import zoo
 from tokenizers_visual.inversion import rtd
 from tokenizers_visual.inversion.backbones import load_pair
+from tokenizers_visual.inversion.cir_benchmarks import query_features, read_benchmark
+from tokenizers_visual.inversion.cir_inputs import image_input
+from tokenizers_visual.inversion.retrieval import preprocessing
+from trainers.caption_triplets import make_triplets
 from trainers.data import CaptionData, TripletData
 from trainers.data.features import read_phrases
 from trainers.recipes import create_task
@@ -34,7 +38,12 @@ CAPTIONS = [
     ("the house of a dog", ["the house", "a dog"]),
 ]
 RECIPES = ("lincir_published", "pic2word_published", "searle_published", "lincir_rtd_published")
-SIBLINGS = ("lincir_captions", "pic2word_photos", "searle_photos")  # on data and weights that are at hand
+SIBLINGS = (
+    "lincir_captions",
+    "pic2word_photos",
+    "searle_photos",
+    "lincir_rtd_captions",
+)  # on data and weights that are at hand
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(5):
         Image.fromarray(generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"images/{i}.png")
     (folder / "images/broken.png").write_bytes(b"no picture")
+    write_cirr(folder / "cirr")
     return folder
+
+
+def write_cirr(folder: Path) -> None:
+    """Two queries over eight images, in CIRR's format."""
+    folder.mkdir()
+    names = [f"dev-{i}" for i in range(8)]
+    rows = [("dev-0", "dev-1", "is red"), ("dev-5", "dev-2", "has two dogs")]
+    entries = [
+        {"pairid": i, "reference": one, "target_hard": other, "caption": text, "img_set": {"members": names[:6]}}
+        for i, (one, other, text) in enumerate(rows)
+    ]
+    (folder / "cap.rc2.val.json").write_text(json.dumps(entries))
+    (folder / "split.rc2.val.json").write_text(json.dumps({name: f"./dev/{name}.png" for name in names}))
+    (folder / "dev").mkdir()
+    generator = np.random.default_rng(1)
+    for name in names:
+        Image.fromarray(generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"dev/{name}.png")
 
 
 def arguments(recipe: str, clip: str, files: Path, out: Path) -> list[str]:
@@ -76,14 +103,28 @@ def arguments(recipe: str, clip: str, files: Path, out: Path) -> list[str]:
         "lincir_rtd": [f"--data.init_args.train={files / 'triplets.json'}", "--model.init_args.init=random"],
     }[recipe.rpartition("_")[0]]  # fmt: skip
     small = "{hidden_dim: 8, dropout: 0.0}"
+    published = recipe.endswith("_published") and not recipe.startswith("pic2word")  # those that are validated
+    val = [f"--data.init_args.val={json.dumps(cirr(files, out))}"] if published else []
     return [
-        f"--config={recipe}", *data, f"--model.init_args.clip={clip}", f"--model.init_args.changes={small}",
+        f"--config={recipe}", *data, *val, f"--model.init_args.clip={clip}", f"--model.init_args.changes={small}",
         "--model.init_args.learning_rate=0.01", "--model.init_args.warmup_steps=0",
         "--data.init_args.batch_size=2", "--data.init_args.workers=0",
         "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_steps=2",
         "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false", f"--out={out}",
     ]  # fmt: skip
+
+
+def cirr(files: Path, out: Path) -> dict[str, str]:
+    folder = str(files / "cirr")
+    return {"benchmark": "cirr", "annotations": folder, "images": folder, "features": str(out / "cirr.sqlite")}
+
+
+def validations(folder: Path) -> list[dict[str, float]]:
+    """Values of each validation, with its step."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/R@1")]
+    return [{name: float(value) for name, value in row.items() if value and not name.startswith("lr")} for row in rows]
 
 
 def losses(folder: Path) -> list[float]:
@@ -106,7 +147,7 @@ def test_a_recipe_runs_two_steps_on_another_clip(recipe: str, clip: str, files: 
         name: torch.equal(value, saved["state_dict"][f"model.{name}"]) for name, value in projector.state_dict().items()
     }
     assert all(same.values())
-    assert (folder / "model/text_encoder.safetensors").is_file() == (recipe == "lincir_rtd_published")
+    assert (folder / "model/text_encoder.safetensors").is_file() == recipe.startswith("lincir_rtd")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -220,7 +261,152 @@ def test_words_of_images_are_found_once(clip: str, files: Path, tmp_path: Path) 
         run("fit", [*given, "--data.init_args.steps=4"])
 
 
+# -- validation by composed retrieval ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "pic2word_published"])
+def test_validation_gives_what_the_benchmark_gives_of_the_exported_model(
+    recipe: str, clip: str, files: Path, tmp_path: Path
+) -> None:
+    given = arguments(recipe, clip, files, tmp_path)
+    every = ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2"]
+    run("fit", [*given, *every, "--trainer.max_steps=4"])
+    folder = tmp_path / "version_0"
+    found = validations(folder)
+    assert [row["step"] for row in found] == [1, 3]
+    pair = load_pair(clip)
+    model = zoo.create_model(f"local-dir:{folder / 'model'}")
+    text_pair = load_pair(clip)
+    if recipe == "lincir_rtd_published":
+        rtd.load_text_encoder(text_pair, folder / "model/text_encoder.safetensors")
+    preprocess = preprocessing("searle" if "searle" in recipe else "lincir", image_input(pair))
+    (part,) = read_benchmark("cirr", files / "cirr", files / "cirr")
+    features = torch.cat([pair.image_features(picture.load(preprocess)[None]) for picture in part.pictures])
+    words = model.project(features[[query.reference for query in part.queries]])
+    metrics = part.metrics(query_features(part, text_pair, features, words), features)
+    assert {name: found[-1][f"val/{name}"] for name in metrics} == pytest.approx(metrics)
+    assert {"R@1", "R@5", "R@10", "R@50", "R_subset@1", "R_subset@2", "R_subset@3"} < set(metrics)
+    stamp = (tmp_path / "cirr.sqlite").stat().st_mtime_ns
+    run("fit", [*given, *every, "--trainer.max_steps=2"])  # features are kept
+    assert (tmp_path / "cirr.sqlite").stat().st_mtime_ns == stamp
+    assert validations(tmp_path / "version_1")[0] == pytest.approx(found[0])
+
+
+def test_the_best_of_the_validations_is_kept(clip: str, files: Path, tmp_path: Path) -> None:
+    """By a metric that moves with every step: the rank of one image among eight is told by R@1 to R@7."""
+    given = arguments("lincir_published", clip, files, tmp_path)
+    run("fit", [*given, "--trainer.val_check_interval=1", "--trainer.max_steps=6", "--model.init_args.learning_rate=1"])
+    folder = tmp_path / "version_0"
+    found = validations(folder)
+    values = [row["val/R@1"] for row in found]
+    assert len(values) == 6
+    first = values.index(max(values))
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == first + 1
+    exported = load_file(folder / "best/model.safetensors")
+    assert all(torch.equal(value, best["state_dict"][f"model.{name}"]) for name, value in exported.items())
+    last = load_file(folder / "model/model.safetensors")
+    assert all(torch.equal(last[name], exported[name]) for name in last) == (first == 5)
+
+
+def test_a_resumed_run_knows_the_best_so_far(clip: str, files: Path, tmp_path: Path) -> None:
+    given = [*arguments("lincir_published", clip, files, tmp_path), "--trainer.val_check_interval=1"]
+    run("fit", [*given, "--trainer.max_steps=5"])
+    run("fit", [*given, "--trainer.max_steps=2"])
+    run("fit", [*given, "--trainer.max_steps=5", "--ckpt_path=last"])
+    whole, rest = validations(tmp_path / "version_0"), validations(tmp_path / "version_2")
+    assert [row["val/R@5"] for row in rest] == [row["val/R@5"] for row in whole[2:]]
+    assert [row["val/R_subset@2"] for row in rest] == [row["val/R_subset@2"] for row in whole[2:]]
+    assert losses(tmp_path / "version_2") == pytest.approx(losses(tmp_path / "version_0")[2:])
+    saved = torch.load(tmp_path / "version_2/checkpoints/last.ckpt", weights_only=True)
+    (state,) = [state for key, state in saved["callbacks"].items() if "ExportBest" in key]
+    assert state["best"] == max(row["val/R@1"] for row in whole)
+
+
+def test_any_benchmark_validates_and_several_parts_are_averaged(clip: str, files: Path, tmp_path: Path) -> None:
+    rows = ["file,class,domain,role"]
+    for number, (kind, domain, role) in enumerate(
+        (kind, domain, role) for kind in ("dog", "cat") for domain in ("photo", "sketch") for role in ("query", "index")
+    ):
+        rows.append(f"dev/dev-{number}.png,{kind},{domain},{role}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    val = {**cirr(files, tmp_path), "benchmark": "domains", "annotations": str(tmp_path)}
+    given = arguments("pic2word_published", clip, files, tmp_path)
+    run("fit", [*given, f"--data.init_args.val={json.dumps(val)}"])
+    with (tmp_path / "version_0/metrics.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if row.get("val/mAP")]
+    parts = [float(row[f"val/{part}/mAP"]) for part in ("photo to sketch", "sketch to photo")]
+    assert float(row["val/mAP"]) == pytest.approx(sum(parts) / 2)
+
+
+def test_a_benchmark_without_its_images_is_refused_before_training(clip: str, files: Path, tmp_path: Path) -> None:
+    given = arguments("lincir_published", clip, files, tmp_path)
+
+    def refused(expected: str, **changes: str) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=expected):
+            run("fit", [*given, f"--data.init_args.val={json.dumps({**cirr(files, tmp_path), **changes})}"])
+        assert not list(tmp_path.rglob("*.ckpt"))
+
+    refused(
+        "expected all 8 images of the benchmark, and 8 cannot be read, the first being dev/dev-0", images="/nowhere"
+    )
+    refused(r"expected a folder of annotation files, got .*none", annotations=str(tmp_path / "none"))
+    refused("expected a benchmark among", benchmark="coco")
+    (tmp_path / "hidden").mkdir()
+    for name in ("cap", "split"):
+        content = (files / f"cirr/{name}.rc2.val.json").read_text().replace("target_hard", "hidden")
+        (tmp_path / f"hidden/{name}.rc2.test1.json").write_text(content)
+    refused("ground truth is hidden", annotations=str(tmp_path / "hidden"), split="test1")
+    run("fit", [*given, "--data.init_args.val=null"])
+    assert (tmp_path / "version_0/model/model.safetensors").is_file()
+
+
+def test_the_best_by_a_value_that_there_is_not_is_refused(clip: str, files: Path, tmp_path: Path) -> None:
+    callbacks = [{"class_path": "trainers.callbacks.ExportBest", "init_args": {"monitor": "val/x"}}]
+    with pytest.raises(ValueError, match=r"expected a value of the validation \(val/R@1, .*got 'val/x'"):
+        run(
+            "fit",
+            [
+                *arguments("lincir_published", clip, files, tmp_path), "--trainer.val_check_interval=1",
+                f"--trainer.callbacks={json.dumps(callbacks)}",
+            ],
+        )  # fmt: skip
+
+
+def test_a_model_can_be_validated_without_training(
+    clip: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments("lincir_published", clip, files, tmp_path)
+    run("fit", [*given, "--trainer.val_check_interval=2"])
+    run("validate", [*given, "--ckpt_path=last"])
+    assert validations(tmp_path / "version_1")[0]["val/R@1"] == validations(tmp_path / "version_0")[-1]["val/R@1"]
+
+
 # -- data ----------------------------------------------------------------------------------------------------------
+
+
+def test_triplets_of_captions_exchange_one_keyword_as_the_change_says() -> None:
+    captions = ["a dog on a mat.", "the cat sleeps", "nothing here"]
+    triplets = make_triplets(captions, [("a dog", "a mat"), ("the cat",), ("absent",)], seed=3)
+    assert [row["reference_caption"] for row in triplets] == captions[:2]
+    known = ("a dog", "a mat", "the cat", "absent")
+    for row in triplets:
+        exchanged = [
+            (old, new) for old in known for new in known
+            if old != new and row["reference_caption"].replace(old, new) == row["target_caption"]
+            and old in row["conditioning_caption"] and new in row["conditioning_caption"]
+        ]  # fmt: skip
+        assert len(exchanged) == 1
+    assert make_triplets(captions, [("a dog",), ("the cat",), ()], 3) == make_triplets(
+        captions, [("a dog",), ("the cat",), ()], 3
+    )
+    with pytest.raises(ValueError, match="two keywords in all, got 1"):
+        make_triplets(["a dog"], [("a dog",)])
+
+
+def test_keywords_are_exchanged_as_whole_words() -> None:
+    (row,) = make_triplets(["carpet and car"], [("car", "x")], seed=0)
+    assert row["target_caption"] == "carpet and x"
 
 
 def batches(data: CaptionData) -> Iterator[tuple[str, ...]]:

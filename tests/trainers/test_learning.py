@@ -41,6 +41,7 @@ LEARNERS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
         {"index": 1.0, "commitment": 1.0, "codebook": 0.25, "entropy": 0.05},
     ),
     "gumbel": ({"codebook_size": 64, "dim": 6}, {"kl": 5e-4}),
+    "memory": ({"codebook_size": 64, "dim": 6}, {"kl": 5e-4}),
     "rotated": ({"inner": {"kind": "finite_scalar", "levels": (4, 4, 4)}}, {}),
     "finite_discrete": ({"codebook_size": 64, "dim": 16}, {}),
     "projected": ({"inner": CODES, "dim": 16}, KEEP),

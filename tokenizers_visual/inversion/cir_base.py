@@ -102,6 +102,11 @@ class Benchmark:
     gallery: tuple[int, ...]
     queries: tuple[Query, ...]
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the ground truth of this split is not public."""
+        return False
+
     def metrics(self, queries: Tensor, features: Tensor) -> Metrics | None:
         """In percent; None where the ground truth is hidden.
 

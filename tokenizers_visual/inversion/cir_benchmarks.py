@@ -13,8 +13,10 @@ from torch import Tensor
 from tokenizers_visual.inversion.cir_base import PROMPTS, Benchmark, Metrics
 from tokenizers_visual.inversion.cir_datasets import Circo, Cirr, FashionIQ, GeneCIS
 from tokenizers_visual.inversion.cir_domains import DomainConversion
+from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.retrieval import FeatureStore, encode_images
 
 _READERS: dict[str, Callable[[Path, Path, str, str], list[Benchmark]]] = {
     "cirr": Cirr.read,
@@ -51,6 +53,31 @@ def read_benchmark(
     if PLACEHOLDER not in template or wanted not in template:
         raise ValueError(f"expected a prompt with {PLACEHOLDER} and {wanted}, got {template!r}")
     return _READERS[name](annotations, images, split, template)
+
+
+def encode_pictures(
+    parts: Sequence[Benchmark],
+    store: FeatureStore,
+    pair: ClipPair,
+    preprocess: ImageInput,
+    *,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Put the features of all pictures of a benchmark into a store; the arguments are those of `encode_images`.
+
+    Raises:
+        ValueError: pictures that are missing or cannot be read; the features of the others are kept.
+    """
+    pictures = list({picture.name: picture for part in parts for picture in part.pictures}.values())
+    encode_images(store, pictures, pair, preprocess, batch_size=batch_size, advance=advance)
+    if skipped := store.skipped(pictures):
+        name, reason = next(iter(skipped.items()))
+        raise ValueError(
+            f"expected all {len(pictures)} images of the benchmark, and {len(skipped)} cannot be read, the first being "
+            f"{name}: {reason}; they were looked for in {pictures[0].folder}, and the features of the others are kept "
+            f"in {store.file}"
+        )
 
 
 def mean_of_parts(parts: Sequence[Metrics]) -> Metrics:

@@ -59,6 +59,10 @@ class Cirr(Benchmark):
             )
         ]
 
+    @property
+    def hidden(self) -> bool:
+        return self.targets is None
+
     def _rankings(self, queries: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         exclude = torch.tensor(self.references)
         members = rank_members(queries, features[list(self.gallery)], torch.tensor(self.members), exclude)
@@ -190,6 +194,10 @@ class Circo(Benchmark):
                 aspects=tuple(tuple(entry.get("semantic_aspects", ())) for entry in entries),
             )
         ]
+
+    @property
+    def hidden(self) -> bool:
+        return self.truths is None
 
     def metrics(self, queries: Tensor, features: Tensor) -> Metrics | None:
         if self.truths is None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, projection_mlp
+from tokenizers_visual.inversion.phi import projection_mlp
+from tokenizers_visual.inversion.projector import Projector, ProjectorConfig
 from zoo.checkpoint import KeyMap
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.registry import register

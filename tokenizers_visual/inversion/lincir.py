@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_visual.inversion.clip import PLACEHOLDER
-from tokenizers_visual.inversion.projector import BACKBONE_OF_WIDTH, Projector, ProjectorConfig, projection_mlp
+from tokenizers_visual.inversion.phi import PhiConfig, projection_mlp
+from tokenizers_visual.inversion.projector import Projector
 from zoo.checkpoint import KeyMap
 from zoo.registry import register
 
@@ -23,17 +23,10 @@ FALLBACK = f"a photo of {PLACEHOLDER}"
 
 
 @dataclass(frozen=True)
-class LinCIRConfig(ProjectorConfig):
-    """Sizes of the network; the defaults are those of the published ViT-L/14 model."""
+class LinCIRConfig(PhiConfig):
+    """Sizes of phi; the defaults are those of the published ViT-L/14 model."""
 
-    hidden_dim: int = 3072
-    dropout: float = 0.5
     normalize: bool = False  # the features are put on the unit sphere first
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.hidden_dim > 0, "a positive hidden_dim", self.hidden_dim)
-        self.require(0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout)
 
 
 @register("lincir")
@@ -123,16 +116,6 @@ def self_masking_loss(rebuilt: Tensor, text_features: Tensor) -> Tensor:
     return F.mse_loss(rebuilt.float(), text_features.float())
 
 
-def config_from_original(meta: dict[str, Any]) -> LinCIRConfig:
-    """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
-    return LinCIRConfig(
-        backbone=meta.get("clip") or BACKBONE_OF_WIDTH[kwargs["input_dim"]],
-        image_dim=kwargs["input_dim"],
-        word_dim=kwargs["output_dim"],
-        hidden_dim=kwargs["hidden_dim"],
-        dropout=kwargs["dropout"],
-    )
-
+config_from_original = LinCIRConfig.from_original
 
 KEY_MAP = KeyMap({"layers.{}.*": "layers.{}.*"})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo import checkpoint
 from zoo.config import Config
@@ -174,16 +174,3 @@ class Projector(WordModel):
         """
         self.check_backbone(pair)
         return self.project(pair.image_features(images) if self.features == "pooled" else pair.image_tokens(images))
-
-
-def projection_mlp(in_dim: int, hidden_dim: int, out_dim: int, dropout: float) -> nn.Sequential:
-    """Three linear layers with GELU and dropout between them: (B, in_dim) -> (B, out_dim)."""
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden_dim, hidden_dim),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden_dim, out_dim),
-    )

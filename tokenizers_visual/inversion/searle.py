@@ -8,36 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_visual.inversion.clip import ClipPair
-from tokenizers_visual.inversion.projector import (
-    BACKBONE_OF_WIDTH,
-    Projector,
-    ProjectorConfig,
-    PseudoWords,
-    projection_mlp,
-)
+from tokenizers_visual.inversion.phi import PhiConfig, projection_mlp
+from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.registry import register
 
 
 @dataclass(frozen=True)
-class SearleConfig(ProjectorConfig):
+class SearleConfig(PhiConfig):
     """Sizes of phi; the defaults are those of the published SEARLE-XL."""
-
-    hidden_dim: int = 3072
-    dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.hidden_dim > 0, "a positive hidden_dim", self.hidden_dim)
-        self.require(0 <= self.dropout < 1, "dropout in [0, 1)", self.dropout)
 
 
 @register("searle")
@@ -190,16 +176,6 @@ def invert(
     return inversion.words
 
 
-def config_from_original(meta: dict[str, Any]) -> SearleConfig:
-    """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
-    return SearleConfig(
-        backbone=meta.get("clip") or BACKBONE_OF_WIDTH[kwargs["input_dim"]],
-        image_dim=kwargs["input_dim"],
-        word_dim=kwargs["output_dim"],
-        hidden_dim=kwargs["hidden_dim"],
-        dropout=kwargs["dropout"],
-    )
-
+config_from_original = SearleConfig.from_original
 
 KEY_MAP = KeyMap({"layers.{}.*": "layers.{}.*"})

@@ -36,14 +36,17 @@ class CodebookUsage(lightning.Callback):
         self._output: zoo.Output | None = None
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._use = CodebookUse(module.model.vocab_sizes, self.maximum).to(module.device)
-        self._output = None
+        self._use = self._output = None
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, *args: Any
     ) -> None:
+        if not isinstance(outputs, zoo.Output):  # of a task without tokens
+            return
+        if self._use is None:
+            self._use = CodebookUse(module.model.vocab_sizes, self.maximum).to(module.device)
         self._output = outputs
-        self._use.update(outputs.quantized.levels)  # type: ignore[union-attr]
+        self._use.update(outputs.quantized.levels)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self._output is None:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+import zoo
 from trainers.callbacks.folder import log_folder
 
 
@@ -33,7 +34,7 @@ class ReconstructionGrid(lightning.Callback):
         batch_index: int,
         dataloader_index: int = 0,
     ) -> None:
-        if batch_index > 0 or not trainer.is_global_zero:
+        if batch_index > 0 or not trainer.is_global_zero or not isinstance(outputs, zoo.Output):
             return
         from torchvision.utils import make_grid, save_image
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tokenizers_visual.inversion.lincir import clean_caption, keywords
+from trainers.data.retrieval import RetrievalConfig, RetrievalParts, RetrievalValidation
 
 T = TypeVar("T")
 
@@ -67,13 +68,17 @@ class OrderedData(lightning.LightningDataModule, Generic[T]):
         batch_size: per process.
         workers: loading processes; 0 loads in the main process.
         seed: of the order.
+        val: fields of `RetrievalConfig`, the benchmark of composed retrieval that the run is validated on; None for
+            none.
     """
 
-    def __init__(self, *, batch_size: int, workers: int, seed: int) -> None:
+    def __init__(self, *, batch_size: int, workers: int, seed: int, val: dict[str, Any] | None = None) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.val = None if val is None else RetrievalConfig.from_dict(val)
+        self.parts = RetrievalParts()
 
     def count(self) -> int:
         """How many items there are."""
@@ -87,8 +92,38 @@ class OrderedData(lightning.LightningDataModule, Generic[T]):
         """For what is random of one item in one epoch."""
         return int(np.random.SeedSequence((self.seed, epoch, place)).generate_state(1, np.uint64)[0] >> 1)
 
+    def prepare_data(self) -> None:
+        """In one process: features of the images that the run is validated on into their file."""
+        if self.val is not None:
+            self._validation(self.val).prepare()
+
+    def setup(self, stage: str) -> None:
+        """In every process: read them."""
+        if self.val is not None:
+            self.parts = self._validation(self.val).load()
+
     def train_dataloader(self) -> Batches[T]:
         return Batches(self)
+
+    def val_dataloader(self) -> RetrievalParts:
+        """The parts of the benchmark; none without `val`."""
+        return self.parts
+
+    def task(self) -> Any:
+        """The task that is trained.
+
+        Raises:
+            ValueError: there is none, or one without a CLIP.
+        """
+        task: Any = self.trainer.lightning_module if self.trainer is not None else None
+        if task is None or not hasattr(task, "pair"):
+            raise ValueError("expected a trainer with a task that has a CLIP (see trainers.tasks.InversionTask)")
+        task.pair.to(self.trainer.strategy.root_device)  # type: ignore[union-attr]
+        return task
+
+    def _validation(self, config: RetrievalConfig) -> RetrievalValidation:
+        task = self.task()
+        return RetrievalValidation(config, task.family, task.pair, task.preprocess)
 
 
 class Batches(Generic[T]):
@@ -156,7 +191,7 @@ class CaptionData(OrderedData[Captions]):
             `caption`, and `keywords` where they are known), either also gzipped; or `hf:NAME?split=train&column=text`
             for a data set of the hub.
         tagger: pipeline of spaCy that finds the keywords of those that come without; en_core_web_sm as published.
-        batch_size, workers, seed: see `OrderedData`.
+        batch_size, workers, seed, val: see `OrderedData`.
 
     Raises:
         ValueError: no captions, or captions without keywords and no tagger.
@@ -170,8 +205,9 @@ class CaptionData(OrderedData[Captions]):
         batch_size: int = 64,
         workers: int = 0,
         seed: int = 0,
+        val: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(batch_size=batch_size, workers=workers, seed=seed)
+        super().__init__(batch_size=batch_size, workers=workers, seed=seed, val=val)
         self.save_hyperparameters()
         self.captions = [row for place in ([train] if isinstance(train, str) else train) for row in _captions(place)]
         if not self.captions:
@@ -282,14 +318,21 @@ class TripletData(OrderedData[CaptionTriplets]):
     Args:
         train: file with a JSON list of objects with `reference_caption`, `target_caption` and `conditioning_caption`,
             or with such an object a line (`.jsonl`), either also gzipped.
-        batch_size, workers, seed: see `OrderedData`.
+        batch_size, workers, seed, val: see `OrderedData`.
 
     Raises:
         ValueError: another file.
     """
 
-    def __init__(self, train: str, batch_size: int = 128, workers: int = 0, seed: int = 0) -> None:
-        super().__init__(batch_size=batch_size, workers=workers, seed=seed)
+    def __init__(
+        self,
+        train: str,
+        batch_size: int = 128,
+        workers: int = 0,
+        seed: int = 0,
+        val: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, workers=workers, seed=seed, val=val)
         self.save_hyperparameters()
         lines = read_lines(train)
         names = ("reference_caption", "target_caption", "conditioning_caption")

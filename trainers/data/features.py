@@ -91,14 +91,22 @@ class FeatureData(OrderedData[Batch]):
         train: folder of images, or a glob pattern.
         features: file that keeps their features; it is filled before training starts, and by a later run from where it
             was interrupted. Images that cannot be read are named in the log and left out.
-        batch_size, workers, seed: see `OrderedData`.
+        batch_size, workers, seed, val: see `OrderedData`.
 
     Raises:
         MediaError: no images there.
     """
 
-    def __init__(self, train: str, features: str, batch_size: int = 128, workers: int = 0, seed: int = 0) -> None:
-        super().__init__(batch_size=batch_size, workers=workers, seed=seed)
+    def __init__(
+        self,
+        train: str,
+        features: str,
+        batch_size: int = 128,
+        workers: int = 0,
+        seed: int = 0,
+        val: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, workers=workers, seed=seed, val=val)
         self.save_hyperparameters()
         self.items = [ImageFile(path.resolve()) for path in files(train)]
         self.file = Path(features)
@@ -106,6 +114,7 @@ class FeatureData(OrderedData[Batch]):
 
     def prepare_data(self) -> None:
         """In one process: features of all images into their file."""
+        super().prepare_data()
         pair, preprocess = self._task_parts()
         store = FeatureStore(self.file, pair.backbone, preprocess)
         encode_images(store, self.items, pair, preprocess)
@@ -118,6 +127,10 @@ class FeatureData(OrderedData[Batch]):
 
     def setup(self, stage: str) -> None:
         """In every process: read them."""
+        super().setup(stage)
+        self._read_features()
+
+    def _read_features(self) -> None:
         pair, preprocess = self._task_parts()
         store = FeatureStore(self.file, pair.backbone, preprocess)
         skipped = store.skipped(self.items)
@@ -131,10 +144,8 @@ class FeatureData(OrderedData[Batch]):
         return len(self.features)
 
     def _task_parts(self) -> tuple[ClipPair, ImageInput]:
-        task: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if task is None or not hasattr(task, "pair"):
-            raise ValueError("expected a trainer with a task that has a CLIP (see trainers.tasks.InversionTask)")
-        return task.pair.to(self.trainer.strategy.root_device), task.preprocess  # type: ignore[union-attr]
+        task = self.task()
+        return task.pair, task.preprocess
 
 
 class ImageFeatureData(FeatureData[ImageFeatures]):
@@ -158,7 +169,7 @@ class InvertedImageData(FeatureData[InvertedImages]):
         steps: of the optimisation of a word.
         inversion: fields of `InversionConfig`.
         inversion_batch: images whose words are found together.
-        batch_size, workers, seed: see `OrderedData`.
+        batch_size, workers, seed, val: see `OrderedData`.
 
     Raises:
         ValueError: no concept with a phrase.
@@ -177,8 +188,9 @@ class InvertedImageData(FeatureData[InvertedImages]):
         batch_size: int = 256,
         workers: int = 0,
         seed: int = 0,
+        val: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(train, features, batch_size=batch_size, workers=workers, seed=seed)
+        super().__init__(train, features, batch_size=batch_size, workers=workers, seed=seed, val=val)
         self.save_hyperparameters()
         self.words_file, self.steps, self.inversion_batch = Path(words), steps, inversion_batch
         self.inversion = InversionConfig.from_dict(inversion or {})
@@ -188,7 +200,7 @@ class InvertedImageData(FeatureData[InvertedImages]):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        super().setup("fit")
+        self._read_features()
         pair, _ = self._task_parts()
         self._find_concepts(pair)
         store = self._word_store()

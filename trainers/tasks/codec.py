@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
@@ -46,6 +47,8 @@ class CodecTask(TokenizerTask):
         loss: fields of `CodecLossConfig`.
         quantizer_weights: weights of the quantizer's losses by name.
         distillation: fields of `DistillationConfig`, whose loss comes on top; None for none.
+        semantic_weight: of the mean squared difference between the features of the model's own speech model and what a
+            head, which learns with the codec, tells from the codes; for models with a `semantic_head` (X-Codec).
         adversary: fields of `CodecAdversaryTrainingConfig`; None for no discriminators.
         learning_rate: at the end of the warm-up.
         betas, weight_decay: of AdamW.
@@ -75,6 +78,7 @@ class CodecTask(TokenizerTask):
         loss: dict[str, Any] | None = None,
         quantizer_weights: dict[str, float] | None = None,
         distillation: dict[str, Any] | None = None,
+        semantic_weight: float = 0.0,
         adversary: dict[str, Any] | None = None,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.8, 0.99),
@@ -101,10 +105,15 @@ class CodecTask(TokenizerTask):
         rate = self.model.spec.sample_rate
         if rate is None:
             raise ValueError(f"model: expected one of sounds, got {model}")
-        self.loss = CodecLoss(loss_config, opponent)
+        self.loss = CodecLoss(loss_config, opponent, rate)
         if opponent is not None and opponent.discriminator_weights is not None:
             checkpoint.load_into(self.loss.discriminator, checkpoint.read(Path(opponent.discriminator_weights)))
         self.distillation = None if lessons is None else Distillation(lessons, self.model.quantizer.config.dim, rate)
+        self.semantic_weight, self.semantic_head = semantic_weight, None
+        if semantic_weight > 0:
+            if not hasattr(self.model, "semantic_head"):
+                raise ValueError(f"semantic_weight: expected a model with a semantic_head, got {model}")
+            self.semantic_head = self.model.semantic_head()
         self.picture = MelSpectrogram(MelConfig(rate, 1024, 256, 80))
         self.leave_loss_to_task()
 
@@ -122,14 +131,19 @@ class CodecTask(TokenizerTask):
             loss = self.distillation(signal, output, self.model.quantizer)
             quantizer_loss = quantizer_loss + self.distillation.config.weight * loss
             taught["distillation"] = loss.detach()
+        if self.semantic_head is not None:
+            features = self.model.features(self.model.pad(signal))
+            loss = F.mse_loss(self.semantic_head(output.quantized.codes).float(), features.float())
+            quantizer_loss = quantizer_loss + self.semantic_weight * loss
+            taught["semantic"] = loss.detach()
         generator = self.loss.generator_loss(signal, output.reconstruction, quantizer_loss, step=step)
         values = {name: value for name, value in generator.values.items() if name != "quantizer"}
         quantizer = {name: value.detach() for name, value in output.quantized.losses.items()}
         return generator.total, {"total": generator.total.detach(), **values, **taught, **quantizer}
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        taught = [] if self.distillation is None else list(self.distillation.parameters())
-        return [*super().generator_parameters(), *taught]
+        taught = [part for part in (self.distillation, self.semantic_head) if part is not None]
+        return [*super().generator_parameters(), *(weight for part in taught for weight in part.parameters())]
 
     # -- validation ------------------------------------------------------------------------------------------------
 

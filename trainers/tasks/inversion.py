@@ -6,6 +6,7 @@ A projector learns; the CLIP has no gradients, stays in evaluation mode, and is 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import random
 from functools import cached_property
@@ -22,15 +23,17 @@ from torch.optim.swa_utils import AveragedModel
 import zoo
 from tokenizers_visual.inversion import lincir, pic2word, rtd, searle
 from tokenizers_visual.inversion.backbones import load_pair
+from tokenizers_visual.inversion.cir_base import Metrics
+from tokenizers_visual.inversion.cir_benchmarks import mean_of_parts, query_features
 from tokenizers_visual.inversion.cir_inputs import ImageInput, image_input
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from tokenizers_visual.inversion.retrieval import preprocessing
-from trainers.callbacks.folder import log_folder
 from trainers.data.captions import Captions, CaptionTriplets
 from trainers.data.features import ImageFeatures, InvertedImages
+from trainers.data.retrieval import RetrievalPart
 from trainers.random_state import random_state, set_random_state
-from zoo.ops.collective import world_size
+from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.registry import registry
 
 Schedule = Literal["constant", "cosine"]
@@ -39,7 +42,8 @@ Schedule = Literal["constant", "cosine"]
 class InversionTask(lightning.LightningModule):
     """Base of the tasks: a subclass writes `losses`.
 
-    The Trainer's precision, clipping, accumulation and strategies work as usual.
+    The Trainer's precision, clipping, accumulation and strategies work as usual. Where the data module has a benchmark
+    (`val`), validation measures composed retrieval with the words of `averaged`: `val/R@1` and so on.
 
     Args:
         model: name of a projector in the zoo.
@@ -110,9 +114,19 @@ class InversionTask(lightning.LightningModule):
         return self._pairs[0]
 
     @property
+    def text_pair(self) -> ClipPair:
+        """The CLIP that encodes prompts in retrieval."""
+        return self.pair
+
+    @property
+    def family(self) -> str:
+        """The projector's."""
+        return registry.family_of(self.model).name
+
+    @property
     def preprocess(self) -> ImageInput:
         """How images go into it."""
-        return preprocessing(registry.family_of(self.model).name, image_input(self.pair))
+        return preprocessing(self.family, image_input(self.pair))
 
     @property
     def averaged(self) -> Projector:
@@ -126,6 +140,36 @@ class InversionTask(lightning.LightningModule):
     def words(self, features: Tensor) -> PseudoWords:
         """The projector's words of features, with gradients."""
         return PseudoWords(self.model(features.to(self.model.dtype)), self.pair.backbone)
+
+    # -- validation by composed retrieval --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def queries(self, part: RetrievalPart) -> Tensor:
+        """Composed features (Q, E) of a benchmark's queries by `averaged`, on the CPU; the processes share the work."""
+        benchmark, rank, world = part.benchmark, self.global_rank, world_size()
+        queries = torch.zeros(len(part), part.features.shape[1], device=self.device)
+        own = dataclasses.replace(benchmark, queries=benchmark.queries[rank::world])
+        if own.queries:
+            references = part.features[[query.reference for query in own.queries]]
+            words = self.averaged.project(references.to(self.device))
+            queries[rank::world] = query_features(own, self.text_pair, part.features, words).to(self.device)
+        sum_over_ranks(queries)
+        return queries.cpu()
+
+    def on_validation_start(self) -> None:
+        self.pair.to(self.device)
+        self._metrics: dict[str, Metrics] = {}  # by the benchmark's parts
+
+    def validation_step(self, batch: RetrievalPart, batch_index: int) -> None:
+        self._metrics[batch.benchmark.part] = batch.benchmark.metrics(self.queries(batch), batch.features) or {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each metric of the benchmark as `val/NAME`; of several parts their mean, and `val/PART/NAME`."""
+        values = {f"val/{name}": value for name, value in mean_of_parts(list(self._metrics.values())).items()}
+        if len(self._metrics) > 1:
+            for part, metrics in self._metrics.items():
+                values |= {f"val/{part}/{name}": value for name, value in metrics.items()}
+        self.log_dict(values, sync_dist=True)  # all processes have the same
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
@@ -281,8 +325,8 @@ class DistillationTask(InversionTask):
 class RTDTask(InversionTask):
     """RTD (arXiv 2406.09188): a copy of the text encoder is fine-tuned beside a projector that stays as it is.
 
-    Batches are `CaptionTriplets`. With every checkpoint the copy is written to `<log folder>/model/`, as
-    `text_encoder.safetensors` beside the projector, without which it is worth nothing.
+    Batches are `CaptionTriplets`. `ExportModel` writes the copy as `text_encoder.safetensors` beside the projector,
+    without which it is worth nothing.
 
     Args:
         noise_scale: largest scale of the noise on the features that the projector gets.
@@ -310,6 +354,10 @@ class RTDTask(InversionTask):
     def trained(self) -> nn.Module:
         return self.text_encoder  # type: ignore[return-value]
 
+    @property
+    def text_pair(self) -> ClipPair:
+        return self.text_encoder  # type: ignore[return-value]
+
     def train(self, mode: bool = True) -> InversionTask:
         super().train(mode)
         self.model.eval()
@@ -330,16 +378,10 @@ class RTDTask(InversionTask):
         kept = {f"text_encoder.model.{name}" for name in rtd.text_encoder_state(self.text_encoder)}  # type: ignore[arg-type]
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("text_encoder.") or k in kept}
-        self._export()
 
-    def on_fit_end(self) -> None:
-        self._export()
-
-    def _export(self) -> None:
-        if self.trainer.is_global_zero and self.trainer.loggers:
-            folder = log_folder(self.trainer) / "model"
-            folder.mkdir(parents=True, exist_ok=True)
-            rtd.save_text_encoder(self.text_encoder, folder / "text_encoder.safetensors")  # type: ignore[arg-type]
+    def export_beside(self, folder: Path) -> None:
+        """Write the text encoder into the folder of the exported projector (see `ExportModel`)."""
+        rtd.save_text_encoder(self.text_encoder, folder / "text_encoder.safetensors")  # type: ignore[arg-type]
 
 
 class _RisingAverage:

@@ -109,7 +109,7 @@ class ProxyTask(ReconstructionTask):
     def validation_step(self, images: Tensor, batch_index: int) -> zoo.Output:
         signal = self.model_range(images)
         _, losses = self.generator_loss(signal, self.reconstructed(signal), self.global_step)
-        self.log_dict({f"val/{k}": v for k, v in losses.items()}, batch_size=len(images), sync_dist=True)
+        self.log_validation(losses, len(images))
         return self(images)
 
 

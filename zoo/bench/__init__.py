@@ -14,6 +14,7 @@ class Entry(NamedTuple):
 
     module: str  # in this package; its function `problems(case, device, quick)` lists what is measured
     about: str
+    against: str | None = None  # the module whose `problems` compare with originals, checkouts by name
 
 
 CASES: dict[str, Entry] = {
@@ -22,10 +23,10 @@ CASES: dict[str, Entry] = {
     "rvq": Entry("rvq", "residual vector quantisation of audio frames"),
     "kmeans": Entry("kmeans", "Lloyd's algorithm from the same start"),
     "ema-step": Entry("ema_step", "training step of a quantizer with an EMA codebook, forward and backward"),
-    "encode": Entry("models", "image to tokens, with the same weights on both sides"),
-    "decode": Entry("models", "tokens to image, with the same weights on both sides"),
-    "encode-audio": Entry("codecs", "audio to tokens, with the same weights on both sides"),
-    "decode-audio": Entry("codecs", "tokens to audio, with the same weights on both sides"),
+    "encode": Entry("models", "image to tokens, with the same weights on both sides", "against"),
+    "decode": Entry("models", "tokens to image, with the same weights on both sides", "against"),
+    "encode-audio": Entry("codecs", "audio to tokens, with the same weights on both sides", "against"),
+    "decode-audio": Entry("codecs", "tokens to audio, with the same weights on both sides", "against"),
     "train-step": Entry("train_step", "training step of a tokenizer: forward, backward, AdamW"),
     "recompute": Entry("recompute", "training step that recomputes norms and activations, against one that keeps all"),
     "load": Entry("load", "a model of published size from a file of weights"),

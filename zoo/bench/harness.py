@@ -44,15 +44,26 @@ class Sample:
     cpu: float  # seconds of all threads of the process
 
 
-def problems(case: str, device: str, *, quick: bool) -> list[Problem[Any]]:
+def problems(case: str, device: str, *, quick: bool, originals: Mapping[str, Path] | None = None) -> list[Problem[Any]]:
     """The problems of a case.
 
     Args:
         case: a name of `CASES`.
         device: "cpu" or "cuda".
         quick: small sizes.
+        originals: name -> checkout; the problems are then those that compare with these (`zoo.bench.originals`).
+
+    Raises:
+        ValueError: originals of a case that has none.
     """
-    return list(importlib.import_module(f"zoo.bench.{CASES[case].module}").problems(case, device, quick=quick))
+    entry = CASES[case]
+    if not originals:
+        return list(importlib.import_module(f"zoo.bench.{entry.module}").problems(case, device, quick=quick))
+    if entry.against is None:
+        having = ", ".join(name for name, other in CASES.items() if other.against is not None)
+        raise ValueError(f"--original: expected one of the cases {having}, got {case}")
+    module = importlib.import_module(f"zoo.bench.{entry.against}")
+    return list(module.problems(case, device, quick=quick, originals=originals))
 
 
 def run(
@@ -146,7 +157,8 @@ def _run(
 
 
 def _plain(name: str, verdict: Verdict) -> dict[str, Any]:
-    return {"contender": name, "passed": verdict.passed, "gate": verdict.text}
+    told = {} if verdict.agreement is None else {"agreement": verdict.agreement}
+    return {"contender": name, "passed": verdict.passed, "gate": verdict.text, **told}
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -29,10 +29,13 @@ class Contender(Generic[D]):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a contender's result is right, and how near it came, in words."""
+    """Whether a contender's result is right, and how near it came, in words; of half precision also the share of its
+    tokens that are those of float32.
+    """
 
     passed: bool
     text: str
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="File for the records, one JSON line per setting.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: each that there is.")] = None,
+    original: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Compare with an original's own code instead, of the checkout at PATH; once or more.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small sizes, two rounds, no memory: to see that everything works.")
     ] = False,
@@ -38,7 +45,7 @@ def bench(
     devices = _devices(device)
     from zoo.media.storage import write_atomically
 
-    records = _measure(case, devices, quick=quick)
+    records = _measure(case, devices, _originals(original or []), quick=quick)
     for record in records:
         _print(record)
     if json_file is not None:
@@ -65,7 +72,18 @@ def _devices(name: str | None) -> list[str]:
     return [name]
 
 
-def _measure(case: str, devices: list[str], *, quick: bool) -> list[dict[str, Any]]:
+def _originals(texts: list[str]) -> dict[str, Path]:
+    """Name -> checkout."""
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--original: expected NAME=PATH, got {text!r}")
+        found[name] = Path(path).expanduser()
+    return found
+
+
+def _measure(case: str, devices: list[str], originals: dict[str, Path], *, quick: bool) -> list[dict[str, Any]]:
     import torch
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -76,14 +94,18 @@ def _measure(case: str, devices: list[str], *, quick: bool) -> list[dict[str, An
     quiet = not sys.stderr.isatty()
     # no refreshing thread, which would run beside what is timed
     with Progress(*columns, console=stderr(), transient=True, auto_refresh=False, disable=quiet) as bar:
-        settings = [(device, problem) for device in devices for problem in harness.problems(case, device, quick=quick)]
+        settings = [
+            (device, problem)
+            for device in devices
+            for problem in harness.problems(case, device, quick=quick, originals=originals)
+        ]
         task = bar.add_task("", total=len(settings))
 
         def tell(text: str) -> None:
             bar.update(task, description=text, refresh=True)
 
         peaks = {}
-        if "cpu" in devices and not quick:
+        if "cpu" in devices and not quick and not originals:  # which would build every model anew for each contender
             peaks = memory.measure(case, torch.get_num_threads(), quick=quick, progress=tell)
         for device, problem in settings:
             found = peaks.get(problem.name, {}) if device == "cpu" else {}

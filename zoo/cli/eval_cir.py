@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.common import Device, Json, note, print_json, stdout
-from zoo.cli.inversion import BatchSize, Setup, TextEncoder, encode_all, prepare, store_file, words_of
+from zoo.cli.inversion import BatchSize, Setup, TextEncoder, prepare, progress_bar, store_file, words_of
 
 if TYPE_CHECKING:
     from tokenizers_visual.inversion.cir_base import Benchmark
@@ -72,16 +72,12 @@ def evaluate(
 
 def _features(setup: Setup, parts: Sequence[Benchmark], file: Path, batch_size: int) -> Any:
     """The store, with the features of all pictures in it."""
+    from tokenizers_visual.inversion.cir_benchmarks import encode_pictures
     from tokenizers_visual.inversion.retrieval import FeatureStore
 
     store = FeatureStore(file, setup.pair.backbone, setup.preprocess)
-    pictures = list({picture.name: picture for part in parts for picture in part.pictures}.values())
-    if skipped := encode_all(setup, store, pictures, batch_size):
-        name, reason = next(iter(skipped.items()))
-        raise ValueError(
-            f"expected all {len(pictures)} images of the benchmark, and {len(skipped)} cannot be read, the first being "
-            f"{name}: {reason}; the features of the others are kept in {file}"
-        )
+    with progress_bar(len({picture.name for part in parts for picture in part.pictures})) as advance:
+        encode_pictures(parts, store, setup.pair, setup.preprocess, batch_size=batch_size, advance=advance)
     return store
 
 

@@ -95,7 +95,7 @@ def encode_all(setup: Setup, store: FeatureStore, items: Sequence[Any], batch_si
     """Features of all items into the store, with a bar on stderr; gives those that cannot be read, with the reasons."""
     from tokenizers_visual.inversion.retrieval import encode_images
 
-    with _bar(len(items)) as advance:
+    with progress_bar(len(items)) as advance:
         encode_images(store, items, setup.pair, setup.preprocess, batch_size=batch_size, advance=advance)
     return store.skipped(items)
 
@@ -129,7 +129,8 @@ def words_of(setup: Setup, features: Any, items: Sequence[Any], batch_size: int)
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Any]:
+def progress_bar(total: int) -> Iterator[Any]:
+    """A bar of image features on stderr, where that is a terminal; gives what is told the number of pictures done."""
     from rich.progress import Progress
 
     with Progress(console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:

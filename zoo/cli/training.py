@@ -97,6 +97,9 @@ def run(verb: str, arguments: Sequence[str]) -> None:
                     settings["logger"].append(WandbLogger(project=project, save_dir=board.log_dir))
             if self._get(self.config_init, "trainer.devices") == "auto":
                 settings |= launched(os.environ)
+            stated = {type(callback) for callback in self._get(self.config_init, "trainer.callbacks") or ()}
+            defaults = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [one for one in defaults if type(one) not in stated]
             if self._get(self.config_init, "trainer.plugins") is None:
                 settings["plugins"] = [AtomicCheckpointIO()]
             return super().instantiate_trainer(**settings)

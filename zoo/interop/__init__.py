@@ -3,17 +3,18 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["diffusers", "from_diffusers", "to_diffusers"]
+__all__ = ["diffusers", "from_diffusers", "from_transformers", "to_diffusers", "to_transformers", "transformers"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("from_diffusers", "to_diffusers"):
-        return getattr(importlib.import_module("zoo.interop.diffusers"), name)
-    if name == "diffusers":
-        return importlib.import_module("zoo.interop.diffusers")
-    raise AttributeError(f"module 'zoo.interop' has no attribute {name!r}")
+    library = name.removeprefix("from_").removeprefix("to_")
+    if name not in __all__:
+        raise AttributeError(f"module 'zoo.interop' has no attribute {name!r}")
+    module = importlib.import_module(f"zoo.interop.{library}")
+    return module if name == library else getattr(module, name)
 
 
 if TYPE_CHECKING:
-    from zoo.interop import diffusers
+    from zoo.interop import diffusers, transformers
     from zoo.interop.diffusers import from_diffusers, to_diffusers
+    from zoo.interop.transformers import from_transformers, to_transformers

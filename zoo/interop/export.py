@@ -1,13 +1,15 @@
 """Models as programs that need nothing of the zoo: torch.export archives and ONNX files of encoding and decoding.
 
-`encode` takes signals of a size that needs no padding and gives the index tensors of the levels; `decode` takes these
-and gives signals. Every program is run once more after it was written, on other signals than those it was traced with,
-and must give what the model gives.
+`encode` takes `signal`, of a size that needs no padding, and gives the index tensors of the levels, `level_0` and so
+on; `decode` takes these and gives the signal. Where the decoder draws noise, that is the last input, `noise`: standard
+normal, of the shape that `Tokenizer.noise_shape` gives; encoders draw none. Every program is run once more after it was
+written, on other signals and noise than those it was traced with, and must give what the model gives.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,12 +42,15 @@ class Exported:
         file: where it lies.
         part: "encode" or "decode".
         free: the axes whose length is free: "batch", and of models of any size the sides.
+        inputs, outputs: what it takes and gives: "signal", "level_0", "level_1", ..., "noise".
         agreement: share of equal tokens (encode), or the largest difference of a sample as a share of the value range.
     """
 
     file: Path
     part: Literal["encode", "decode"]
     free: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     agreement: float
 
 
@@ -71,28 +76,52 @@ def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int,
         raise ValueError(f"form: expected one of {', '.join(SUFFIXES)}, got {form!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sides = _sides(model, size)
+    sides = example_sides(model, size)
     done = []
     with torch.no_grad(), model._evaluating(), _quiet():
-        traced, other = (_signal(model, sides, count, seed) for count, seed in ((2, 0), (2, 1)))
-        tokens, fresh = model.encode(traced), model.encode(other)
-        parts: list[tuple[Literal["encode", "decode"], nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]] = [
-            ("encode", _Encode(model), (traced,), (other,))
-        ]
+        traced, other = (example_signal(model, sides, count, seed) for count, seed in ((2, 0), (2, 1)))
+        programs = [_Program("encode", _Encode(model), {"signal": traced}, {"signal": other})]
         if model.has_decoder:
-            parts.append(("decode", _Decode(model, tokens), tokens.levels, fresh.levels))
-        for part, module, arguments, others in parts:
-            file = folder / f"{part}{SUFFIXES[form]}"
+            tokens = model.encode(traced)
+            arguments = (
+                _decoder_arguments(model, given, seed) for seed, given in enumerate((tokens, model.encode(other)))
+            )
+            programs.append(_Program("decode", _Decode(model, tokens), *arguments))
+        for each in programs:
+            file = folder / f"{each.part}{SUFFIXES[form]}"
             try:
-                program, free = _traced(module, arguments, model, part)
-                wanted = module(*others)
-                found = _write(program, file, form)(others)
-                agreement = _agreement(wanted, found, model, part, form)
+                program, free = _traced(each, model)
+                wanted = each.module(*each.others.values())
+                outputs = ("signal",) if each.part == "decode" else _level_names(len(wanted))
+                found = _write(program, file, form, tuple(each.arguments), outputs)(each.others)
+                agreement = _agreement(wanted, found, model, each.part, form)
             except BaseException:
                 file.unlink(missing_ok=True)
                 raise
-            done.append(Exported(file, part, free, agreement))
+            done.append(Exported(file, each.part, free, tuple(each.arguments), outputs, agreement))
     return done
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What is traced, and by name the tensors that it is traced with, and others to run it on."""
+
+    part: Literal["encode", "decode"]
+    module: nn.Module
+    arguments: dict[str, Tensor]
+    others: dict[str, Tensor]
+
+
+def _level_names(count: int) -> tuple[str, ...]:
+    return tuple(f"level_{i}" for i in range(count))
+
+
+def _decoder_arguments(model: Tokenizer, tokens: Tokens, seed: int) -> dict[str, Tensor]:
+    found = dict(zip(_level_names(len(tokens.levels)), tokens.levels))
+    if "noise" in model.decode_options:
+        shape = model.noise_shape(model.codes(tokens))
+        found["noise"] = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return found
 
 
 class _Encode(nn.Module):
@@ -100,33 +129,37 @@ class _Encode(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        levels, lengths = self.model.encode_levels(x)
+    def forward(self, signal: Tensor) -> tuple[Tensor, ...]:
+        levels, lengths = self.model.encode_levels(signal)
         if lengths is not None:
             raise ExportError(f"{self.model.name}: the number of its tokens depends on the signal")
         return tuple(levels)
 
 
 class _Decode(nn.Module):
+    """Takes the levels, and the noise after them where the decoder draws some."""
+
     def __init__(self, model: Tokenizer, tokens: Tokens) -> None:
         super().__init__()
         self.model, self.tokens = model, tokens
 
-    def forward(self, *levels: Tensor) -> Tensor:
+    def forward(self, *given: Tensor) -> Tensor:
+        noisy = "noise" in self.model.decode_options
+        levels, options = (given[:-1], {"noise": given[-1]}) if noisy else (given, {})
         quantizer = self.model.quantizer
         if self.model.layout == "scales" and self.tokens.extent is not None:
             positions = self.model.positions(self.tokens.extent.sizes[0])
             codes = quantizer.prefix_to_codes(positions, *levels)
         else:
             codes = quantizer.indices_to_codes(*levels)
-        options = {"seed": 0} if "seed" in self.model.decode_options else {}
         return self.model.decode_codes(codes.to(self.model.dtype), self.tokens, **options)
 
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 
 
-def _sides(model: Tokenizer, size: tuple[int, ...] | None) -> tuple[int, ...]:
+def example_sides(model: Tokenizer, size: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Sides of a signal that needs no padding; see `export` for `size`."""
     spec = model.spec
     if spec.size is not None:
         if size not in (None, spec.size):
@@ -139,7 +172,7 @@ def _sides(model: Tokenizer, size: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(side + grow for side, grow in zip(size, spec.padding(size)))
 
 
-def _signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: int) -> Tensor:
+def example_signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: int) -> Tensor:
     """Smooth noise over the whole value range."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, model.spec.channels, *(max(2, side // 16) for side in sides), generator=generator)
@@ -152,21 +185,19 @@ def _signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: int) -> 
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
-def _traced(
-    module: nn.Module, arguments: tuple[Tensor, ...], model: Tokenizer, part: str
-) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+def _traced(each: _Program, model: Tokenizer) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The program with as many free axes as the model allows."""
-    reasons = []
+    arguments, reasons = tuple(each.arguments.values()), []
     for free in _freedoms(model):
         try:
-            shapes = _dynamic_shapes(arguments, free, model, part)
-            program = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
+            shapes = _dynamic_shapes(each, free, model.spec.multiple)
+            program = torch.export.export(each.module, arguments, dynamic_shapes=shapes, strict=False)
             return program.run_decompositions(_plain_searches()), free
         except ExportError:
             raise
         except Exception as error:  # the tracer raises nearly anything
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise ExportError(f"{part} of {model.name} cannot be traced into one program: {reasons[-1]}")
+    raise ExportError(f"{each.part} of {model.name} cannot be traced into one program: {reasons[-1]}")
 
 
 def _freedoms(model: Tokenizer) -> Iterator[tuple[str, ...]]:
@@ -177,18 +208,19 @@ def _freedoms(model: Tokenizer) -> Iterator[tuple[str, ...]]:
     yield ()
 
 
-def _dynamic_shapes(arguments: tuple[Tensor, ...], free: tuple[str, ...], model: Tokenizer, part: str) -> Any:
+def _dynamic_shapes(each: _Program, free: tuple[str, ...], multiple: int) -> Any:
+    """Which axes are free, and by how much those of one side grow together: levels of a coarse and a fine rate, say."""
     if not free:
         return None
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    axes: dict[int, Any] = {0: batch}
+    axes: list[dict[int, Any]] = [{0: torch.export.Dim("batch", min=1, max=1 << 16)} for _ in each.arguments]
     for place, name in enumerate(free[1:]):
         positions = torch.export.Dim(f"{name}_positions", min=2, max=1 << 16)
-        axes[place + (2 if part == "encode" else 1)] = (
-            model.spec.multiple * positions if part == "encode" else positions
-        )
-    shapes = tuple(dict(axes) for _ in arguments)
-    return shapes if part == "encode" else (shapes,)  # those of *levels are one argument
+        last = [tensor.ndim - len(free[1:]) + place for tensor in each.arguments.values()]
+        sizes = [tensor.shape[axis] for tensor, axis in zip(each.arguments.values(), last)]
+        common = sizes[0] // multiple if each.part == "encode" else math.gcd(*sizes)
+        for of, axis, size in zip(axes, last, sizes):
+            of[axis] = size // common * positions
+    return tuple(axes) if each.part == "encode" else (tuple(axes),)  # those of *given are one argument
 
 
 def _plain_searches() -> dict[Any, Callable[..., Any]]:
@@ -219,18 +251,20 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
     return torch.stack(levels, dim=1)
 
 
-def _write(program: torch.export.ExportedProgram, file: Path, form: Form) -> Callable[[tuple[Tensor, ...]], Any]:
+def _write(
+    program: torch.export.ExportedProgram, file: Path, form: Form, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Callable[[dict[str, Tensor]], Any]:
     """Write it, and give what runs the file."""
     if form == "torch-export":
         torch.export.save(program, file)
-        return lambda arguments: torch.export.load(file).module()(*arguments)
+        return lambda given: torch.export.load(file).module()(*given.values())
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch needs it
     except ImportError as error:
         raise ImportError(f"{error}; ONNX needs it: pip install 'tokenizer-zoo[onnx]'") from error
     try:
-        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
         exported.save(str(file), external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
@@ -238,12 +272,11 @@ def _write(program: torch.export.ExportedProgram, file: Path, form: Form) -> Cal
             f"{file.stem} has an operation that ONNX lacks: {reason[-1] if reason else error!r}"
         ) from error
 
-    def run(arguments: tuple[Tensor, ...]) -> Any:
+    def run(given: dict[str, Tensor]) -> Any:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        names = [entry.name for entry in session.get_inputs()]
-        given = dict(zip(names, (argument.numpy() for argument in arguments), strict=True))
-        found = [torch.from_numpy(value) for value in session.run(None, given)]
-        return tuple(found) if file.stem == "encode" else found[0]
+        found = session.run(list(outputs), {name: value.numpy() for name, value in given.items()})
+        signals = [torch.from_numpy(value) for value in found]
+        return tuple(signals) if file.stem == "encode" else signals[0]
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ class MaskGITBlock(nn.Module):
     (B, in_channels, H, W) -> (B, out_channels, H, W). Where the width changes, the published weights add a 1x1
     convolution of the block's own output and no skip at all.
     """
+
+    may_end_a_pass: ClassVar[bool] = True  # of `zoo.tiling`
 
     def __init__(self, in_channels: int, out_channels: int, groups: int = 32, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Recomputation of norm and activation in the backward pass of convolutional networks, for training in less memory.
 
 A block of norm, activation and convolution keeps three tensors of one size for its gradients. Two of them follow from
-the first at the cost of an elementwise pass, which is little beside the convolution (the idea of arXiv 1604.06174).
+the first at the cost of an elementwise pass, which is little beside the convolution (the idea of arXiv 1604.06174). An
+enlarged map follows from one of a quarter of its size.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _ACTIVATIONS = {F.silu, F.gelu, F.relu, F.leaky_relu}
+_CHEAP = {*_ACTIVATIONS, F.interpolate}  # what ends a chain that is computed again
 
 
 class RecomputeActivations(TorchFunctionMode):
-    """Within this context, a 2D convolution of an activation (of a group norm or not) keeps only what lies before both.
+    """Within this context, a 2D convolution of an activation (of a group norm or not) keeps only what lies before both,
+    and one of an enlarged map only the small one.
 
     Results and gradients are those without it. It works on any module that calls `torch.nn.functional`; what it does
     not know runs as it is. It is of no use under `torch.compile`, which recomputes by itself.
@@ -41,11 +44,11 @@ class RecomputeActivations(TorchFunctionMode):
             return source
         if func is F.group_norm:
             return _tagged(func(*args, **kwargs), _Chain(source, [(func, args[1:], kwargs)]))
-        if func in _ACTIVATIONS and not kwargs.get("inplace", False):
+        if func in _CHEAP and not kwargs.get("inplace", False):
             before = getattr(source, "_recomputed_from", None) or _Chain(source, [])
             return _tagged(func(*args, **kwargs), before.then(func, args[1:], kwargs))
         chain: _Chain | None = getattr(source, "_recomputed_from", None)
-        if func is F.conv2d and chain is not None and chain.activated:
+        if func is F.conv2d and chain is not None and chain.cheap:
             return _convolve(chain, *args, **kwargs)
         return func(*args, **kwargs)
 
@@ -61,8 +64,9 @@ class _Chain:
         return _Chain(self.source, [*self.calls, (func, args, kwargs)])
 
     @property
-    def activated(self) -> bool:
-        return self.calls[-1][0] in _ACTIVATIONS
+    def cheap(self) -> bool:
+        """Whether it ends in more than a norm, of which a convolution keeps as much as of its source."""
+        return self.calls[-1][0] in _CHEAP
 
     @property
     def parameters(self) -> list[Tensor]:

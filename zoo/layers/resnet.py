@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ class ResBlock(nn.Module):
     (B, in_channels, H, W) -> (B, out_channels, H, W), or of (B, in_channels, T) with `dims=1`. `groups` of the
     GroupNorms, whose eps is 1e-6; `bias` of the convolutions.
     """
+
+    may_end_a_pass: ClassVar[bool] = True  # of `zoo.tiling`
 
     def __init__(
         self,
@@ -62,6 +64,8 @@ class PlainResBlock(nn.Module):
 
 class Downsample(nn.Module):
     """Halves H and W: one row and column of zeros at bottom and right, then a 3x3 convolution of stride 2."""
+
+    may_end_a_pass: ClassVar[bool] = True  # of `zoo.tiling`
 
     def __init__(self, channels: int) -> None:
         super().__init__()

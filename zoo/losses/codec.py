@@ -1,4 +1,4 @@
-"""The training loss of audio codecs: waveform, mel spectra, STFT, discriminators and their features.
+"""The training loss of audio codecs: waveform, spectra, intelligibility, discriminators and their features.
 
 Weighed by fixed numbers as in DAC (arXiv 2306.06546), or by shares of the gradient as in EnCodec (arXiv 2210.13438).
 """
@@ -23,14 +23,21 @@ from zoo.losses.audio_discriminators import (
     summed_feature_loss,
 )
 from zoo.losses.balancer import Balancer, BalancerConfig
+from zoo.losses.frequency_discriminators import FrequencyDiscriminatorConfig
+from zoo.losses.intelligibility import IntelligibilityLoss
 from zoo.losses.magnitude_discriminators import MagnitudeDiscriminatorConfig
 from zoo.losses.mel import LogMelLoss, LogMelLossConfig
+from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionSTFT, MultiResolutionSTFTConfig
 from zoo.losses.scale_discriminators import ScaleDiscriminatorConfig
 from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
 from zoo.losses.vqgan import LossTerms
 
 AnyDiscriminators = (
-    STFTDiscriminatorConfig | WaveDiscriminatorConfig | MagnitudeDiscriminatorConfig | ScaleDiscriminatorConfig
+    STFTDiscriminatorConfig
+    | WaveDiscriminatorConfig
+    | MagnitudeDiscriminatorConfig
+    | ScaleDiscriminatorConfig
+    | FrequencyDiscriminatorConfig
 )
 
 
@@ -74,6 +81,9 @@ class CodecLossConfig(Config):
         mel: spectra at several resolutions; None for no such term.
         mel_weight: of it.
         stft_weight: of `STFTDistance`.
+        multi_resolution: any number of `MultiResolutionSTFT`, which bring their weights; one term, their sum.
+        compressed_weight: of `CompressedSpectrumLoss`.
+        intelligibility_weight: of `IntelligibilityLoss`, which is close to STOI.
         balanced: weights are shares of the gradient at the reconstruction, see `zoo.losses.balancer`.
         balancer_decay: of its running means.
     """
@@ -82,11 +92,16 @@ class CodecLossConfig(Config):
     mel: LogMelLossConfig | MultiScaleMelLossConfig | None = MultiScaleMelLossConfig()
     mel_weight: float = 2.0
     stft_weight: float = 0.0
+    multi_resolution: tuple[MultiResolutionSTFTConfig, ...] = ()
+    compressed_weight: float = 0.0
+    intelligibility_weight: float = 0.0
     balanced: bool = True
     balancer_decay: float = 0.999
 
     def __post_init__(self) -> None:
-        weights = (self.waveform_weight, self.mel_weight, self.stft_weight)
+        weights = (
+            self.waveform_weight, self.mel_weight, self.stft_weight, self.compressed_weight, self.intelligibility_weight
+        )  # fmt: skip
         self.require(min(weights) >= 0, "weights >= 0", weights)
 
 
@@ -96,19 +111,32 @@ class CodecLoss(nn.Module):
     Args:
         config: of the terms on signals and spectra.
         adversary: of the discriminators; None for training without.
+        sample_rate: of the signals in Hz, for the terms that have no setting of their own for it.
 
     Raises:
         ValueError: all weights are 0.
     """
 
-    def __init__(self, config: CodecLossConfig, adversary: CodecAdversaryConfig | None = None) -> None:
+    def __init__(
+        self, config: CodecLossConfig, adversary: CodecAdversaryConfig | None = None, sample_rate: int = 24_000
+    ) -> None:
         super().__init__()
         self.config, self.adversary = config, adversary
-        self.weights = {"waveform": config.waveform_weight, "mel": config.mel_weight, "stft": config.stft_weight}
+        self.weights = {
+            "waveform": config.waveform_weight,
+            "mel": config.mel_weight,
+            "stft": config.stft_weight,
+            "multi_resolution": float(len(config.multi_resolution) > 0),
+            "compressed": config.compressed_weight,
+            "intelligibility": config.intelligibility_weight,
+        }
         self.mel: LogMelLoss | MultiScaleMelLoss | None = None
         if config.mel is not None:
             self.mel = (LogMelLoss if isinstance(config.mel, LogMelLossConfig) else MultiScaleMelLoss)(config.mel)  # type: ignore[arg-type]
         self.stft = STFTDistance()
+        self.multi_resolution = nn.ModuleList(MultiResolutionSTFT(part) for part in config.multi_resolution)
+        self.compressed = CompressedSpectrumLoss(sample_rate)
+        self.intelligibility = IntelligibilityLoss(sample_rate)
         self.discriminator: nn.ModuleList | None = None
         if adversary is not None:
             self.discriminator = nn.ModuleList(part.build() for part in adversary.discriminators)
@@ -137,7 +165,8 @@ class CodecLoss(nn.Module):
             step: updates made so far.
 
         Returns:
-            Terms `waveform`, `mel`, `stft`, `adversarial`, `features`, as far as they count, and `quantizer`.
+            Terms `waveform`, `mel`, `stft`, `multi_resolution`, `compressed`, `intelligibility`, `adversarial` and
+            `features`, as far as they count, and `quantizer`.
         """
         values = self._distances(signal, reconstruction)
         if self.training and self.factor(step) > 0:
@@ -178,6 +207,13 @@ class CodecLoss(nn.Module):
                 values["mel"] = self.mel(one, other)
             if self.weights["stft"] > 0:
                 values["stft"] = self.stft(one, other)
+            if self.weights["multi_resolution"] > 0:
+                parts = [part.config.weight * part(one, other) for part in self.multi_resolution]  # type: ignore[union-attr]
+                values["multi_resolution"] = torch.stack(parts).sum()
+            if self.weights["compressed"] > 0:
+                values["compressed"] = self.compressed(one, other)
+            if self.weights["intelligibility"] > 0:
+                values["intelligibility"] = self.intelligibility(one, other)
         return values
 
     def _adversarial(self, signal: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

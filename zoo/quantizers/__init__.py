@@ -29,6 +29,7 @@ from zoo.quantizers.implicit_neural import ImplicitNeural, ImplicitNeuralConfig
 from zoo.quantizers.index_backprop import IndexBackpropagation, IndexBackpropagationConfig
 from zoo.quantizers.latent import Latent, LatentConfig
 from zoo.quantizers.level_dropout import LevelDropoutConfig
+from zoo.quantizers.memory import Memory, MemoryConfig
 from zoo.quantizers.multi_scale import MultiScale, MultiScaleConfig
 from zoo.quantizers.projected import Projected, ProjectedConfig
 from zoo.quantizers.random_projection import RandomProjection, RandomProjectionConfig
@@ -70,6 +71,7 @@ QUANTIZERS: dict[str, type[QuantizerConfig]] = {
     "vq_bridge": VQBridgeConfig,
     "index_backpropagation": IndexBackpropagationConfig,
     "gumbel": GumbelConfig,
+    "memory": MemoryConfig,
     "finite_discrete": FiniteDiscreteConfig,
     "projected": ProjectedConfig,
     "rotated": RotatedConfig,
@@ -113,6 +115,8 @@ __all__ = [
     "Latent",
     "LatentConfig",
     "LevelDropoutConfig",
+    "Memory",
+    "MemoryConfig",
     "MomentsConfig",
     "MultiScale",
     "MultiScaleConfig",

@@ -104,6 +104,8 @@ PATTERNS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "dropout": lambda m, x: m.conv(F.dropout(F.silu(m.norm(x)), 0.0, training=True)),
     "in place": lambda m, x: m.conv(F.relu(m.norm(x), inplace=True)),
     "two activations": lambda m, x: m.conv(F.relu(F.silu(m.norm(x)))),
+    "enlarged": lambda m, x: m.conv(F.interpolate(x * 2, scale_factor=2.0, mode="nearest")),
+    "enlarged activation": lambda m, x: m.conv(F.interpolate(F.silu(m.norm(x)), scale_factor=2.0, mode="bilinear")),
     "without affine": lambda m, x: m.conv(F.silu(F.group_norm(x, 2))),
 }
 

@@ -15,7 +15,9 @@ from zoo.losses.audio_discriminators import (
     summed_feature_loss,
 )
 from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
+from zoo.losses.intelligibility import IntelligibilityLoss
 from zoo.losses.mel import LogMelLossConfig, MelConfig
+from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionSTFT, MultiResolutionSTFTConfig
 
 MEL = LogMelLossConfig(resolutions=(MelConfig(16000, 64, 16, 8), MelConfig(16000, 128, 32, 8)))
 PLAIN = CodecLossConfig(waveform_weight=3.0, mel=MEL, mel_weight=0.5, stft_weight=0.25, balanced=False)
@@ -108,6 +110,24 @@ def test_adversarial_terms_alone_are_enough() -> None:
         found = module.generator_loss(x, y, torch.tensor(0.5), step=3)
         assert set(found.values) == {"adversarial", "features", "quantizer"}
         found.total.backward()
+
+
+def test_spectra_at_several_resolutions_and_intelligibility_are_terms() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 1, 8000, generator=draw) - 0.5
+    y = (x + 0.1 * torch.rand(2, 1, 8000, generator=draw)).requires_grad_()
+    one = MultiResolutionSTFTConfig(n_ffts=(256,), hop_lengths=(60,), window_lengths=(240,), weight=2.0)
+    bands = MultiResolutionSTFTConfig(n_ffts=(64,), hop_lengths=(20,), window_lengths=(64,), bands=4, weight=0.5)
+    config = CodecLossConfig(
+        waveform_weight=0.0, mel=None, mel_weight=0.0, multi_resolution=(one, bands), compressed_weight=3.0,
+        intelligibility_weight=5.0, balanced=False,
+    )  # fmt: skip
+    found = CodecLoss(config, sample_rate=8000).generator_loss(x, y, torch.zeros(()), step=0)
+    spectra = 2 * MultiResolutionSTFT(one)(y, x) + 0.5 * MultiResolutionSTFT(bands)(y, x)
+    compressed, intelligible = CompressedSpectrumLoss(8000)(y, x), IntelligibilityLoss(8000)(y, x)
+    torch.testing.assert_close(found.values["multi_resolution"], spectra.detach())
+    torch.testing.assert_close(found.total, spectra + 3 * compressed + 5 * intelligible)
+    assert CodecLossConfig.from_dict(config.to_dict()) == config
 
 
 def test_a_term_of_weight_zero_is_left_out() -> None:

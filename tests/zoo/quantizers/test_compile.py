@@ -7,6 +7,7 @@ from zoo.quantizers import (
     AffineConfig,
     GumbelConfig,
     IndexBackpropagationConfig,
+    MemoryConfig,
     ProjectedConfig,
     QuantizerConfig,
     RotationConfig,
@@ -23,6 +24,7 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "vq_bridge": VQBridgeConfig(36, 6, run=4, width=8, heads=2),
     "index_backpropagation": IndexBackpropagationConfig(37, 6),
     "gumbel": GumbelConfig(37, 6),
+    "memory": MemoryConfig(37, 6),
     "projected": ProjectedConfig(9, VectorConfig(37, 6)),
 }
 

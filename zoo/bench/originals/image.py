@@ -1,0 +1,130 @@
+"""Originals of the image families."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.bench.originals.adapter import Adapter, Original, Setting
+
+_CONVOLUTIONAL = {"cpu": 1.15, "cuda": 1.5}
+_SIDE = 256
+
+
+def _images(*models: str, batch: int = 8) -> tuple[Setting, ...]:
+    return tuple(Setting(model, batch, (_SIDE, _SIDE)) for model in models)
+
+
+# -- TiTok ---------------------------------------------------------------------------------------------------------
+
+_TITOK = {
+    "titok_s128.imagenet": ("small", 128),
+    "titok_b64.imagenet": ("base", 64),
+    "titok_l32.imagenet": ("large", 32),
+}
+
+
+def _titok(model: str) -> Original:
+    size, tokens = _TITOK[model]
+    network = {
+        "codebook_size": 4096, "token_size": 12, "use_l2_norm": True, "commitment_cost": 0.25,
+        "vit_enc_model_size": size, "vit_dec_model_size": size, "vit_enc_patch_size": 16, "vit_dec_patch_size": 16,
+        "num_latent_tokens": tokens, "finetune_decoder": True,
+    }  # fmt: skip
+    config = {"model": {"vq_model": network}, "dataset": {"preprocessing": {"crop_size": _SIDE}}}
+    module = importlib.import_module("modeling.titok").TiTok(config).eval()
+    return Original(
+        module,
+        lambda images: module.encode(images)[1]["min_encoding_indices"][:, 0],
+        lambda indices: module.decode_tokens(indices[:, None]),
+    )
+
+
+# -- LlamaGen ------------------------------------------------------------------------------------------------------
+
+_LLAMAGEN = {"llamagen_vq_f16.c2i": "VQ-16", "llamagen_vq_f8.c2i": "VQ-8"}
+
+
+def _llamagen(model: str) -> Original:
+    module = importlib.import_module("tokenizer.tokenizer_image.vq_model").VQ_models[_LLAMAGEN[model]]().eval()
+    dim = module.config.codebook_embed_dim
+
+    def encode(images: Tensor) -> Tensor:
+        quantized, _, (_, _, indices) = module.encode(images)
+        return indices.view(len(images), *quantized.shape[2:])
+
+    def decode(indices: Tensor) -> Tensor:
+        return module.decode_code(indices, (len(indices), dim, *indices.shape[1:]))
+
+    return Original(module, encode, decode)
+
+
+# -- MaskBit -------------------------------------------------------------------------------------------------------
+
+
+class _Fields(dict[str, Any]):
+    """A config whose fields are read as attributes and as entries."""
+
+    __getattr__ = dict.__getitem__
+
+
+def _maskbit(model: str) -> Original:
+    bits = int(model.partition(".")[0].removeprefix("maskbit_lfq_").removesuffix("bit"))
+    config = _Fields(
+        quantizer_type="lookup-free", codebook_size=2**bits, token_size=bits, commitment_cost=0.25,
+        entropy_loss_weight=0.02, entropy_loss_temperature=0.01, entropy_gamma=1.0, num_channels=3,
+        hidden_channels=128, channel_mult=[1, 1, 2, 2, 4], num_resolutions=5, num_res_blocks=2, sample_with_conv=True,
+    )  # fmt: skip
+    module = importlib.import_module("modeling.conv_vqgan").ConvVQModel(config).eval()
+    return Original(
+        module,
+        lambda images: module.encode(images)[1]["min_encoding_indices"],
+        lambda indices: module.decode_tokens(indices.flatten(1)),
+    )
+
+
+# -- Open-MAGVIT2 --------------------------------------------------------------------------------------------------
+
+
+def _open_magvit2(model: str) -> Original:
+    """Encoder, decoder and quantizer as the original's model joins them, without its losses."""
+    package = "src.Open_MAGVIT2.modules"
+    networks = importlib.import_module(f"{package}.diffusionmodules.improved_model")
+    quantizers = importlib.import_module(f"{package}.vqvae.lookup_free_quantize")
+    sizes = {
+        "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4, "z_channels": 18, "in_channels": 3, "out_ch": 3,
+        "resolution": 128, "double_z": False,
+    }  # fmt: skip
+    quantizer = quantizers.LFQ(dim=18, codebook_size=2**18)
+    module = nn.ModuleDict(
+        {"encoder": networks.Encoder(**sizes), "decoder": networks.Decoder(**sizes), "quantize": quantizer}
+    ).eval()
+
+    def encode(images: Tensor) -> Tensor:
+        latent = module["encoder"](images)
+        return quantizer(latent)[2].view(len(images), *latent.shape[2:])
+
+    def decode(indices: Tensor) -> Tensor:
+        shape = (*indices.shape, quantizer.codebook_dim)
+        return module["decoder"](quantizer.get_codebook_entry(indices.flatten(1), shape, ""))
+
+    return Original(module, encode, decode)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "titok": Adapter("bytedance/1d-tokenizer", "modeling.titok", _images(*_TITOK), _titok, {"cpu": 1.3, "cuda": 1.3}),
+    "llamagen_vq": Adapter(
+        "FoundationVision/LlamaGen", "tokenizer.tokenizer_image.vq_model", _images("llamagen_vq_f16.c2i", batch=1),
+        _llamagen, _CONVOLUTIONAL,
+    ),
+    "maskbit": Adapter(
+        "markweberdev/maskbit", "modeling.conv_vqgan", _images("maskbit_lfq_14bit.imagenet", batch=1), _maskbit,
+        _CONVOLUTIONAL,
+    ),
+    "open_magvit2": Adapter(
+        "TencentARC/SEED-Voken", "src.Open_MAGVIT2.modules.diffusionmodules.improved_model",
+        _images("open_magvit2_256.imagenet", batch=1), _open_magvit2, _CONVOLUTIONAL,
+    ),
+}  # fmt: skip
