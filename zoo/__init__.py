@@ -29,6 +29,7 @@ _LAZY = {
     "create_model": "zoo.registry",
     "list_models": "zoo.registry",
     "load_model": "zoo.registry",
+    "refine": "zoo.refinement",
     "register": "zoo.registry",
     "save_model": "zoo.registry",
 }
@@ -78,6 +79,7 @@ __all__ = [
     "ops",
     "parity",
     "quantizers",
+    "refine",
     "register",
     "save_model",
     "tokens",
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from zoo.config import Config, ConfigError
     from zoo.hub import HubError
     from zoo.quantizers import Quantized, Quantizer
+    from zoo.refinement import refine
     from zoo.registry import (
         UnknownModelError,
         create_model,

@@ -33,6 +33,9 @@ Tile = Annotated[
     int | None,
     typer.Option(min=1, help="Work tile by tile of this many pixels a side; the same result in little memory."),
 ]
+Refine = Annotated[
+    int, typer.Option(min=0, help="Steps of gradient descent to tokens nearer to each image; slow: about 1 s a step.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 logger = logging.getLogger("zoo")

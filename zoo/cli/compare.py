@@ -20,6 +20,7 @@ from zoo.cli.common import (
     DEFAULT_MODEL,
     DEFAULT_SPEECH_MODEL,
     Device,
+    Refine,
     choose_device,
     default_model,
     load_model,
@@ -94,6 +95,7 @@ def compare(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Of images: names and patterns of any models, untrained.")
     ] = False,
+    refine: Refine = 0,
     device: Device = None,
 ) -> None:
     """Compare models with each other, and with JPEG and WebP, or Opus, at no fewer bits than each model's tokens."""
@@ -103,12 +105,13 @@ def compare(
     from zoo.cli.sounds import SOUND_CODECS
     from zoo.media.storage import write_atomically
     from zoo.metrics.image import IMAGE_METRICS
+    from zoo.refinement import DISTANCE
 
     *models, data = arguments
     where = choose_device(device)
     if random_weights or any(map(is_pattern, models)):
-        if plot is not None or out is not None or bitrates is not None:
-            raise ValueError("expected no --plot, --out or --bitrates with patterns or random weights")
+        if plot is not None or out is not None or bitrates is not None or refine:
+            raise ValueError("expected no --plot, --out, --bitrates or --refine with patterns or random weights")
         compare_families(
             models or ["*"],
             data,
@@ -123,8 +126,8 @@ def compare(
         return
     tokenizers = [load_model(name, where) for name in models or [default_model([data])]]
     if all(tokenizer.spec.modality == "audio" for tokenizer in tokenizers):
-        if plot is not None or out is not None or size is not None:
-            raise ValueError("expected no --plot, --out or --size with models of recordings")
+        if plot is not None or out is not None or size is not None or refine:
+            raise ValueError("expected no --plot, --out, --size or --refine with models of recordings")
         compare_sounds(
             tokenizers,
             data,
@@ -143,7 +146,7 @@ def compare(
     entries: dict[Path, list[Entry]] = {}
     curves: dict[Path, list[Entry]] = {}  # of the plot: each codec at each setting
     for path, original in originals.read(crop, "comparing"):
-        results = measured(original, tokenizers, chosen, distances)
+        results = measured(original, tokenizers, chosen, distances, refine)
         if out is not None:
             write_atomically(out / f"{path.stem}_compared.png", _picture(original, results))
         entries[path] = [dataclasses.replace(entry, image=None) for entry in results]
@@ -153,6 +156,9 @@ def compare(
     rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
     points = [mean_row(list(column)) for column in zip(*curves.values(), strict=True)]
     protocol = {**originals.protocol(tokenizers), **protocol_of(rows, entries, chosen, AT_LEAST)}
+    if refine:
+        terms = ", ".join(f"{weight:g} {name}" for name, weight in DISTANCE.items())
+        protocol["refined"] = f"zoo.refine, {refine} steps towards less of {terms}"
     if json_file is not None:
         images = [{"file": str(path), "results": list(map(plain, results))} for path, results in entries.items()]
         content = {"protocol": protocol, "rows": list(map(plain, rows)), "images": images}
@@ -233,15 +239,20 @@ def pixels_of(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
 
 
 def measured(
-    original: np.ndarray, tokenizers: Sequence[Tokenizer], codecs: Sequence[str], distances: Sequence[str]
+    original: np.ndarray,
+    tokenizers: Sequence[Tokenizer],
+    codecs: Sequence[str],
+    distances: Sequence[str],
+    refine: int = 0,
 ) -> list[Entry]:
-    """Each model, and after it each codec at no fewer bytes."""
+    """Each model, refined by so many steps, and after it each codec at no fewer bytes."""
     from zoo.cli.measure import CODECS, bits_per_pixel, encode_at_least, quality, reconstruct
 
     entries = []
     for tokenizer in tokenizers:
-        result = reconstruct(tokenizer, original, further=distances)
-        entries.append(Entry(tokenizer.name, result.image, result.file_bytes, result.bits_per_pixel, result.quality))
+        result = reconstruct(tokenizer, original, further=distances, refine=refine)
+        name = f"{tokenizer.name}, refined by {refine} steps" if refine else tokenizer.name
+        entries.append(Entry(name, result.image, result.file_bytes, result.bits_per_pixel, result.quality))
         for codec in codecs:
             coded = encode_at_least(original, codec, result.file_bytes)
             entries.append(

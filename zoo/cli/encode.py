@@ -16,6 +16,7 @@ from zoo.cli.common import (
     Device,
     Images,
     Model,
+    Refine,
     Tile,
     choose_device,
     find_all,
@@ -57,9 +58,11 @@ def encode(
     bitrate: Annotated[
         float | None, typer.Option(min=1, help="Bits per second at most, of codecs; default: all codebooks.")
     ] = None,
+    refine: Refine = 0,
     device: Device = None,
 ) -> None:
     """Turn images or recordings into token files, `photo.jpg` into `photo.ztok`."""
+    import zoo
     from zoo import media
     from zoo.adaptive import Quality
     from zoo.media.audio import files as recordings
@@ -69,10 +72,12 @@ def encode(
     sound = tokenizer.spec.modality == "audio"
     length: dict[str, Any] = {"num_tokens": num_tokens, "quality": None if psnr is None else Quality(psnr=psnr)}
     adaptive = {name: value for name, value in length.items() if value is not None}
-    if (sound and (tile or adaptive)) or (bitrate and not sound):
-        raise ValueError("expected --tile, --num-tokens and --psnr for images alone, and --bitrate for recordings")
-    if tile and adaptive:
-        raise ValueError("expected --tile, or --num-tokens or --psnr, got both")
+    if (sound and (tile or adaptive or refine)) or (bitrate and not sound):
+        raise ValueError("expected --tile, --num-tokens, --psnr and --refine for images, and --bitrate for recordings")
+    if tile and (adaptive or refine):
+        raise ValueError("expected --tile, or --num-tokens, --psnr or --refine, got both")
+    if refine and psnr is not None:
+        raise ValueError("expected --refine or --psnr, got both")
     found = find_all(files, recordings if sound else images)
     targets = pair(found, out, lambda path: f"{path.stem}.{token_format}")
     where = next(iter(tokenizer.state_dict().values())).device
@@ -92,7 +97,12 @@ def encode(
     def work(pair: tuple[Path, Path]) -> None:
         source, target = pair
         batch = media.load(source, tokenizer.spec)
-        tokens = tokenizer.encode_tiled(batch, tile=tile) if tile else tokenizer.encode(batch.to(where), **adaptive)
+        if tile:
+            tokens = tokenizer.encode_tiled(batch, tile=tile)
+        elif refine:
+            tokens = zoo.refine(tokenizer, batch.to(where), steps=refine, num_tokens=num_tokens)
+        else:
+            tokens = tokenizer.encode(batch.to(where), **adaptive)
         target.parent.mkdir(parents=True, exist_ok=True)
         tokens.save(target)
         size = target.stat().st_size

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, features
 from PIL import __version__ as pillow_version
 
+import zoo
 from zoo import media
 from zoo.media.image import to_uint8
 from zoo.metrics.image import IMAGE_METRICS
@@ -91,6 +92,7 @@ def reconstruct(
     further: Sequence[str] = (),
     tile: int | None = None,
     num_tokens: int | None = None,
+    refine: int = 0,
 ) -> Reconstruction:
     """Encode and decode one image, and measure everything.
 
@@ -100,6 +102,7 @@ def reconstruct(
         further: metrics beyond those that `quality` always takes.
         tile: encode and decode tile by tile of this many pixels a side.
         num_tokens: of models that take it.
+        refine: steps of `zoo.refine`; without tiles.
 
     Raises:
         MediaError: an image that cannot be read.
@@ -111,6 +114,8 @@ def reconstruct(
     start = time.perf_counter()
     if tile:
         encoded = model.encode_tiled(batch, tile=tile)
+    elif refine:
+        encoded = zoo.refine(model, batch.to(device), steps=refine, num_tokens=num_tokens)
     else:
         encoded = model.encode(batch.to(device), num_tokens=num_tokens)
     tokens = encoded.to("cpu")  # the copy waits for the device

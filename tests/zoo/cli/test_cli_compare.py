@@ -191,3 +191,33 @@ def test_every_family_runs_with_random_weights(run: Callable, folder: Path) -> N
     left_out = {name: reason for name, reason in content["protocol"].items() if name.endswith(", left out")}
     assert len(content["rows"]) >= 24
     assert all("parameters" in reason or "no decoder" in reason for reason in left_out.values()), left_out
+
+
+def test_refined_tokens_are_nearer_at_equal_bytes(run: Callable, folder: Path) -> None:
+    rows = {}
+    for steps in (0, 3):
+        out = folder.parent / f"{steps}.json"
+        run(
+            "compare",
+            "spectral_f16",
+            folder,
+            "--codecs",
+            "none",
+            "--perceptual",
+            "none",
+            "--refine",
+            steps,
+            "--json",
+            out,
+        )
+        content = json.loads(out.read_text())
+        (rows[steps],) = content["rows"]
+        assert ("refined" in content["protocol"]) == (steps > 0)
+    assert rows[3]["name"] == "spectral_f16.photos, refined by 3 steps"
+    assert rows[3]["file_bytes"] == rows[0]["file_bytes"]
+    assert rows[3]["quality"]["ms_ssim"] > rows[0]["quality"]["ms_ssim"]
+
+
+def test_refine_goes_with_images_of_known_models_alone(run: Callable, folder: Path) -> None:
+    failed = run("compare", "*", folder, "--random-weights", "--refine", 2, expect=1)
+    assert "--refine" in failed.stderr
