@@ -159,7 +159,7 @@ class BrainOmni(Tokenizer):
         codes = self.from_codes(codes).unflatten(1, (-1, config.sources))  # (B, frames, sources, width)
         keys, values = self.to_key_value(codes).chunk(2, dim=-1)
         sensors = self._sensors(places, types).to(codes.dtype)
-        queries = sensors[:, None].expand(len(codes), codes.shape[1], -1, -1)
+        queries = sensors[:, None].expand(codes.shape[0], codes.shape[1], -1, -1)
         features = self.spread(self._attend(queries, keys, values)).permute(0, 2, 3, 1)  # (B, C, width, frames)
         features = features.unflatten(-1, (-1, config.window // config.network.hop_length)).movedim(-2, 2)
         return self.decoder(features.flatten(0, 2)).reshape(*features.shape[:2], -1)

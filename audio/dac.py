@@ -130,7 +130,7 @@ def fields_for_transformers(config: DACConfig) -> dict[str, Any]:
     expected = isinstance(inner, VectorConfig) and quantizer == residual_codebooks(
         inner.codebook_size, inner.dim, width, len(quantizer.vocab_sizes), _dropout(quantizer)
     )
-    if not expected or config.decoder_strides != config.strides[::-1]:
+    if not isinstance(inner, VectorConfig) or not expected or config.decoder_strides != config.strides[::-1]:
         raise ValueError(f"expected DAC's network, the decoder mirroring the encoder, and its quantizer, got {config}")
     return {
         "encoder_hidden_size": config.channels,

@@ -16,7 +16,14 @@ from torch import Tensor
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.transformers import TransformersLayout, codec_extractor
-from zoo.layers.seanet import SEANET_KEYS, SEANetConfig, SEANetDecoder, SEANetEncoder
+from zoo.layers.seanet import (
+    SEANET_KEYS,
+    SEANetConfig,
+    SEANetDecoder,
+    SEANetEncoder,
+    seanet_from_transformers,
+    seanet_to_transformers,
+)
 from zoo.layers.streaming import stream_of
 from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, ResidualConfig, VectorConfig
 from zoo.registry import register
@@ -239,23 +246,7 @@ def config_from_transformers(kwargs: dict[str, Any]) -> EncodecConfig:
         "use_conv_shortcut": True,
     }  # fmt: skip
     values = {**defaults, **kwargs}
-    seanet = SEANetConfig(
-        channels=values["audio_channels"],
-        filters=values["num_filters"],
-        strides=tuple(values["upsampling_ratios"][::-1]),
-        residual_layers=values["num_residual_layers"],
-        dilation_base=values["dilation_growth_rate"],
-        compress=values["compress"],
-        shortcut=values["use_conv_shortcut"],
-        kernel_size=values["kernel_size"],
-        last_kernel_size=values["last_kernel_size"],
-        residual_kernel_size=values["residual_kernel_size"],
-        lstm_layers=values["num_lstm_layers"],
-        causal=values["use_causal_conv"],
-        pad_mode=values["pad_mode"],
-        norm=_NORMS[values["norm_type"]],  # type: ignore[arg-type]
-        trim_right_ratio=float(values["trim_right_ratio"]),
-    )
+    seanet = seanet_from_transformers(values, lstm_layers=values["num_lstm_layers"], norm=_NORMS[values["norm_type"]])
     size = values["codebook_size"]
     count = int(1000 * values["target_bandwidths"][-1] // _codebook_rate(values["sampling_rate"], seanet, size))
     return EncodecConfig(
@@ -286,26 +277,14 @@ def fields_for_transformers(config: EncodecConfig) -> dict[str, Any]:
     return {
         "target_bandwidths": [rate * number / 1000 for number in counts],
         "sampling_rate": config.sample_rate,
-        "audio_channels": seanet.channels,
         "normalize": config.normalize,
         "chunk_length_s": config.segment,
         "overlap": None if config.segment is None else config.overlap,
         "hidden_size": quantizer.dim,
-        "num_filters": seanet.filters,
-        "num_residual_layers": seanet.residual_layers,
-        "upsampling_ratios": list(seanet.strides[::-1]),
         "norm_type": "time_group_norm" if seanet.norm == "time_group_norm" else "weight_norm",
-        "kernel_size": seanet.kernel_size,
-        "last_kernel_size": seanet.last_kernel_size,
-        "residual_kernel_size": seanet.residual_kernel_size,
-        "dilation_growth_rate": seanet.dilation_base,
-        "use_causal_conv": seanet.causal,
-        "pad_mode": seanet.pad_mode,
-        "compress": seanet.compress,
         "num_lstm_layers": seanet.lstm_layers,
-        "trim_right_ratio": seanet.trim_right_ratio,
+        **seanet_to_transformers(seanet),
         "codebook_size": size,
-        "use_conv_shortcut": seanet.shortcut,
     }
 
 

@@ -18,7 +18,13 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.conv1d import Conv1d, ConvTranspose1d
-from zoo.layers.seanet import SEANetConfig, SEANetDecoder, SEANetEncoder
+from zoo.layers.seanet import (
+    SEANetConfig,
+    SEANetDecoder,
+    SEANetEncoder,
+    seanet_from_transformers,
+    seanet_to_transformers,
+)
 from zoo.layers.streaming import Chain, Stream, stream_of
 from zoo.layers.transformer import CausalTransformer, RotaryPairs
 from zoo.quantizers import (
@@ -78,6 +84,7 @@ class Mimi(Tokenizer):
     """
 
     layout = "frames"
+    config: MimiConfig
 
     def __init__(self, config: MimiConfig) -> None:
         network, width, dim = config.network, config.width, config.quantizer.dim
@@ -181,21 +188,7 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
 
 
 def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
-    network = SEANetConfig(
-        channels=kwargs["audio_channels"],
-        filters=kwargs["num_filters"],
-        strides=tuple(reversed(kwargs["upsampling_ratios"])),
-        residual_layers=kwargs["num_residual_layers"],
-        dilation_base=kwargs["dilation_growth_rate"],
-        compress=kwargs["compress"],
-        shortcut=kwargs["use_conv_shortcut"],
-        kernel_size=kwargs["kernel_size"],
-        last_kernel_size=kwargs["last_kernel_size"],
-        residual_kernel_size=kwargs["residual_kernel_size"],
-        lstm_layers=0,
-        pad_mode=kwargs["pad_mode"],
-        trim_right_ratio=kwargs["trim_right_ratio"],
-    )
+    network = seanet_from_transformers(kwargs, lstm_layers=0)
     return MimiConfig(
         network=network,
         width=kwargs["hidden_size"],
@@ -217,40 +210,26 @@ def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
 def _to_transformers(config: MimiConfig) -> dict[str, Any]:
     """Values of transformers' MimiConfig, which knows strides of 2 alone."""
     network, sizes = config.network, config.quantizer.vocab_sizes
-    parts = getattr(config.quantizer, "parts", ())
-    inner = [part.inner for part in parts if isinstance(part, ProjectedConfig)]
+    inner = [part.inner for part in getattr(config.quantizer, "parts", ()) if isinstance(part, ProjectedConfig)]
     level = inner[0].levels[0] if len(inner) == 2 and isinstance(inner[0], ResidualConfig) else None
     split = isinstance(level, VectorConfig) and config.quantizer == split_codebooks(
         config.width, level.codebook_size, level.dim, len(inner[0].vocab_sizes), len(sizes)
     )
-    if not split or config.stride != 2:
+    if not isinstance(level, VectorConfig) or not split or config.stride != 2:
         raise ValueError(f"expected Mimi's quantizer and a stride of 2 between its rates, got {config}")
     return {
         "sampling_rate": config.sample_rate,
-        "audio_channels": network.channels,
         "hidden_size": config.width,
-        "num_filters": network.filters,
-        "num_residual_layers": network.residual_layers,
-        "upsampling_ratios": list(network.strides[::-1]),
-        "kernel_size": network.kernel_size,
-        "last_kernel_size": network.last_kernel_size,
-        "residual_kernel_size": network.residual_kernel_size,
-        "dilation_growth_rate": network.dilation_base,
-        "pad_mode": network.pad_mode,
-        "compress": network.compress,
-        "trim_right_ratio": network.trim_right_ratio,
+        **seanet_to_transformers(network),
         "codebook_size": level.codebook_size,
-        "codebook_dim": level.dim,
-        "vector_quantization_hidden_dimension": level.dim,
+        **dict.fromkeys(("codebook_dim", "vector_quantization_hidden_dimension"), level.dim),
         "num_quantizers": len(sizes),
-        "use_conv_shortcut": network.shortcut,
         "num_semantic_quantizers": len(inner[0].vocab_sizes),
         "upsample_groups": config.width,
         "num_hidden_layers": config.layers,
         "intermediate_size": config.hidden,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.heads,
-        "head_dim": config.width // config.heads,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
         "sliding_window": config.window,
         "layer_scale_initial_scale": config.layer_scale,

@@ -187,12 +187,12 @@ class SNAC(Tokenizer):
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         if not self.config.noise:
             return super().noise_shape(codes)
-        return (len(codes), sum(self.noise_lengths(codes.shape[1])))
+        return (codes.shape[0], sum(self.noise_lengths(codes.shape[1])))
 
     def reconstruct(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
         """Code vectors (B, positions, D), and noise as `decode` takes it, to a signal (B, 1, T)."""
         lengths = self.noise_lengths(codes.shape[1])
-        shape = (len(codes), sum(lengths))
+        shape = (codes.shape[0], sum(lengths))
         if noise is None and self.training:
             noise = torch.randn(shape, device=codes.device)
         elif noise is None:

@@ -154,6 +154,21 @@ def quantizer_table() -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), "", "Each row:", "", f"```sh\n{commands}\n```"])
 
 
+def original_table() -> str:
+    """A training here beside that of an original's own classes, of compare_original.json."""
+    path = RESULTS / "compare_original.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    names = [f"{title}, {side}" for title in result["columns"].values() for side in ("zoo", "original")]
+    lines = [f"| adversary from step | after step | {' | '.join(names)} |", "|---:|---:|" + "---:|" * len(names)]
+    for row in result["rows"]:
+        values = (row[name][side] for name in result["columns"] for side in ("zoo", "original"))
+        where = f"{row['adversary_from']} | {row['steps']}"
+        lines.append(f"| {where} | {' | '.join(f'{value:.4g}' for value in values)} |")
+    return "\n".join([*lines, "", result["about"]])
+
+
 def _weights(protocol: dict[str, Any]) -> str:
     return f" ({protocol['weights']})" if protocol["weights"] else ""
 
@@ -164,11 +179,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "inversion": inversion_table,
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
-    "recipes": lambda: recipe_table("ReconstructionTask"),
+    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask"),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
+    "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
     "quantizers": quantizer_table,
+    "original training": original_table,
     **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
 }
 DOCUMENTS = (

@@ -34,6 +34,8 @@ def test_wheel_holds_the_five_packages_and_their_data(wheel: Path) -> None:
     shipped = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("weights/**/*") if path.is_file()}
     shipped |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("trainers/configs/*.yaml")}
     shipped |= {"zoo/py.typed", "zoo/ops/csrc/nearest_code.cpp", "zoo/ops/csrc/trial.py"}
+    shipped |= {"zoo/ops/csrc/activations.cpp", "zoo/ops/csrc/trial_activations.py"}
+    shipped |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("zoo/ops/csrc/*.*")}
     assert {name for name in shipped if "__pycache__" not in name} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any("tests/" in name or name.endswith((".pyc", ".ckpt")) for name in names)

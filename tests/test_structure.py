@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.config": set(),
     "zoo.adaptive": {"zoo.config", "zoo.metrics"},
     "zoo.prefix": {"zoo.adaptive", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.refinement": {"zoo.adaptive", "zoo.losses", "zoo.prefix", "zoo.tokenizer", "zoo.tokens"},
     "zoo.tokens": set(),
     "zoo.download": {"zoo"},
     "zoo.hub": {"zoo.download"},
@@ -43,8 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.model", "zoo.quantizers",
     },
     "zoo.interop": {
-        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.layers", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
-        "zoo.tokens",
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.key_map", "zoo.layers", "zoo.quantizers",
+        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
     },
     "zoo.serve": {"zoo", "zoo.cards", "zoo.hub", "zoo.media", "zoo.metrics", "zoo.tokenizer", "zoo.tokens"},
     "zoo.bulk": {"zoo", "zoo.media", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},
@@ -57,11 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "zoo": {"zoo.adaptive", "zoo.bpe",
             "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.losses",
-            "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.tokenizer",
-            "zoo.tokens"},  # for type checkers alone
+            "zoo.media", "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.refinement",
+            "zoo.registry", "zoo.tokenizer", "zoo.tokens"},  # for type checkers alone
     "zoo.bench": {
-        "zoo", "zoo.bulk", "zoo.interop", "zoo.layers", "zoo.media", "zoo.ops", "zoo.quantizers", "zoo.tokenizer",
-        "zoo.tokens",
+        "zoo", "zoo.bulk", "zoo.checkpoint", "zoo.interop", "zoo.layers", "zoo.media", "zoo.ops", "zoo.quantizers",
+        "zoo.registry", "zoo.tokenizer", "zoo.tokens",
     },
     "tokenizers_visual": {
         "zoo", "zoo.adaptive", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
@@ -70,8 +71,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "zoo.tokens",
     },
     "audio": {
-        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.metrics", "zoo.ops",
-        "zoo.parity", "zoo.quantizers", "zoo.registry", "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.metrics",
+        "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.reach", "zoo.registry", "zoo.streaming", "zoo.tokenizer",
+        "zoo.tokens",
     },
     "trainers": {
         "audio", "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",

@@ -176,6 +176,9 @@ class ALIT(Tokenizer):
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         step, count = self.config.rollout_tokens, options.get("num_codebooks")
         allowed = range(step, step * self.config.rollouts + 1, step)
+        if num_tokens is None and quality is None:
+            *_, last = self.roll_out(x)
+            return last.quantized.levels[:count], None
         if quality is not None:
             if num_tokens is not None:
                 raise ValueError(f"expected num_tokens or quality, got both: {num_tokens} and {quality}")
@@ -243,12 +246,12 @@ class _RecurrentEncoder(nn.Module):
         """Images and their base latents (B, h, w, dim) -> (B, 1 + h w, width)."""
         patches = self.patches(x).movedim(1, -1)
         image = F.normalize(torch.cat([base_latent, patches], -1).flatten(1, 2), dim=-1)
-        return torch.cat([self.class_token.expand(len(x), 1, -1), image], 1) + self.positions
+        return torch.cat([self.class_token.expand(x.shape[0], 1, -1), image], 1) + self.positions
 
     def advance(self, state: Tensor, step: int) -> Tensor:
         """The state after roll-out `step`, with its queries at the end."""
         queries = self.queries + self.query_positions + self.rollout_embedding[step]
-        state = torch.cat([state, queries.expand(len(state), -1, -1).to(state.dtype)], 1)
+        state = torch.cat([state, queries.expand(state.shape[0], -1, -1).to(state.dtype)], 1)
         return self.blocks((self.norm_in if step == 0 else self.norm_again)(state))
 
     def latents(self, state: Tensor) -> Tensor:

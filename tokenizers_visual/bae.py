@@ -32,6 +32,7 @@ class BAEConfig(Config):
     norm_codes: bool = True  # a group norm of the codes before the decoder
     norm_groups: int = 32
     quantizer: QuantizerConfig = BernoulliConfig(dim=256, bits=16)
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -49,21 +50,21 @@ class BAEConfig(Config):
 
 @register("bae")
 class BAE(Tokenizer):
-    """Images (B, 3, H, W) in [0, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [0, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: BAEConfig) -> None:
         stride = 2 ** (len(config.channel_multipliers) - 1)
-        spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), multiple=stride)
+        spec = InputSpec("image", channels=config.in_channels, value_range=(0.0, 1.0), multiple=stride)
         super().__init__(config, spec, config.quantizer)
         z, dim, groups = config.latent_channels, config.quantizer.dim, config.norm_groups
         down = levels(config.widths, config.blocks, config.attention)
         up = levels(config.widths[::-1], config.decoder_blocks, config.attention[::-1])
-        self.encoder = Encoder(3, config.channels, down, z, groups, final_activation=False)
+        self.encoder = Encoder(config.in_channels, config.channels, down, z, groups, final_activation=False)
         # another quantizer than the published may need another width
         self.to_latent = nn.Identity() if dim == z else nn.Conv2d(z, dim, 1)
         self.from_codes = nn.Identity() if dim == z else nn.Conv2d(dim, z, 1)
         self.norm_codes = nn.GroupNorm(groups, z, eps=1e-6) if config.norm_codes else nn.Identity()
-        self.decoder = Decoder(z, up, 3, groups, final_activation=False)
+        self.decoder = Decoder(z, up, config.in_channels, groups, final_activation=False)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.to_latent(self.encoder(x)).movedim(1, -1)
@@ -78,6 +79,7 @@ def config_from_original(meta: dict[str, Any]) -> BAEConfig:
     if kwargs["quantizer"] != "binary" or kwargs["use_tanh"]:
         raise ValueError(f"expected Bernoulli bits, got {kwargs['quantizer']}, use_tanh={kwargs['use_tanh']}")
     return BAEConfig(
+        in_channels=kwargs.get("n_channels", 3),
         channels=kwargs["nf"],
         channel_multipliers=tuple(kwargs["ch_mult"]),
         blocks=kwargs["res_blocks"],

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokenizers_visual import taming_vqgan
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.haar import Patch, Patching, Unpatch
@@ -36,6 +37,7 @@ class CosmosDIConfig(Config):
     norm_groups: int = 32
     dropout: float = 0.0
     quantizer: QuantizerConfig = FiniteScalarConfig(levels=(8, 8, 8, 5, 5, 5))
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         for name in ("stride", "patch_size"):
@@ -55,12 +57,12 @@ class CosmosDIConfig(Config):
 
 @register("cosmos_di")
 class CosmosDI(Tokenizer):
-    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: CosmosDIConfig) -> None:
-        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=config.stride)
+        spec = InputSpec("image", channels=config.in_channels, value_range=(-1.0, 1.0), multiple=config.stride)
         super().__init__(config, spec, config.quantizer)
-        patched = 3 * config.patch_size**2
+        patched = config.in_channels * config.patch_size**2
         groups, dropout = config.norm_groups, config.dropout
         self.patch = Patch(config.patch_size, config.patching)
         self.encoder = Encoder(
@@ -104,6 +106,7 @@ def config_from_original(meta: dict[str, Any]) -> CosmosDIConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them."""
     kwargs = meta["original"]["kwargs"]
     return CosmosDIConfig(
+        in_channels=kwargs.get("in_channels", 3),
         stride=kwargs["spatial_compression"],
         patch_size=kwargs["patch_size"],
         patching=kwargs["patch_method"],
@@ -126,28 +129,7 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
 
 KEY_MAP = KeyMap(
     {
-        "encoder.conv_in.*": "encoder.conv_in.*",
-        "encoder.down.{}.block.{}.nin_shortcut.*": "encoder.levels.{}.blocks.{}.shortcut.*",
-        "encoder.down.{}.block.{}.*": "encoder.levels.{}.blocks.{}.*",
-        "encoder.down.{}.attn.{}.*": "encoder.levels.{}.attentions.{}.*",
-        "encoder.down.{}.downsample.*": "encoder.levels.{}.resample.*",
-        "encoder.mid.block_1.*": "encoder.mid.0.*",
-        "encoder.mid.attn_1.*": "encoder.mid.1.*",
-        "encoder.mid.block_2.*": "encoder.mid.2.*",
-        "encoder.norm_out.*": "encoder.norm_out.*",
-        "encoder.conv_out.*": "encoder.conv_out.*",
-        "quant_conv.*": "to_latent.*",
-        "post_quant_conv.*": "from_codes.*",
-        "decoder.conv_in.*": "decoder.conv_in.*",
-        "decoder.mid.block_1.*": "decoder.mid.0.*",
-        "decoder.mid.attn_1.*": "decoder.mid.1.*",
-        "decoder.mid.block_2.*": "decoder.mid.2.*",
-        "decoder.up.{i}.block.{j}.nin_shortcut.*": "decoder.levels.{-i}.blocks.{j}.shortcut.*",  # stored finest first
-        "decoder.up.{i}.block.{j}.*": "decoder.levels.{-i}.blocks.{j}.*",
-        "decoder.up.{i}.attn.{j}.*": "decoder.levels.{-i}.attentions.{j}.*",
-        "decoder.up.{i}.upsample.*": "decoder.levels.{-i}.resample.*",
-        "decoder.norm_out.*": "decoder.norm_out.*",
-        "decoder.conv_out.*": "decoder.conv_out.*",
+        **{name: own for name, own in taming_vqgan.KEY_MAP.patterns.items() if not name.startswith("quantize.")},
         # constants that TorchScript files list beside the weights
         "encoder.patcher.*": None,
         "decoder.unpatcher.*": None,

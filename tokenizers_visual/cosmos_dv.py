@@ -136,7 +136,7 @@ def _space_then_time(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _each_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """A layer of images applied to each frame of (B, C, T, H, W)."""
-    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+    return layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
 
 class _FrameNorm(nn.GroupNorm):

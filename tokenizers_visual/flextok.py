@@ -98,7 +98,7 @@ class FlexTok(PrefixTokenizer):
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         base = self.config.base
-        return (len(codes), base.dim, *(self.config.image_size // base.stride,) * 2)
+        return (codes.shape[0], base.dim, *(self.config.image_size // base.stride,) * 2)
 
     def sample(
         self,
@@ -117,10 +117,10 @@ class FlexTok(PrefixTokenizer):
         noise = item_noise(self.noise_shape(codes), seed, noise)
         x = noise.to(codes).movedim(1, -1)
         tokens = self.decoder.embed(codes, lengths)
-        without = self.decoder.null(len(codes)).to(tokens) if scale != 1 else None
+        without = self.decoder.null(codes.shape[0]).to(tokens) if scale != 1 else None
         running: Tensor | None = None
         for place in flow_times(steps):
-            time = torch.full((len(x),), place, device=x.device)
+            time = torch.full((x.shape[0],), place, device=x.device)
             velocity = self.decoder(x, time, tokens)
             if without is not None:
                 difference = velocity - self.decoder(x, time, without)
@@ -212,8 +212,8 @@ class _Block(nn.Module):
             return x + self.mlp(_plain_norm(x))
         rows = self.modulation(F.silu(condition)).unflatten(-1, (-1, 6, x.shape[-1]))  # (B, modulations, 6, width)
         if rows.shape[1] > 1:
-            repeats = torch.tensor(parts, device=x.device)
-            rows = rows.repeat_interleave(repeats, dim=1, output_size=x.shape[1])
+            repeated = [row.expand(-1, count, -1, -1) for row, count in zip(rows.split(1, dim=1), parts, strict=True)]
+            rows = torch.cat(repeated, dim=1)
         gate1, gate2, shift1, scale1, shift2, scale2 = rows.unbind(2)
         x = x + gate1 * self.attention(_plain_norm(x) * (1 + scale1) + shift1, mask)
         return x + gate2 * self.mlp(_plain_norm(x) * (1 + scale2) + shift2)
@@ -248,7 +248,7 @@ class _Encoder(nn.Module):
 
     def forward(self, base_latent: Tensor) -> Tensor:
         patches = self.patches(base_latent)
-        x = torch.cat([patches, self.registers.expand(len(patches), -1, -1).to(patches.dtype)], 1)
+        x = torch.cat([patches, self.registers.expand(patches.shape[0], -1, -1).to(patches.dtype)], 1)
         place = torch.arange(x.shape[1], device=x.device)
         mask = (place <= place[:, None]) | (place < patches.shape[1])
         for block in self.blocks:
@@ -282,7 +282,7 @@ class _Decoder(nn.Module):
         if not 1 <= count <= self.count:
             raise ValueError(f"expected 1 to {self.count} tokens, got {count}")
         tokens = self.from_codes(F.pad(codes, (0, 0, 0, self.count - count))) + self.positions
-        lengths = torch.full((len(codes),), count) if lengths is None else lengths
+        lengths = torch.full((codes.shape[0],), count) if lengths is None else lengths
         given = torch.arange(self.count, device=codes.device) < lengths.to(codes.device)[:, None]
         return torch.where(given[..., None], tokens, self.dropped_token.to(tokens.dtype))
 

@@ -68,7 +68,8 @@ class FourMConfig(Config):
     """Sizes of the network; the defaults are those of the published tokenizer of RGB images."""
 
     in_channels: int = 3
-    value_range: tuple[float, float] = (-1.0, 1.0)
+    classes: int | None = None  # of maps of class ids, which then come in as embeddings of `in_channels`
+    value_range: tuple[float, float] = (-1.0, 1.0)  # of a map of class ids its least and largest
     image_size: int = 224  # of the stored positions, which other sizes interpolate
     patch_size: int = 16
     patches: bool = True  # the encoder cuts patches itself; else it takes a map of features, one for each patch
@@ -82,11 +83,21 @@ class FourMConfig(Config):
     def __post_init__(self) -> None:
         self.require(self.image_size % self.patch_size == 0, "an image_size of whole patches", self.image_size)
         self.require(not self.encoder.convolutions, "convolutions in the decoder alone", self.encoder)
+        if self.classes is not None:
+            ids = (0.0, self.classes - 1.0)
+            self.require(
+                self.value_range == ids, f"a value_range of {ids} for {self.classes} classes", self.value_range
+            )
+            plain = self.patches and isinstance(self.decoder, TransformerConfig)
+            self.require(plain, "patches and a transformer as decoder for classes", self.decoder)
 
 
 @register("four_m")
 class FourM(Tokenizer):
     """Images (B, C, H, W), or maps of features, -> a grid of tokens (B, H / patch, W / patch).
+
+    Maps of class ids are (B, 1, H, W); decoding gives the most likely ids, a pass for training the logits
+    (B, classes, H, W).
 
     A diffusion decoder starts from noise: `decode` takes `noise` (of the padded images' shape), or a `seed` (0 if
     none is given; a list has one for each item), and the number of `steps`.
@@ -94,8 +105,10 @@ class FourM(Tokenizer):
 
     def __init__(self, config: FourMConfig) -> None:
         stride = config.patch_size if config.patches else 1
-        spec = InputSpec("image", channels=config.in_channels, value_range=config.value_range, multiple=stride)
+        given, made = (1, config.classes) if config.classes else (config.in_channels, config.in_channels)
+        spec = InputSpec("image", channels=given, value_range=config.value_range, multiple=stride)
         super().__init__(config, spec, config.quantizer)
+        self.class_embedding = nn.Embedding(config.classes, config.in_channels) if config.classes else None
         grid, width, dim = config.image_size // config.patch_size, config.encoder.width, config.quantizer.dim
         self.unit_latents = config.unit_latents
         self.from_pixels = nn.Conv2d(config.in_channels, width, stride, stride=stride)
@@ -108,9 +121,11 @@ class FourM(Tokenizer):
             self.decode_options = frozenset({"steps", "seed", "noise"})
         else:
             self.from_codes = nn.Conv2d(dim, config.decoder.width, 1)
-            self.decoder = _PixelDecoder(config.decoder, grid, config.in_channels, stride)
+            self.decoder = _PixelDecoder(config.decoder, grid, made, stride)
 
     def latent(self, x: Tensor) -> Tensor:
+        if self.class_embedding is not None:
+            x = self.class_embedding(x[:, 0].round().long()).movedim(-1, 1)
         z = self.to_latent(self.encoder(self.from_pixels(x))).movedim(1, -1)
         return F.normalize(z, dim=-1) if self.unit_latents else z
 
@@ -123,7 +138,8 @@ class FourM(Tokenizer):
         return self.decoder.noise_shape(codes.movedim(-1, 1))
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
-        return self.decoder(self.from_codes(codes.movedim(-1, 1)), **options)
+        signal = self.decoder(self.from_codes(codes.movedim(-1, 1)), **options)
+        return signal if self.class_embedding is None else signal.argmax(1, keepdim=True).to(signal.dtype)
 
 
 class _Transformer(nn.Module):
@@ -208,7 +224,7 @@ class _DiffusionDecoder(nn.Module):
         return F.pixel_shuffle(self.unet(torch.cat([patches, condition], 1), times), self.config.patch_size)
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
-        return (len(codes), self.channels, *(side * self.stride for side in codes.shape[2:]))
+        return (codes.shape[0], self.channels, *(side * self.stride for side in codes.shape[2:]))
 
     def times(self, steps: int | None = None) -> list[int]:
         """The times that sampling visits, falling."""
@@ -251,11 +267,13 @@ def config_from_original(meta: dict[str, Any]) -> FourMConfig:
         codebook=DirectionCodebookConfig(decay, revive) if cosine else EmaCodebookConfig(decay, 1e-5, revive),
     )
     encoder = _transformer_from(kwargs, kwargs["enc_type"])
-    diffusion = original == "DiVAE"
+    diffusion, classes = original == "DiVAE", kwargs.get("n_labels")
     decoder = _diffusion_from(kwargs) if diffusion else _transformer_from(kwargs, kwargs["dec_type"], decoder=True)
     return FourMConfig(
         in_channels=kwargs["n_channels"],
-        value_range=(-1.0, 1.0) if diffusion else (-100.0, 100.0),  # features have no bounds of their own
+        classes=classes,
+        # features have no bounds of their own
+        value_range=(-1.0, 1.0) if diffusion else (0.0, classes - 1.0) if classes else (-100.0, 100.0),
         image_size=kwargs["image_size"],
         patch_size=kwargs["patch_size"],
         patches=kwargs.get("patch_proj", True),
@@ -324,6 +342,7 @@ def _residual_block(published: str, own: str) -> dict[str, str | None]:
 
 KEY_MAP = KeyMap(
     {
+        "cls_emb.*": "class_embedding.*",
         "encoder.proj.*": "from_pixels.*",
         **_transformer("encoder", "encoder"),
         "quant_proj.*": "to_latent.*",

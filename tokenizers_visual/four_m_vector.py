@@ -84,8 +84,8 @@ def config_from_original(meta: dict[str, Any]) -> FourMVectorConfig:
         found = (kwargs["quant_type"], kwargs["enc_type"], kwargs["dec_type"])
         raise ValueError(f"expected memcodes, and encoder and decoder of one size, got {found}")
     if kwargs["latent_dim"] % kwargs["num_codebooks"]:
-        sizes = (kwargs["latent_dim"], kwargs["num_codebooks"])
-        raise ValueError(f"expected a latent_dim that num_codebooks divides, got {sizes}")
+        widths = (kwargs["latent_dim"], kwargs["num_codebooks"])
+        raise ValueError(f"expected a latent_dim that num_codebooks divides, got {widths}")
     # such as BottleneckMLP/B_6-Wi_1024-E_4: blocks, width, expansion
     sizes = [int(part.partition("_")[2]) for part in kwargs["enc_type"].partition("/")[2].split("-")]
     memory = MemoryConfig(kwargs["codebook_size"], kwargs["latent_dim"] // kwargs["num_codebooks"])

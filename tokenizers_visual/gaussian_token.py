@@ -125,7 +125,7 @@ class GaussianToken(Tokenizer):
         features = self.lift(self.encoder(x))
         for layer in self.map_layers:
             features = layer(features, self.map_positions)
-        anchors, states = (start.expand(len(x), -1, -1) for start in (self.anchors, self.states))
+        anchors, states = (start.expand(x.shape[0], -1, -1) for start in (self.anchors, self.states))
         for stage in self.stages:
             states, anchors = stage(states, anchors, self.anchor_encoder(anchors), features)
         return anchors
@@ -234,7 +234,7 @@ class MapLayer(nn.Module):
         columns = (torch.arange(width, device=features.device) + 0.5) / width
         places = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], dim=-1)
         x, query = features.flatten(2).mT, (features + positions.to(features.dtype)).flatten(2).mT
-        x = self.norm1(x + self.attention(query, places.expand(len(x), -1, -1), features))
+        x = self.norm1(x + self.attention(query, places.expand(x.shape[0], -1, -1), features))
         x = self.norm2(x + self.feed_forward(x))
         return x.mT.unflatten(2, (height, width))
 

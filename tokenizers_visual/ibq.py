@@ -29,7 +29,7 @@ class IBQConfig(TamingVQGANConfig):
 
 @register("ibq")
 class IBQ(TamingVQGAN):
-    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: IBQConfig) -> None:
         super().__init__(config)

@@ -225,7 +225,7 @@ class _Encoder(_Mixed):
         self.queries = nn.Parameter(torch.randn(config.num_tokens, width) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries = self.queries.expand(len(x), -1, -1)
+        queries = self.queries.expand(x.shape[0], -1, -1)
         latents, _ = self.mix(queries.to(x.dtype), self.patches(x), self.scale(), 0.5)
         return self.norm_out(latents)
 
@@ -240,7 +240,7 @@ class _Decoder(_Mixed):
     def forward(self, latents: Tensor, patches: tuple[int, int]) -> Tensor:
         factor = 2 ** len(self.after)
         height, width = (side // factor for side in patches)
-        grid = self.mask_token.to(latents.dtype)[:, None, None].expand(len(latents), -1, height, width)
+        grid = self.mask_token.to(latents.dtype)[:, None, None].expand(latents.shape[0], -1, height, width)
         scale = self.scale()
         _, grid = self.mix(latents, grid, None if scale is None else scale // factor, 2)
         return self.norm_out(grid.movedim(1, -1))

@@ -253,7 +253,7 @@ class _Encoder(nn.Module):
         longest = max(counts)
         image = torch.cat([self.patches(x).movedim(1, -1), base_latent], -1).flatten(1, 2)
         image = image + _cells(self.positions, self.side)
-        queries = self.queries[:longest].expand(len(x), -1, -1).to(image.dtype)
+        queries = self.queries[:longest].expand(x.shape[0], -1, -1).to(image.dtype)
         sequence = self.norm_in(torch.cat([self.error_embedding[errors][:, None].to(image.dtype), image, queries], 1))
         mask = None
         if min(counts) < longest:
@@ -285,7 +285,7 @@ class _Decoder(nn.Module):
         """As `KARL.predict`."""
         rows = self.places[: codes.shape[1]] if places is None else self.places[places]
         latents = self.embed(codes) + rows
-        grid = (self.mask_token + _cells(self.positions, self.side)).expand(len(codes), -1, -1).to(latents.dtype)
+        grid = (self.mask_token + _cells(self.positions, self.side)).expand(codes.shape[0], -1, -1).to(latents.dtype)
         hidden = self.transformer(torch.cat([grid, latents], 1), kept=slice(self.cells), mask=mask)
         return self.to_prediction(hidden).unflatten(1, (self.side, self.side))
 

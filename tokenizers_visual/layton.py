@@ -81,7 +81,7 @@ class Layton(Tokenizer):
 
     def predict(self, noisy: Tensor, time: Tensor, codes: Tensor) -> Tensor:
         """What the diffusion model says of noisy latents (B, C, s, s) at times (B,), given codes (B, g, g, D)."""
-        prompt = self.prompt.expand(len(noisy), -1, -1)
+        prompt = self.prompt.expand(noisy.shape[0], -1, -1)
         down, middle = self.control(noisy, time, prompt, codes.movedim(-1, 1), return_dict=False)
         return self.unet(
             noisy, time, prompt, down_block_additional_residuals=down, mid_block_additional_residual=middle,
@@ -95,7 +95,7 @@ class Layton(Tokenizer):
         return self.paint(codes, **options)
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
-        return (len(codes), *self.config.diffusion.latent_shape)
+        return (codes.shape[0], *self.config.diffusion.latent_shape)
 
     def paint(
         self,

@@ -137,8 +137,12 @@ def fields_for_transformers(config: LlamaGenVQConfig) -> dict[str, Any]:
         ValueError: a network or quantizer that JanusVQVAE does not have.
     """
     quantizer, multipliers = config.quantizer, config.channel_multipliers
-    plain = isinstance(quantizer, VectorConfig) and quantizer.metric == "cosine" and quantizer.unit_vectors
-    if not plain or config.decoder_channel_multipliers != multipliers or config.norm_groups != 32:
+    plain = config.decoder_channel_multipliers == multipliers and config.norm_groups == 32
+    if (
+        not isinstance(quantizer, VectorConfig)
+        or quantizer.metric != "cosine"
+        or not (plain and quantizer.unit_vectors)
+    ):
         raise ValueError(f"expected one codebook on the unit sphere, equal widths and 32 norm groups, got {config}")
     return {
         "embed_dim": quantizer.dim,

@@ -37,6 +37,7 @@ class MaskBitConfig(Config):
     strided_convolution: bool = True  # the encoder halves the size by a strided convolution, else by averaging
     norm_groups: int = 32
     quantizer: QuantizerConfig = BinaryConfig(bits=14, entropy=BinaryEntropyConfig(temperature=0.01, floor=1e-5))
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -44,18 +45,25 @@ class MaskBitConfig(Config):
 
 @register("maskbit")
 class MaskBit(Tokenizer):
-    """Images (B, 3, H, W) in [0, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [0, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: MaskBitConfig) -> None:
         stride = 2 ** (len(config.channel_multipliers) - 1)
-        spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), multiple=stride)
+        spec = InputSpec("image", channels=config.in_channels, value_range=(0.0, 1.0), multiple=stride)
         super().__init__(config, spec, config.quantizer)
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         dim, groups = config.quantizer.dim, config.norm_groups
         self.encoder = MaskGITEncoder(
-            config.channels, widths, config.blocks, dim, groups, strided_convolution=config.strided_convolution
+            config.channels,
+            widths,
+            config.blocks,
+            dim,
+            groups,
+            strided_convolution=config.strided_convolution,
+            in_channels=config.in_channels,
         )
-        self.decoder = MaskGITDecoder(dim, widths[::-1], config.decoder_blocks or config.blocks, groups)
+        blocks = config.decoder_blocks or config.blocks
+        self.decoder = MaskGITDecoder(dim, widths[::-1], blocks, groups, out_channels=config.in_channels)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.encoder(x).movedim(1, -1)
@@ -81,6 +89,7 @@ def config_from_original(meta: dict[str, Any]) -> MaskBitConfig:
             entropy=SoftEntropyConfig(temperature, gamma, clamp=1e-5) if weighed else None,
         )
     return MaskBitConfig(
+        in_channels=kwargs.get("num_channels", 3),
         channels=kwargs["hidden_channels"],
         channel_multipliers=tuple(kwargs["channel_mult"]),
         blocks=kwargs["num_res_blocks"],

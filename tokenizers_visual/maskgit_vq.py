@@ -38,6 +38,7 @@ class MaskGITVQConfig(Config):
     dropout: float = 0.0
     value_range: tuple[float, float] = (0.0, 1.0)  # of the images
     quantizer: QuantizerConfig = VectorConfig(codebook_size=1024, dim=256)
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         self.require(len(self.widths) > 0, "at least one level", self.widths)
@@ -51,11 +52,11 @@ class MaskGITVQConfig(Config):
 
 @register("maskgit_vq")
 class MaskGITVQ(Tokenizer):
-    """Images (B, 3, H, W), H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W), H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: MaskGITVQConfig) -> None:
         stride = 2 ** (len(config.widths) - 1)
-        spec = InputSpec("image", channels=3, value_range=config.value_range, multiple=stride)
+        spec = InputSpec("image", channels=config.in_channels, value_range=config.value_range, multiple=stride)
         super().__init__(config, spec, config.quantizer)
         z, dim, groups, dropout = config.latent_channels, config.quantizer.dim, config.norm_groups, config.dropout
         down, up, blocks = config.widths, config.widths[::-1], config.blocks
@@ -65,20 +66,38 @@ class MaskGITVQ(Tokenizer):
         self.decoder: nn.Module
         if config.network == "maskgit":
             self.encoder = MaskGITEncoder(
-                config.channels, down, blocks, dim, groups, dropout, strided_convolution=False
+                config.channels,
+                down,
+                blocks,
+                dim,
+                groups,
+                dropout,
+                strided_convolution=False,
+                in_channels=config.in_channels,
             )
-            self.decoder = MaskGITDecoder(dim, up, blocks, groups, dropout)
+            self.decoder = MaskGITDecoder(dim, up, blocks, groups, dropout, out_channels=config.in_channels)
         else:
             # open-muse's encoder holds, but does not apply, the attention of levels of a single block
             attends = [has and blocks > 1 for has in config.attention]
             middle = config.middle_attention
             self.encoder = Encoder(
-                3, config.channels, levels(down, blocks, attends), z, groups, dropout, middle_attention=middle
+                config.in_channels,
+                config.channels,
+                levels(down, blocks, attends),
+                z,
+                groups,
+                dropout,
+                middle_attention=middle,
             )
             self.to_latent = nn.Conv2d(z, dim, 1)
             self.from_codes = nn.Conv2d(dim, z, 1)
             self.decoder = Decoder(
-                z, levels(up, blocks + 1, config.attention[::-1]), 3, groups, dropout, middle_attention=middle
+                z,
+                levels(up, blocks + 1, config.attention[::-1]),
+                config.in_channels,
+                groups,
+                dropout,
+                middle_attention=middle,
             )
 
     def latent(self, x: Tensor) -> Tensor:
@@ -99,6 +118,7 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
     resolutions = kwargs["attn_resolutions"] if vqgan else ()
     return MaskGITVQConfig(
         network="vqgan" if vqgan else "maskgit",
+        in_channels=kwargs.get("num_channels", 3),
         channels=kwargs["hidden_channels"],
         widths=widths,
         blocks=kwargs["num_res_blocks"],

@@ -10,11 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.layers.inference import channels_last, silu
 from zoo.layers.resnet import ResBlock
 from zoo.quantizers import BinaryConfig, BinaryEntropyConfig, Quantized, QuantizerConfig
 from zoo.registry import register
@@ -30,6 +30,7 @@ class OpenMAGVIT2Config(Config):
     blocks: int = 4  # residual blocks a level, and in the middle
     norm_groups: int = 32
     quantizer: QuantizerConfig = BinaryConfig(bits=18, entropy=BinaryEntropyConfig(temperature=0.01, shift=1e-5))
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -37,11 +38,11 @@ class OpenMAGVIT2Config(Config):
 
 @register("open_magvit2")
 class OpenMAGVIT2(Tokenizer):
-    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: OpenMAGVIT2Config) -> None:
         stride = 2 ** (len(config.channel_multipliers) - 1)
-        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=stride)
+        spec = InputSpec("image", channels=config.in_channels, value_range=(-1.0, 1.0), multiple=stride)
         super().__init__(config, spec, config.quantizer)
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
@@ -73,7 +74,7 @@ class _Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
+        self.conv_in = nn.Conv2d(config.in_channels, config.channels, 3, padding=1, bias=False)
         self.levels = nn.Sequential(
             *(_EncoderLevel(a, b, config, i < last) for i, (a, b) in enumerate(pairwise([config.channels, *widths])))
         )
@@ -82,8 +83,8 @@ class _Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.quantizer.dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.levels(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.mid(self.levels(self.conv_in(channels_last(x))))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class _AdaptiveNorm(nn.Module):
@@ -110,8 +111,10 @@ class _DepthToSpace(nn.Module):
         self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        corners = self.conv(x).unflatten(1, (4, x.shape[1]))
-        return F.pixel_shuffle(corners.transpose(1, 2).flatten(1, 2), 2)
+        batch, channels, height, width = x.shape
+        corners = self.conv(x).unflatten(1, (2, 2, channels))
+        rows = corners.permute(0, 4, 1, 5, 2, 3)  # (B, H, 2, W, 2, C)
+        return rows.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 class _DecoderLevel(nn.Module):
@@ -136,13 +139,13 @@ class _Decoder(nn.Module):
             _DecoderLevel(a, b, config, i < last) for i, (a, b) in enumerate(pairwise([widths[0], *widths]))
         )
         self.norm_out = nn.GroupNorm(config.norm_groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.in_channels, 3, padding=1)
 
     def forward(self, codes: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(codes))
+        x = self.mid(self.conv_in(channels_last(codes)))
         for level in self.levels:
             x = level(x, codes)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x))).contiguous()
 
 
 def config_from_original(meta: dict[str, Any]) -> OpenMAGVIT2Config:
@@ -152,6 +155,7 @@ def config_from_original(meta: dict[str, Any]) -> OpenMAGVIT2Config:
     # the config holds the ratio of the two weights; `original_losses` has the first
     gamma = kwargs["batch_maximization_weight"] / kwargs["sample_minimization_weight"]
     return OpenMAGVIT2Config(
+        in_channels=network.get("in_channels", 3),
         channels=network["ch"],
         channel_multipliers=tuple(network["ch_mult"]),
         blocks=network["num_res_blocks"],

@@ -9,16 +9,19 @@ lxa9867/ImageFolder (Adobe Research License).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo import checkpoint, hub
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import MLP, TransformerBlock
+from zoo.ops.collective import joined_over_ranks
 from zoo.quantizers import (
     GroupedConfig,
     LevelDropoutConfig,
@@ -105,7 +108,7 @@ class _Transformer(nn.Module):
 
     def with_class(self, cells: Tensor) -> Tensor:
         """(B, N, width) of a square grid -> (B, 1 + N, width): after the class token, both with their positions."""
-        head = (self.class_token + self.positions[0]).expand(len(cells), 1, -1).to(cells.dtype)
+        head = (self.class_token + self.positions[0]).expand(cells.shape[0], 1, -1).to(cells.dtype)
         return torch.cat([head, cells + self.positions_of(round(cells.shape[1] ** 0.5))], dim=1)
 
     def positions_of(self, side: int) -> Tensor:
@@ -145,7 +148,7 @@ class _Encoder(_ImageTransformer):
     def forward(self, x: Tensor) -> Tensor:
         image = self.embed(x) + self.kinds.weight[0]
         queries = self.queries.unflatten(0, (self.branches, -1)) + self.positions_of(self.side)
-        queries = (queries + self.kinds.weight[1:, None]).flatten(0, 1).expand(len(x), -1, -1)
+        queries = (queries + self.kinds.weight[1:, None]).flatten(0, 1).expand(x.shape[0], -1, -1)
         return self.run(torch.cat([image, queries.to(image.dtype)], dim=1))[:, image.shape[1] :]
 
 
@@ -161,7 +164,7 @@ class _Decoder(_Transformer):
 
     def forward(self, latents: Tensor) -> Tensor:
         cells = self.grid**2
-        image = self.with_class(self.mask_token.expand(len(latents), cells, -1).to(latents.dtype))
+        image = self.with_class(self.mask_token.expand(latents.shape[0], cells, -1).to(latents.dtype))
         sequence = torch.cat([image + self.kinds.weight[0], self.with_class(latents) + self.kinds.weight[1]], dim=1)
         pixels = self.to_pixels(self.run(sequence)[:, 1 : 1 + cells])
         pixels = pixels.unflatten(-1, (self.patch_size, self.patch_size, 3)).unflatten(1, (self.grid, self.grid))
@@ -183,8 +186,35 @@ class SemanticTeacher(_ImageTransformer):
         return self.run(self.embed(((x + 1) / 2 - self.mean) / self.deviation))[:, 0]
 
 
+def semantic_teacher(config: RobustTokConfig, weights: Path | None = None) -> SemanticTeacher:
+    """The frozen DINOv2 of a model's training, of the encoder's sizes, its patches and positions resampled to fit.
+
+    Args:
+        config: of the model.
+        weights: a file in timm's layout; None resolves the published ones of DINOv2 ViT-B/14.
+
+    Raises:
+        CheckpointError: weights of other sizes than the encoder's.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    source = hub.WeightSource(repo="timm/vit_base_patch14_dinov2.lvd142m", file="model.safetensors")
+    state = checkpoint.read(weights or hub.resolve(source, name="DINOv2 ViT-B/14"))
+    sizes = config.encoder
+    with torch.device("meta"):  # tells timm which sizes to resample to
+        network = VisionTransformer(
+            config.image_size, config.patch_size, num_classes=0, embed_dim=sizes.width, depth=0, num_heads=sizes.heads
+        )
+    resampled = checkpoint_filter_fn(state, network, antialias=True)
+    teacher = SemanticTeacher(config.image_size, config.patch_size, sizes)
+    checkpoint.load_into(teacher, TEACHER_KEY_MAP({f"semantic_model.{key}": value for key, value in resampled.items()}))
+    return teacher.requires_grad_(False).eval()
+
+
 def semantic_loss(model: RobustTok, features: Tensor, codes: Tensor) -> Tensor:
-    """Contrastive loss in both directions (as in CLIP, of logit scale 1) between images as teacher and codes show them.
+    """Contrastive loss in both directions (as in CLIP, of logit scale 1) between images as teacher and codes show them,
+    over the batches of all processes.
 
     Args:
         features: (B, width) of the teacher, which pass through the model's own `to_latent`.
@@ -192,7 +222,8 @@ def semantic_loss(model: RobustTok, features: Tensor, codes: Tensor) -> Tensor:
             where the decoder's are.
     """
     teacher = model.to_latent(features)
-    logits = teacher @ codes.mean((1, 2))[:, -teacher.shape[1] :].T
+    student = codes.mean((1, 2))[:, -teacher.shape[1] :]
+    logits = joined_over_ranks(teacher).float() @ joined_over_ranks(student).float().T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -221,7 +252,9 @@ def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
     vit, branches, dim = stated.get("vit", {}), kwargs["product_quant"], kwargs["codebook_embed_dim"]
     ladder = tuple(kwargs["v_patch_nums"])
     single = len(ladder) == 1
-    level = VectorConfig(kwargs["codebook_size"], dim, "cosine", unit_vectors=single)
+    size = kwargs["codebook_size"]
+    unit = kwargs.get("codebook_l2_norm", True)
+    level = VectorConfig(size, dim, "cosine", unit_vectors=single) if unit else VectorConfig(size, dim)
     scales = MultiScaleConfig(level, ladder, kwargs.get("share_quant_resi", 4), dropout=_dropout(kwargs))
     quantizer: QuantizerConfig = level if single else scales
     return RobustTokConfig(
@@ -261,34 +294,52 @@ def _transformer(published: str, own: str) -> dict[str, str | None]:
     }
 
 
-KEY_MAP = KeyMap(
-    {
-        "encoder.latent_tokens": "encoder.queries",
-        "encoder.lvl1LC": None,  # which kind each position is of
-        "encoder.lvl_embed.*": "encoder.kinds.*",
-        **_transformer("encoder.model", "encoder."),
-        "quant_conv.*": "to_latent.*",
-        "quantize.embedding.weight": "quantizer.codebook.weight",
-        "quantize.ema_vocab_hit_SV": None,  # how often the original's training used each code
-        "quantizes.{}.embedding.weight": "quantizer.groups.{}.level.codebook.weight",
-        "quantizes.{}.quant_resi.qresi_ls.{}.*": "quantizer.groups.{}.convolutions.{}.*",
-        "quantizes.{}.ema_vocab_hit_SV": None,
-        "post_quant_conv.*": "from_codes.*",
-        "decoder.mask_token": "decoder.mask_token",
-        "decoder.lvl1LC": None,
-        "decoder.lvl_embed.*": "decoder.kinds.*",
-        **_transformer("decoder.model", "decoder."),
-        "decoder.to_pixel.model.*": "decoder.to_pixels.*",
-        "semantic_model.*": None,  # the teacher of the original's training
-    },
-    transforms={
-        "encoder.queries": lambda queries: queries[0],
-        "*_token": torch.flatten,
-        "*positions": lambda positions: positions[0],
-        "to_latent.weight": lambda weight: weight.flatten(1),  # 1x1 convolutions
-        "from_codes.weight": lambda weight: weight.flatten(1),
-    },
-)
+def _quantizer(published: str, own: str, codebook: str) -> dict[str, str | None]:
+    return {
+        f"{published}.embedding.weight": f"{own}.{codebook}.weight",
+        f"{published}.quant_resi.qresi_ls.{{}}.*": f"{own}.convolutions.{{}}.*",
+        f"{published}.quant_resi.qresi.*": f"{own}.convolutions.0.*",  # one for all scales
+        f"{published}.quant_resi.{{}}.*": f"{own}.convolutions.{{}}.*",  # one for each scale
+        f"{published}.ema_vocab_hit_SV": None,  # how often the original's training used each code
+    }
+
+
+def _key_map(codebook: str) -> KeyMap:
+    return KeyMap(
+        {
+            "encoder.latent_tokens": "encoder.queries",
+            "encoder.lvl1LC": None,  # which kind each position is of
+            "encoder.lvl_embed.*": "encoder.kinds.*",
+            **_transformer("encoder.model", "encoder."),
+            "quant_conv.*": "to_latent.*",
+            **_quantizer("quantize", "quantizer", codebook),
+            **_quantizer("quantizes.{}", "quantizer.groups.{}", codebook),
+            "post_quant_conv.*": "from_codes.*",
+            "decoder.mask_token": "decoder.mask_token",
+            "decoder.lvl1LC": None,
+            "decoder.lvl_embed.*": "decoder.kinds.*",
+            **_transformer("decoder.model", "decoder."),
+            "decoder.to_pixel.model.*": "decoder.to_pixels.*",
+            "semantic_model.*": None,  # the teacher of the original's training
+        },
+        transforms={
+            "encoder.queries": lambda queries: queries[0],
+            "*_token": torch.flatten,
+            "*positions": lambda positions: positions[0],
+            "to_latent.weight": lambda weight: weight.flatten(1),  # 1x1 convolutions
+            "from_codes.weight": lambda weight: weight.flatten(1),
+        },
+    )
+
+
+KEY_MAP = _key_map("codebook")
+KEY_MAP_OF_SCALES = _key_map("level.codebook")
+
+
+def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
+    """The key map of a fixture or a published listing: quantizers of several scales hold their codebook deeper."""
+    return KEY_MAP if len(meta["original"]["kwargs"]["v_patch_nums"]) == 1 else KEY_MAP_OF_SCALES
+
 
 TEACHER_KEY_MAP = KeyMap(
     {**_transformer("semantic_model", ""), "*": None},

@@ -169,7 +169,7 @@ class SeedTokenizer(Tokenizer):
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         if self.config.generator is None:
             return super().noise_shape(codes)
-        return (len(codes), *self.config.generator.latent_shape)
+        return (codes.shape[0], *self.config.generator.latent_shape)
 
     def _generate(self, codes: Tensor, **options: Any) -> Tensor:
         embedding = self.embedding_of(codes)
@@ -199,7 +199,7 @@ class _Vision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)
-        head = self.class_token.to(patches.dtype).expand(len(x), -1, -1)
+        head = self.class_token.to(patches.dtype).expand(x.shape[0], -1, -1)
         return self.blocks(torch.cat([head, patches], 1) + self.positions)
 
 
@@ -253,7 +253,7 @@ class _QFormer(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.norm_in(self.tokens).expand(len(image), -1, -1)
+        x = self.norm_in(self.tokens).expand(image.shape[0], -1, -1)
         for layer in self.layers:
             x = layer(x, image)
         return x

@@ -159,7 +159,7 @@ class Selftok(Tokenizer):
         return self._draw(codes, **options)
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
-        return (len(codes), self.config.channels, *(self.config.latent_size,) * 2)
+        return (codes.shape[0], self.config.channels, *(self.config.latent_size,) * 2)
 
     def _draw(
         self,
@@ -221,7 +221,7 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x)
-        queries = self.queries.expand(len(x), -1, -1)
+        queries = self.queries.expand(x.shape[0], -1, -1)
         for block in self.blocks:
             x, queries = block(x, queries)
         return queries
@@ -256,7 +256,7 @@ class Flow(MMDiT):
         """
 
         def velocity(x: Tensor, time: float) -> Tensor:
-            times = torch.full((len(x),), time, device=x.device)
+            times = torch.full((x.shape[0],), time, device=x.device)
             return self(x, times, context, self.seen(times))
 
         return euler(velocity, noise, self.config.steps if steps is None else steps)

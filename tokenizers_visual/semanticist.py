@@ -88,7 +88,7 @@ class Semanticist(PrefixTokenizer):
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         base = self.config.base
-        return (len(codes), base.dim, *(self.config.image_size // base.stride,) * 2)
+        return (codes.shape[0], base.dim, *(self.config.image_size // base.stride,) * 2)
 
     def sample(
         self,
@@ -101,7 +101,7 @@ class Semanticist(PrefixTokenizer):
         noise: Tensor | None = None,
     ) -> Tensor:
         """Code vectors (B, k, D), of each item the first `lengths` (B,) -> the base's latents (B, dim, h, w)."""
-        config, count = self.config, len(codes)
+        config = self.config
         times = trailing_times(_TRAIN_STEPS, steps := config.steps if steps is None else steps)
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         noise = item_noise(self.noise_shape(codes), seed, noise)
@@ -110,7 +110,7 @@ class Semanticist(PrefixTokenizer):
             tokens = torch.cat([tokens, self.decoder.tokens(codes[:, :0])])
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            repeats = len(tokens) // count
+            repeats = 1 if scale == 1 else 2
             found = self.decoder(x.to(codes.dtype).repeat(repeats, 1, 1, 1), time.repeat(repeats), tokens)
             if scale == 1:
                 return found
@@ -167,7 +167,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).mT
         given = (self.class_token, self.queries)
-        first, queries = (part.expand(len(x), -1, -1).to(patches.dtype) for part in given)
+        first, queries = (part.expand(x.shape[0], -1, -1).to(patches.dtype) for part in given)
         x = torch.cat([first, patches, queries], dim=1) + self.positions
         for block in self.blocks:
             x = block(x, mask=self.mask)

@@ -32,6 +32,7 @@ class TamingVQGANConfig(Config):
     norm_groups: int = 32
     dropout: float = 0.0
     quantizer: QuantizerConfig = VectorConfig(codebook_size=1024, dim=256)
+    in_channels: int = 3  # of the images
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -39,21 +40,21 @@ class TamingVQGANConfig(Config):
 
 @register("taming_vqgan")
 class TamingVQGAN(Tokenizer):
-    """Images (B, 3, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
+    """Images (B, C, H, W) in [-1, 1], H and W multiples of the stride f -> a grid of tokens (B, H / f, W / f)."""
 
     def __init__(self, config: TamingVQGANConfig) -> None:
         count = len(config.channel_multipliers)
-        spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=2 ** (count - 1))
+        spec = InputSpec("image", channels=config.in_channels, value_range=(-1.0, 1.0), multiple=2 ** (count - 1))
         super().__init__(config, spec, config.quantizer)
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         attention = [config.resolution // 2**i in config.attention_resolutions for i in range(count)]
         z, groups, dropout = config.latent_channels, config.norm_groups, config.dropout
         down = levels(widths, config.blocks, attention)
         up = levels(widths[::-1], config.blocks + 1, attention[::-1])
-        self.encoder = Encoder(3, config.channels, down, z, groups, dropout)
+        self.encoder = Encoder(config.in_channels, config.channels, down, z, groups, dropout)
         self.to_latent = nn.Conv2d(z, config.quantizer.dim, 1)
         self.from_codes = nn.Conv2d(config.quantizer.dim, z, 1)
-        self.decoder = Decoder(z, up, 3, groups, dropout)
+        self.decoder = Decoder(z, up, config.in_channels, groups, dropout)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.to_latent(self.encoder(x)).movedim(1, -1)
@@ -66,6 +67,7 @@ def network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Fields of `TamingVQGANConfig` other than the quantizer, from the original's constructor arguments."""
     network = kwargs["ddconfig"]
     return {
+        "in_channels": network.get("in_channels", 3),
         "channels": network["ch"],
         "channel_multipliers": tuple(network["ch_mult"]),
         "blocks": network["num_res_blocks"],

@@ -65,7 +65,7 @@ class TATiTok(TiTok):
         Raises:
             ValueError: features of another shape.
         """
-        shape = (len(codes), *self.empty_text.shape)
+        shape = (codes.shape[0], *self.empty_text.shape)
         if text is None:
             text = self.empty_text.expand(shape)
         elif not isinstance(text, Tensor) or not text.is_floating_point() or text.shape != shape:

@@ -113,7 +113,7 @@ class TiTok(Tokenizer):
         hidden = self.encoder(x)
         if self.config.proxy is not None:
             # the models of two stages read the memory of (B, tokens, width) as (B, width, tokens)
-            hidden = hidden.reshape(len(x), hidden.shape[2], hidden.shape[1]).transpose(1, 2)
+            hidden = hidden.reshape(x.shape[0], hidden.shape[2], hidden.shape[1]).transpose(1, 2)
         return self.to_latent(hidden)
 
     def reconstruct(self, codes: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ class TokenBridgeConfig(Config):
     attention: tuple[bool, ...] = (False, False, False, False, True)  # of the encoder, one per level
     norm_groups: int = 32
     scale: float = 0.2325  # factor that brings the latents to about unit variance before quantisation
+    shift: float = 0.0  # taken off the latents before
+    projections: bool = True  # 1x1 convolutions before and after the latents; the autoencoder of SD3, say, has none
     quantizer: QuantizerConfig = DimensionWiseConfig(dim=16, bits=6, limit=5.0, deviations=3.0)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class TokenBridgeConfig(Config):
             norm_groups=self.norm_groups,
             attention=self.attention,
             scale=self.scale,
+            shift=self.shift,
+            projections=self.projections,
         )
 
 
@@ -62,13 +66,13 @@ class TokenBridge(Tokenizer):
         spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), multiple=base.stride)
         super().__init__(config, spec, config.quantizer)
         self.base = base.build()
-        self.scale = config.scale
+        self.scale, self.shift = config.scale, config.shift
 
     def latent(self, x: Tensor) -> Tensor:
         return self.base.latent(x)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        return self.base.decode(codes / self.scale)
+        return self.base.decode(codes / self.scale + self.shift)
 
 
 def config_from_original(meta: dict[str, Any]) -> TokenBridgeConfig:
@@ -109,6 +113,8 @@ def config_from_diffusers(architecture: KLArchitecture) -> TokenBridgeConfig:
         attention=architecture.attention,
         norm_groups=architecture.norm_groups,
         scale=architecture.scale,
+        shift=architecture.shift,
+        projections=architecture.projections,
         quantizer=DimensionWiseConfig(dim=architecture.latent_channels, bits=6, limit=5.0, deviations=3.0),
     )
 

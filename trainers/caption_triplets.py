@@ -41,11 +41,13 @@ def make_triplets(captions: Sequence[str], keywords: Sequence[Sequence[str]], se
         raise ValueError(f"expected captions with at least two keywords in all, got {len(known)}")
     draw, triplets = random.Random(seed), []
     for caption, words in zip(captions, keywords, strict=True):
-        if held := [word for word in words if _whole(word).search(caption)]:
-            old = draw.choice(held)
+        found = {word: _whole(word).search(caption) for word in words}
+        if held_places := {word: match.span() for word, match in found.items() if match}:
+            old = draw.choice(list(held_places))
             new = draw.choice([word for word in draw.sample(known, 2) if word != old])
             change = draw.choice(CHANGES).format(old=old, new=new)
-            target = _whole(old).sub(lambda _, new=new: new, caption, count=1)
+            start, end = held_places[old]
+            target = caption[:start] + new + caption[end:]
             triplets.append({"reference_caption": caption, "target_caption": target, "conditioning_caption": change})
     return triplets
 

@@ -202,19 +202,19 @@ def train_flat(grids: Tensor, vocab_size: int, count: int) -> tuple[tuple[int, i
     first, then second token.
 
     Args:
-        grids: int64 codes (B, H, W).
+        grids: int64 codes (B, H, W), or sequences (B, N), all of whose merges are of neighbours in them.
         vocab_size: number of codes.
         count: merges at most; training ends earlier where no pair is left.
 
     Raises:
         ValueError: grids of another type or shape, or codes outside the vocabulary.
     """
-    _checked(grids, vocab_size)
+    sequence = _in_one(_checked(grids, vocab_size, sequences=True))
     pairs: list[tuple[int, int]] = []
-    sequence = torch.empty(0, dtype=torch.int64)
     for token in range(vocab_size, vocab_size + count):
         neighbours = [(sequence[:-1], sequence[1:])]
-        if not pairs:
+        of_grids = grids.ndim == 3 and not pairs
+        if of_grids:
             corners = (grids[:, :, :-1], grids[:, :, 1:]), (grids[:, :-1], grids[:, 1:])
             neighbours = [*corners, (grids[:, :-1, :-1], grids[:, 1:, 1:])]
         keys = torch.cat([(first * token + second)[(first >= 0) & (first < second)] for first, second in neighbours])
@@ -223,7 +223,7 @@ def train_flat(grids: Tensor, vocab_size: int, count: int) -> tuple[tuple[int, i
             break
         best = int(values[counts.argmax()])  # the first of equals, and values are sorted
         pairs.append((best // token, best % token))
-        sequence = _flattened(grids, pairs[0], token) if len(pairs) == 1 else _shortened(sequence, pairs[-1], token)
+        sequence = _flattened(grids, pairs[0], token) if of_grids else _shortened(sequence, pairs[-1], token)
     return tuple(pairs)
 
 
@@ -233,7 +233,7 @@ def apply_flat(pairs: Sequence[tuple[int, int]], vocab_size: int, grids: Tensor)
     Args:
         pairs: first and second token of each merge.
         vocab_size: number of codes.
-        grids: int64 codes (B, H, W).
+        grids: int64 codes (B, H, W), or sequences (B, N).
 
     Returns:
         For each grid its tokens (N,).
@@ -241,12 +241,12 @@ def apply_flat(pairs: Sequence[tuple[int, int]], vocab_size: int, grids: Tensor)
     Raises:
         ValueError: grids of another type or shape, or codes outside the vocabulary.
     """
-    _checked(grids, vocab_size)
+    sequence = _in_one(_checked(grids, vocab_size, sequences=True))
     if len(pairs) == 0 or len(grids) == 0:
         return list(grids.flatten(1))
-    sequence = _flattened(grids, pairs[0], vocab_size)
-    for token, pair in enumerate(pairs[1:], start=vocab_size + 1):
-        sequence = _shortened(sequence, pair, token)
+    for token, pair in enumerate(pairs, start=vocab_size):
+        of_grids = grids.ndim == 3 and token == vocab_size
+        sequence = _flattened(grids, pair, token) if of_grids else _shortened(sequence, pair, token)
     ends = (sequence == _END).nonzero().flatten().tolist()
     return [sequence[start:end] for start, end in zip([0, *(end + 1 for end in ends[:-1])], ends)]
 
@@ -254,9 +254,14 @@ def apply_flat(pairs: Sequence[tuple[int, int]], vocab_size: int, grids: Tensor)
 _END = -2  # after each item of several in one sequence
 
 
+def _in_one(grids: Tensor) -> Tensor:
+    """All items in raster order in one sequence, with an `_END` after each."""
+    return torch.nn.functional.pad(grids.flatten(1), (0, 1), value=_END).flatten()
+
+
 def _flattened(grids: Tensor, pair: tuple[int, int], token: int) -> Tensor:
     """The first merge: a cell takes its right neighbour or, where that is no match, the one below; all in raster order
-    in one sequence, with an `_END` after each grid."""
+    in one sequence."""
     state = grids.clone()
     for row in range(state.shape[1]):
         line = state[:, row]
@@ -267,7 +272,7 @@ def _flattened(grids: Tensor, pair: tuple[int, int], token: int) -> Tensor:
             below = (line == pair[0]) & (state[:, row + 1] == pair[1])
             line[below] = token
             state[:, row + 1][below] = _COVERED
-    sequence = torch.nn.functional.pad(state.flatten(1), (0, 1), value=_END).flatten()
+    sequence = _in_one(state)
     return sequence[sequence != _COVERED]
 
 
@@ -293,9 +298,10 @@ def _joined(first: tuple[int, int], second: tuple[int, int], direction: Directio
     )
 
 
-def _checked(grids: Tensor, vocab_size: int) -> Tensor:
-    if grids.ndim != 3 or grids.dtype != torch.int64:
-        raise ValueError(f"expected int64 grids (B, H, W), got {grids.dtype} {tuple(grids.shape)}")
+def _checked(grids: Tensor, vocab_size: int, *, sequences: bool = False) -> Tensor:
+    if grids.ndim not in ((2, 3) if sequences else (3,)) or grids.dtype != torch.int64:
+        wanted = "int64 grids (B, H, W)" + (" or sequences (B, N)" if sequences else "")
+        raise ValueError(f"expected {wanted}, got {grids.dtype} {tuple(grids.shape)}")
     if grids.numel() and not 0 <= int(grids.min()) <= int(grids.max()) < vocab_size:
         raise ValueError(f"expected codes in [0, {vocab_size}), got {int(grids.min())} to {int(grids.max())}")
     return grids

@@ -70,6 +70,8 @@ def read(path: Path, *, container: Container = None) -> dict[str, Tensor]:
     if path.is_dir():
         path = next((path / name for name in _IN_FOLDERS if (path / name).is_file()), path)
     content = _content(path)
+    if container is None and path.suffix == ".safetensors" and content == {}:
+        return {}  # of a model without weights
     names: list[str | None] = [container] if container is None or isinstance(container, str) else list(container)
     parts = [_tensors(content if name is None else _nested(content, name)) for name in names]
     if isinstance(container, Mapping) and all(parts):

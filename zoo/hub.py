@@ -134,7 +134,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Uploads a saved model to the hub; the repository is made where it is missing.
 
     Args:
-        folder: what `zoo.save_model` wrote: weights, config and the card as README.md.
+        folder: what `zoo.save_model` wrote: weights, config and the card as README.md, with its pictures.
         repo: owner/name; the token is that of `hf auth login` or HF_TOKEN.
         private: of a repository that is made.
 
@@ -154,7 +154,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    files = [name for name in ("model.safetensors", "config.json", "README.md") if (folder / name).is_file()]
+    files = ["model.safetensors", "config.json", "README.md", "*.png"]
     try:
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)

@@ -1,7 +1,8 @@
 """Recordings of any length in bounded memory: piece by piece, with the tokens and samples of the whole.
 
 Causal codecs go on as streams. Networks of convolutions get as much of the recording before and after each piece as
-their outputs see, which `zoo.reach` finds in the network; those that see all of it are refused by name.
+their outputs see, which `zoo.reach` finds in the network or the model's `reach` tells; those that see all of it are
+refused by name.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ def encode_pieces(
     if not 1 <= count <= len(model.vocab_sizes):
         raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {count}")
     coder = _encoder(model, count, seconds)
-    device = next(iter(model.state_dict().values())).device
     found: list[list[Tensor]] = []
     samples = 0
     for piece in pieces:
@@ -50,7 +50,7 @@ def encode_pieces(
         if len(piece) != 1:
             raise ValueError(f"expected pieces (1, {model.spec.channels}, n), got {tuple(piece.shape)}")
         samples += piece.shape[-1]
-        found += coder.step(piece.to(device, model.dtype))
+        found += coder.step(piece.to(model.device, model.dtype))
     if samples == 0:
         raise ValueError("expected at least one piece, got none")
     found += coder.end()
@@ -203,14 +203,15 @@ def _decoded(model: Tokenizer, tokens: Tokens, seconds: float) -> Iterator[Tenso
         first, end = reach.inputs(start * hop, stop * hop, positions)
         part = [level[:, first:end] for level in tokens.levels]
         with model._evaluating():
-            device = next(iter(model.state_dict().values())).device
-            codes = model.quantizer.indices_to_codes(*(level.to(device) for level in part)).to(model.dtype)
+            codes = model.quantizer.indices_to_codes(*(level.to(model.device) for level in part)).to(model.dtype)
             signal = model.reconstruct(codes)
         yield signal[..., (start - first) * hop : (stop - first) * hop]
 
 
 def _reach(model: Tokenizer, part: str) -> Reach:
     """What a token sees of the recording, or a sample of the tokens."""
+    if hasattr(model, "reach"):  # of transforms that are no convolutions the model tells it
+        return model.reach(part)
     own = "encode_levels" if part == "encoder" else "decode_codes"
     if model.spec.size is not None or getattr(type(model), own) is not getattr(Tokenizer, own):
         raise ValueError(f"{model.name} cannot be cut into pieces with exact seams: its {part} does more than convolve")

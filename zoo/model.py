@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -36,10 +37,16 @@ class Model(nn.Module):
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @property
     def source(self) -> Source:
         """Name and fingerprint that what this model makes carries; the fingerprint follows changes of the weights."""
-        state, version = self.state_dict(), self._weights_version()
+        version = self._weights_version()
         if self._fingerprint is None or self._fingerprint[0] != version:
+            state = self.state_dict()
             digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
             for key in sorted(state):
                 digest.update(key.encode())
@@ -48,8 +55,13 @@ class Model(nn.Module):
         return Source(self.name, self._fingerprint[1])
 
     def _weights_version(self) -> int:
-        """Counts the in-place changes of all weights."""
-        return sum(tensor._version for tensor in self.state_dict().values())
+        """Counts the in-place changes of all weights: those of `state_dict`, which takes longer."""
+        return sum(
+            tensor._version
+            for module in self.modules()
+            for name, tensor in chain(module._parameters.items(), module._buffers.items())
+            if tensor is not None and name not in module._non_persistent_buffers_set
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""

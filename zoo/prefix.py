@@ -46,6 +46,8 @@ class PrefixTokenizer(Tokenizer):
     def encode_levels(
         self, x: Tensor, *, num_tokens: int | list[int] | None = None, **options: Any
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        if num_tokens is None:
+            return super().encode_levels(x, **options)
         counts = token_counts(num_tokens, len(x), self.numbers_of_tokens(tuple(x.shape[2:])))
         levels, _ = super().encode_levels(x, **options)
         return cut(levels, counts)

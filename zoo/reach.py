@@ -303,7 +303,7 @@ _RULES: dict[str, Callable[[list[Seen], tuple[Any, ...], Tensor], Seen]] = {
     **dict.fromkeys(
         ("add", "sub", "mul", "div", "neg", "silu", "relu", "leaky_relu", "gelu", "elu", "sigmoid", "tanh", "clamp",
          "exp", "abs", "pow", "detach", "clone", "alias", "_to_copy", "sin", "addcmul", "clamp_max", "maximum",
-         "_prelu_kernel", "sin_", "pow_", "mul_", "add_", "exp_", "sub_"),
+         "_prelu_kernel", "sin_", "pow_", "mul_", "add_", "exp_", "sub_", "silu_"),
         _pointwise,
     ),
     "cat": _channels_alone,

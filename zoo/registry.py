@@ -180,8 +180,9 @@ def create_model(
         return _finish(load_model(file, changes), device, dtype, compile)
     card = registry.card(name)
     family = registry.family(card.family, card.module)
-    config = _changed(family.config.from_dict(card.config), changes)
-    replaced = "quantizer" in changes
+    stated = family.config.from_dict(card.config)
+    config = _changed(stated, changes)
+    replaced = _other_quantizer(stated, config)
     model = family.model(config)  # type: ignore[call-arg, arg-type]
     model.name = card.full_name
     model.card = dataclasses.replace(card, metrics=(), **model.described()) if changes else card
@@ -242,9 +243,16 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         if quantizer not in QUANTIZERS:
             raise ConfigError(f"quantizer: expected one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
         quantizer = QUANTIZERS[quantizer].from_dict(rest)
+    elif isinstance(quantizer, Mapping):
+        if rest:
+            raise ConfigError(f"{type(config).__name__} has no field {', '.join(rest)}; its fields are {sorted(own)}")
     elif rest:
         quantizer = quantizer.replace(**rest)
     return config.replace(**changes, quantizer=quantizer)
+
+
+def _other_quantizer(before: Config, after: Config) -> bool:
+    return getattr(before, "quantizer", None) != getattr(after, "quantizer", None)
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
@@ -255,13 +263,14 @@ def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path, *
 
     Args:
         replaced: the quantizer is another than the card's; then its weights, and projections whose shape it changed,
-            stay fresh, which is logged and noted on the card.
+            stay fresh, which is logged and noted on the card. A file in our layout tells by itself.
 
     Raises:
         CheckpointError: a file that cannot be read, or whose keys or shapes differ; names the nearest family.
     """
-    if path.suffix == ".safetensors" and "zoo" in checkpoint.metadata(path):
+    if path.suffix == ".safetensors" and (about := checkpoint.metadata(path).get("zoo")) is not None:
         state = checkpoint.read(path)
+        replaced = _other_quantizer(family.config.from_dict(json.loads(about)["config"]), model.config)
     else:
         published = checkpoint.read(path, container=card.container)
         key_map: checkpoint.KeyMap | None = getattr(family.module, card.key_map, None)
@@ -364,7 +373,7 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
         **{key: facts[key] for key in ("licence", "non_commercial", "paper", "code", "notes") if key in facts},
     )  # fmt: skip
     model.name, model.card = facts["name"], card
-    load_checkpoint(model, family, card, path, replaced="quantizer" in (changes or {}))
+    load_checkpoint(model, family, card, path)
     return model
 
 

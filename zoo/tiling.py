@@ -69,7 +69,7 @@ class Pass:
     module: str | None = None
 
 
-def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int], held: int = HELD) -> list[Pass]:
+def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int]) -> list[Pass]:
     """The passes that a network needs.
 
     Args:
@@ -77,13 +77,12 @@ def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int]
         part: name of the method that runs.
         example: its input, on the meta device, of the size of the image, and of at least 4 positions a side.
         axes: places of rows and columns in the shape of the input.
-        held: bytes of maps that may be held at a time, beside those that attentions need.
 
     Raises:
         ValueError: an operation that sees the whole image in another way, by name.
     """
     try:
-        return _planned(network, part, example, axes, held)
+        return _planned(network, part, example, axes, HELD)
     except ValueError:  # what follows a block may depend on more than its output
         return _planned(network, part, example, axes, 0)
 

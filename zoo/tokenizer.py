@@ -495,8 +495,7 @@ class Tokenizer(Model):
             ValueError: tokens of another model.
         """
         self._check_tokens(tokens)
-        device = next(iter(self.state_dict().values())).device
-        levels = [level.to(device) for level in tokens.levels]
+        levels = [level.to(self.device) for level in tokens.levels]
         if self.layout == "scales" and tokens.extent is not None:
             size = tuple(max(sides) for sides in zip(*tokens.extent.sizes))
             grown = tuple(side + padding for side, padding in zip(size, self.spec.padding(size)))

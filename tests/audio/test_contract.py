@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 import zoo
+from zoo.long_audio import can_be_cut
 from zoo.media import MediaError
 from zoo.tokenizer import Tokenizer
 
@@ -114,3 +115,11 @@ def test_a_truncated_file_is_refused(name: str, tmp_path: Path) -> None:
     assert zoo.media.load(tmp_path / "whole.wav", model.spec).shape == (1, model.spec.channels, rate)
     with pytest.raises(MediaError, match="truncated"):
         zoo.media.load(tmp_path / "cut.wav", model.spec)
+
+
+@every
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_family_is_cut_into_pieces_or_says_why_not(name: str, part: str) -> None:
+    reason = can_be_cut(MODELS[name], part)
+    assert (reason is None) == (name in {"dac", "encodec", "mimi", "spectral_codec"})
+    assert reason is None or "cannot be cut into pieces with exact seams: " in reason

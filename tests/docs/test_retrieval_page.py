@@ -36,6 +36,7 @@ def test_a_command_parses(command: list[str]) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "fit"], ids=" ".join)
 def test_a_recipe_exists_and_has_what_is_set(command: list[str]) -> None:
     options = dict(zip(command[1::2], command[2::2]))
+    options.pop("--init", None)  # of the verb itself
     recipe = find_recipe(options.pop("--config")).read_text()
     for option in options:
         section, name = option.removeprefix("--").split(".")[0], option.rpartition(".")[2]

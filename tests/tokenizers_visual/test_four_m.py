@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tokenizers_visual import four_m
+from tokenizers_visual import four_m, four_m_vector
 from tokenizers_visual.four_m import FourMConfig
+from tokenizers_visual.four_m_vector import FourMVectorConfig
 from zoo import cards
 from zoo.checkpoint import load_into
 from zoo.config import ConfigError
@@ -128,9 +129,93 @@ def test_every_published_size_builds_and_fits_the_names_of_its_kind(name: str) -
     config = FourMConfig.from_dict(card.config)
     with torch.device("meta"):
         model = four_m.FourM(config)
-    listed = "keys_divae_rgb_16k_224" if config.patches else "keys_vqvae_clip_b16_8k_224"
+    diffusion = isinstance(config.decoder, four_m.DiffusionConfig)
+    listed = "keys_divae_rgb_16k_224" if diffusion else "keys_vqvae_clip_b16_8k_224"
     published = json.loads((PARITY / "fourm_vq" / f"{listed}.json").read_text())
+    if config.classes is not None:
+        published["cls_emb.weight"] = [config.classes, config.in_channels]
+    if not diffusion and config.decoder.convolutions:
+        block = (
+            "gamma",
+            *(f"{part}.{kind}" for part in ("dwconv", "norm", "pwconv1", "pwconv2") for kind in ("weight", "bias")),
+        )
+        published |= {f"decoder.out_conv.{i}.{name}": [1] for i in range(2) for name in block}
     names = four_m.KEY_MAP({key: torch.empty(shape, device="meta") for key, shape in published.items()})
     assert set(names) == set(model.state_dict())
     assert model.state_dict()["encoder.positions"].shape[-1] == config.image_size // config.patch_size
-    assert model.vocab_sizes == ({"16k": 16384, "8k": 8192}[card.tag.partition("_")[0]],)
+    sizes = {"16k": 16384, "8k": 8192, "4k": 4096, "1k": 1024}
+    assert model.vocab_sizes == (sizes[card.tag.partition("_")[0]],)
+
+
+def test_maps_of_class_ids_come_back_as_class_ids() -> None:
+    sizes = four_m.TransformerConfig(16, 1, 2)
+    config = four_m.FourMConfig(
+        in_channels=4, classes=7, value_range=(0.0, 6.0), image_size=16, patch_size=8, encoder=sizes, decoder=sizes,
+        quantizer=VectorConfig(8, 4),
+    )  # fmt: skip
+    model = four_m.FourM(config).eval()
+    classes = torch.randint(7, (2, 1, 19, 24)).float()
+    decoded = model.decode(model.encode(classes))
+    assert decoded.shape == classes.shape
+    assert set(decoded.unique().tolist()) <= set(range(7))
+    logits = model(classes).reconstruction
+    assert logits.shape == (2, 7, 19, 24)
+    assert torch.equal(logits.argmax(1, keepdim=True).float(), decoded)
+    with pytest.raises(ValueError, match="values in"):
+        model.encode(classes + 1)
+
+
+def test_classes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"value_range of \(0.0, 6.0\) for 7 classes"):
+        four_m.FourMConfig(classes=7, decoder=four_m.TransformerConfig())
+    with pytest.raises(ConfigError, match="transformer as decoder"):
+        four_m.FourMConfig(classes=7, value_range=(0.0, 6.0))
+
+
+def published_vector_shapes(config: FourMVectorConfig) -> dict[str, tuple[int, ...]]:
+    """What the original's modules hold: MLPs of `block_dims`, 1x1 convolutions, and stacked memories."""
+    width, inner, dim = config.width, config.expansion * config.width, config.quantizer.dim
+    heads, codebook_size = len(config.quantizer.vocab_sizes), config.quantizer.vocab_sizes[0]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, inputs: int, outputs: int, *window: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, *window), (outputs,)
+
+    for side, given, made in (("encoder", config.in_channels, width), ("decoder", width, config.in_channels)):
+        linear(f"{side}.linear_in", given, width)
+        linear(f"{side}.linear_out", width, made)
+        for i in range(config.blocks):
+            linear(f"{side}.blocks.{i}.block.0", width, inner)
+            linear(f"{side}.blocks.{i}.block.2", inner, width)
+            shapes |= {f"{side}.layernorms.{i}.{kind}": (width,) for kind in ("weight", "bias")}
+    linear("quant_proj", width, dim, 1, 1)
+    linear("post_quant_proj", dim, width, 1, 1)
+    shapes["quantize.codes"] = (heads, codebook_size, dim // heads)
+    return shapes | {f"quantize.{name}.weight": (heads, dim // heads, dim // heads) for name in ("to_k", "to_v")}
+
+
+@pytest.mark.parametrize("name", sorted(card.name for card in cards.all_cards() if card.family == "four_m_vector"))
+def test_every_published_vector_tokenizer_has_the_shapes_of_the_original(name: str) -> None:
+    card = registry.card(name)
+    config = FourMVectorConfig.from_dict(card.config)
+    with torch.device("meta"):
+        model = four_m_vector.FourMVector(config)
+        published = {key: torch.empty(shape) for key, shape in published_vector_shapes(config).items()}
+    found = {key: value.shape for key, value in four_m_vector.KEY_MAP(published).items()}
+    assert found == {key: value.shape for key, value in model.state_dict().items()}
+    assert model.vocab_sizes == {"8k_16_224": (8192,) * 16, "1k_8": (1024,) * 8}[card.tag]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quant_type": "lucid"}, "expected memcodes"),
+        ({"dec_type": "BottleneckMLP/B_3-Wi_12"}, "of one size"),
+        ({"num_codebooks": 5}, "that num_codebooks divides"),
+    ],
+)
+def test_other_arguments_of_vector_tokenizers_are_refused(change: dict[str, object], message: str) -> None:
+    meta = json.loads((PARITY / "fourm_vector" / "meta.json").read_text())
+    meta["original"]["kwargs"] |= change
+    with pytest.raises(ValueError, match=message):
+        four_m_vector.config_from_original(meta)

@@ -1,9 +1,13 @@
 """What single families on a grid promise beyond parity and the properties of all families."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from tokenizers_visual import bae, bsq_vit, open_magvit2, taming_vqgan, unitok, var_vq
+from zoo import cards
 from zoo.quantizers import (
     BernoulliConfig,
     BinaryConfig,
@@ -13,6 +17,8 @@ from zoo.quantizers import (
     VectorConfig,
 )
 from zoo.registry import registry
+
+PARITY = Path(__file__).parents[1] / "parity"
 
 
 def test_open_magvit2_is_finite_for_a_single_token() -> None:
@@ -97,3 +103,29 @@ def test_bits_of_a_position(name: str, bits: int) -> None:
     card = registry.card(name)
     quantizer = registry.family(card.family, card.module).config.from_dict(card.config).quantizer
     assert sum((size - 1).bit_length() for size in quantizer.vocab_sizes) == bits
+
+
+ONE_CHANNEL = {  # fixture -> argument of the original that tells the channels
+    "taming_vqgan__vq": "ddconfig.in_channels", "ibq": "ddconfig.in_channels",
+    "open_magvit2": "ddconfig.in_channels", "maskgit_vq__openmuse": "num_channels",
+    "maskgit_vq__openmuse_taming": "num_channels", "maskbit_lfq": "num_channels", "bae": "n_channels",
+    "cosmos_di": "in_channels",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_CHANNEL)
+def test_originals_of_images_with_one_channel_are_built_so(name: str) -> None:
+    meta = json.loads((PARITY / name / "meta.json").read_text())
+    *section, argument = ONE_CHANNEL[name].split(".")
+    kwargs = meta["original"]["kwargs"]
+    (kwargs[section[0]] if section else kwargs)[argument] = 1
+    manifest = next(
+        manifest for manifest in cards.manifests() if meta["family"] in (manifest.family, *manifest.fixtures)
+    )
+    family = registry.family(manifest.family, manifest.module)
+    model = family.model(family.module.config_from_original(meta)).eval()
+    x = torch.rand(2, 1, 2 * model.spec.multiple - 1, 3 * model.spec.multiple)
+    tokens = model.encode(x)
+    assert model.decode(tokens).shape == x.shape
+    with pytest.raises(ValueError, match=r"expected a batch of shape \(batch, 1, height, width\)"):
+        model.encode(x.expand(-1, 3, -1, -1))

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
-from tokenizers_visual.robust_tok import RobustTok, RobustTokConfig, SemanticTeacher, semantic_loss
+from tokenizers_visual.robust_tok import (
+    RobustTok,
+    RobustTokConfig,
+    SemanticTeacher,
+    config_from_original,
+    key_map_from_original,
+    semantic_loss,
+)
 from tokenizers_visual.tokenbridge import TokenBridge, TokenBridgeConfig
 from zoo.config import ConfigError
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.quantizers import DimensionWiseConfig, GroupedConfig, MultiScaleConfig, VectorConfig
+
+PARITY = Path(__file__).parents[1] / "parity"
 
 SIZES = TransformerSizes(width=8, layers=1, heads=2)
 SCALES = MultiScaleConfig(VectorConfig(16, 4, "cosine", unit_vectors=False), ladder=(1, 1, 3), num_convolutions=2)
@@ -99,3 +112,27 @@ def test_tokenbridge_codes_are_close_to_the_scaled_latents() -> None:
     assert float((model.codes(tokens) - latent).abs()[inside].max()) < 0.05
     with torch.no_grad():
         assert (model.decode(tokens) - model.reconstruct(latent)).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize(("ladder", "shared"), [([4], None), ([1, 2, 4], 4), ([1, 2, 4], 1), ([1, 2, 4], 0)])
+def test_checkpoints_of_any_quantizer_fit(branches: int, ladder: list[int], shared: int | None) -> None:
+    meta = json.loads((PARITY / "robust_tok" / "meta.json").read_text())
+    meta["original"]["kwargs"] |= {"product_quant": branches, "v_patch_nums": ladder}
+    if shared is not None:
+        meta["original"]["kwargs"]["share_quant_resi"] = shared
+    model = RobustTok(config_from_original(meta))
+    published = load_file(PARITY / "robust_tok" / "weights.safetensors")
+    published = {key: value for key, value in published.items() if not key.startswith("quantize.")}
+    dim, size = (meta["original"]["kwargs"][name] for name in ("codebook_embed_dim", "codebook_size"))
+    for name in [f"quantizes.{i}" for i in range(branches)] if branches > 1 else ["quantize"]:
+        published |= {f"{name}.embedding.weight": torch.rand(size, dim), f"{name}.ema_vocab_hit_SV": torch.zeros(size)}
+        phis = {None: [], 4: [f"qresi_ls.{i}" for i in range(4)], 1: ["qresi"], 0: [str(i) for i in range(3)]}[shared]
+        published |= {f"{name}.quant_resi.{phi}.weight": torch.rand(dim, dim, 3, 3) for phi in phis}
+        published |= {f"{name}.quant_resi.{phi}.bias": torch.rand(dim) for phi in phis}
+    own = key_map_from_original(meta)(published)
+    assert set(own) == set(model.state_dict())
+    quantizer = {key: value for key, value in own.items() if key.startswith("quantizer.")}
+    assert {key: value.shape for key, value in model.state_dict().items() if key in quantizer} == {
+        key: value.shape for key, value in quantizer.items()
+    }

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from tiny_task import loader, trainer
 
 import zoo
@@ -69,17 +68,8 @@ def family_of(name: str) -> str:
     return next(family for family in FAMILIES if name.startswith(family))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("noise")
-    generator = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, tmp_path: Path) -> None:
     settings, family = SETTINGS[name]["init_args"], family_of(name)
     adversary = settings.get("adversary")
     if adversary is not None:
@@ -100,7 +90,7 @@ def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path
     run(
         "fit",
         [
-            f"--config={name}", f"--data.init_args.train={folder}", f"--data.init_args.val={folder}",
+            f"--config={name}", f"--data.init_args.train={noise_photos}", f"--data.init_args.val={noise_photos}",
             "--data.init_args.size=32", "--data.init_args.batch_size=2", "--data.init_args.workers=0",
             f"--model.init_args.changes={json.dumps(SMALL[family])}",
             f"--model.init_args.perceptual={json.dumps(perceptual)}",

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from trainers.callbacks import ReconstructionGrid
+from trainers.callbacks import ReconstructionGrid, Throughput
 from trainers.tasks import CodecTask
 from zoo.config import ConfigError
 
 SMALL = {
     "n_fft": 64, "hop_length": 16, "encoder_widths": [8, 8], "encoder_blocks": [1, 1], "decoder_widths": [8, 8],
-    "decoder_blocks": [1, 1],
+    "decoder_blocks": [1, 1], "envelope_bands": 0,
     "quantizer": {"kind": "residual", "level": {"kind": "vector", "codebook_size": 8, "dim": 4}, "num_levels": 2,
                   "dropout": {}},
 }  # fmt: skip
@@ -75,6 +75,12 @@ def fit(module: CodecTask, batches: Tensor, **settings: Any) -> Watch:
         None if validation is None else DataLoader(validation, batch_size=None),  # type: ignore[arg-type]
     )
     return watch
+
+
+def test_speed_is_told_in_seconds_of_sound() -> None:
+    rows = fit(task(), sounds(3), callbacks=[Throughput()]).rows
+    assert rows[-1]["train/audio_seconds_per_second"] > 0
+    assert "train/images_per_second" not in rows[-1]
 
 
 @pytest.mark.parametrize("balanced", [False, True])

@@ -110,6 +110,8 @@ def test_the_last_steps_before_the_end_are_not_lost(photos: Path, tmp_path: Path
         ("--data.init_args.train=/nowhere/at/all", "/nowhere/at/all"),
         ("--model.init_args.model=compat_f8", "compact_f8"),
         ("--model.init_args.changes={quantizer: sqf}", "fsq"),
+        ("--model.init_args.changes={quantizer: {kind: vector, codebook_size: 8, dim: 4}, chanels: 8}", "chanels"),
+        ("--modell.init_args.model=compact_f8", "modell"),
         ("--model.init_args.adversary={discriminator_strat: 1}", "discriminator_strat"),
         ("--model.init_args.adversary={discriminator: {kind: patchgam}}", "patchgam"),
         ("--model.init_args.init=/nowhere/at/all.pt", "/nowhere/at/all.pt"),

@@ -104,7 +104,7 @@ def arguments(recipe: str, clip: str, files: Path, out: Path) -> list[str]:
     }[recipe.rpartition("_")[0]]  # fmt: skip
     small = "{hidden_dim: 8, dropout: 0.0}"
     published = recipe.endswith("_published") and not recipe.startswith("pic2word")  # those that are validated
-    val = [f"--data.init_args.val={json.dumps(cirr(files, out))}"] if published else []
+    val = [f"--data.val.{name}={value}" for name, value in cirr(files, out).items()] if published else []
     return [
         f"--config={recipe}", *data, *val, f"--model.init_args.clip={clip}", f"--model.init_args.changes={small}",
         "--model.init_args.learning_rate=0.01", "--model.init_args.warmup_steps=0",

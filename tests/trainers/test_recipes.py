@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import trainers
 import zoo.registry
@@ -19,9 +17,9 @@ from trainers.recipes import CONFIGS
 from trainers.tasks.reconstruction import AdversaryTrainingConfig
 from zoo.cli.training import run
 
-TASK = "trainers.tasks.ReconstructionTask"  # other tasks have tests of their own
+TASK, SEMANTIC_TASK = "trainers.tasks.ReconstructionTask", "trainers.tasks.SemanticTask"  # others have their own tests
 SETTINGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
-RECIPES = [name for name, settings in SETTINGS.items() if settings["model"]["class_path"] == TASK]
+RECIPES = [name for name, settings in SETTINGS.items() if settings["model"]["class_path"] in (TASK, SEMANTIC_TASK)]
 NARROW: dict[str, dict[str, Any]] = {  # networks of the photo recipes that are still too large for two quick steps
     "compact": {"fine_channels": 16, "channels": 16, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]},
 }
@@ -40,26 +38,23 @@ def small(name: str) -> tuple[dict[str, Any], dict[str, Any] | None, int]:
     return changes, adversary, min(64, sibling["data"]["init_args"]["size"])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("noise")
-    generator = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(generator.integers(0, 255, (48, 56, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
+def own_arguments(name: str, dinov2: Path) -> dict[str, str]:
+    """What the task of a recipe needs beside the arguments of `ReconstructionTask`."""
+    return {"teacher_weights": str(dinov2)} if SETTINGS[name]["model"]["class_path"] == SEMANTIC_TASK else {}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, small_dinov2: Path, tmp_path: Path) -> None:
     settings = SETTINGS[name]["model"]["init_args"]
     changes, adversary, size = small(name)
     run(
         "fit",
         [
-            f"--config={name}", f"--data.init_args.train={folder}", f"--data.init_args.val={folder}",
+            f"--config={name}", f"--data.init_args.train={noise_photos}", f"--data.init_args.val={noise_photos}",
             f"--data.init_args.size={size}", "--data.init_args.batch_size=2", "--data.init_args.workers=0",
             f"--model.init_args.changes={json.dumps(changes)}", "--model.init_args.perceptual=null",
             f"--model.init_args.adversary={json.dumps(adversary)}", "--trainer.max_steps=2",
+            *(f"--model.init_args.{key}={value}" for key, value in own_arguments(name, small_dinov2).items()),
             "--trainer.accelerator=cpu", "--trainer.val_check_interval=null",
             "--trainer.check_val_every_n_epoch=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", f"--out={tmp_path}",
@@ -78,11 +73,11 @@ def test_a_shipped_recipe_runs_two_steps(name: str, folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shipped_recipe_makes_the_task_of_its_model(name: str) -> None:
+def test_a_shipped_recipe_makes_the_task_of_its_model(name: str, small_dinov2: Path) -> None:
     settings = SETTINGS[name]["model"]["init_args"]
     family = zoo.registry.registry.card(settings["model"]).family
     changes, adversary, _ = small(name)
-    changed = {"perceptual": None, "changes": changes, "adversary": adversary}
+    changed = {"perceptual": None, "changes": changes, "adversary": adversary, **own_arguments(name, small_dinov2)}
     task = trainers.create_task(settings["model"], name.removeprefix(f"{family}_"), **changed)
     assert task.learning_rate == settings["learning_rate"]
     assert (task.adversary is None) == ("adversary" not in settings)

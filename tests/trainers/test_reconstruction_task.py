@@ -412,3 +412,37 @@ def test_200_steps_lower_the_loss_and_no_codebook_dies(changes: dict[str, Any], 
     assert sum(losses[-20:]) < 0.6 * sum(losses[:20])
     tokens = module.model.encode(images.flatten(0, 1) * 2 - 1)
     assert len(tokens.levels[0].unique()) > 0.5 * tokens.vocab_sizes[0]
+
+
+@pytest.mark.parametrize("annealed", [("entropy",), ("commitment", "entropy")])
+def test_annealed_losses_start_at_a_multiple_of_their_weights(annealed: tuple[str, ...]) -> None:
+    quantizer_weights = {"commitment": 0.5, "entropy": 0.1}
+    module = task(
+        {"quantizer": "spherical_binary", "bits": 6}, quantizer_weights=quantizer_weights, annealed=annealed,
+        entropy_annealing=(2.0, 10),
+    )  # fmt: skip
+    images = module.train().model_range(batches(1)[0])
+    output = module.reconstructed(images)
+    losses = output.quantized.losses
+    extra = sum(quantizer_weights[name] * losses[name] for name in annealed)
+    end, _ = module.generator_loss(images, output, 10)
+    for step in (0, 5):
+        total, _ = module.generator_loss(images, output, step)
+        torch.testing.assert_close(total - end, 2 * (1 - step / 10) * extra)
+
+
+def test_losses_without_a_weight_cannot_be_annealed() -> None:
+    with pytest.raises(ValueError, match=r"annealed: expected names of \['codebook', 'commitment'\], got \['codes'\]"):
+        task(annealed=("codes",))
+
+
+def test_a_discriminator_that_starts_late_begins_as_after_gradients_of_zero() -> None:
+    late = {**ADVERSARY, "discriminator_start": 3}
+    module = task(adversary=late, learning_rate=1e-2, betas=(0.9, 0.99), schedule="constant")
+    before = weights(module.loss.discriminator)
+    run = fit(module, batches(4), max_steps=4)
+    (first, *_) = module.loss.discriminator.parameters()
+    assert int(run.optimizers[1].state[first]["step"]) == 4
+    moves = (first.detach() - before[next(iter(before))]).abs()
+    share = (1 - 0.9) / (1 - 0.9**4) / ((1 - 0.99) / (1 - 0.99**4)) ** 0.5  # of the rate; 1 in Adam's first step
+    assert float(moves.max()) == pytest.approx(1e-2 * share, rel=1e-2)

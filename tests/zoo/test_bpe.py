@@ -230,3 +230,22 @@ def test_flat_tokens_stand_for_as_many_codes_as_the_grid_has(codes: Tensor, coun
     assert len(found) == len(codes)
     for grid, tokens in zip(codes, found):
         assert sum(weights[token] for token in tokens.tolist()) == grid.numel()
+
+
+@given(grids(), st.integers(0, 6))
+def test_flat_merges_of_sequences_are_those_of_grids_of_one_row(codes: Tensor, count: int) -> None:
+    rows = codes.flatten(1)
+    pairs = bpe.train_flat(rows, 4, count)
+    assert pairs == bpe.train_flat(rows[:, None], 4, count)
+    for ours, theirs in zip(bpe.apply_flat(pairs, 4, rows), bpe.apply_flat(pairs, 4, rows[:, None]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_flat_merges_of_sequences_are_of_neighbours_alone() -> None:
+    rows = torch.tensor([[0, 1, 2, 0, 1], [2, 0, 1, 3, 3]])
+    pairs = bpe.train_flat(rows, 4, 2)
+    assert pairs[0] == (0, 1)
+    assert [tokens.tolist() for tokens in bpe.apply_flat(pairs[:1], 4, rows)] == [[4, 2, 4], [2, 4, 3, 3]]
+    assert pairs[1] == (2, 4)
+    with pytest.raises(ValueError, match=r"grids \(B, H, W\) or sequences \(B, N\), got torch.int64 \(5,\)"):
+        bpe.train_flat(rows[0], 4, 1)

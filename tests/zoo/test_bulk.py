@@ -187,6 +187,34 @@ def test_the_stream_is_a_function_of_seed_and_epoch(model, photos, tmp_path):
         TokenStream(tmp_path / "out", world_size=9)
 
 
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "drop_last"), [(0, None, False), (2, None, False), (3, 2, False), (2, 3, True)]
+)
+def test_a_loader_with_workers_is_resumed_exactly(model, photos, tmp_path, workers, batch_size, drop_last):
+    """Behind the place of the stop comes what a loader that was never stopped gives there, in its order."""
+    tokenize(model, open_source(str(photos)), job_of(model, photos), tmp_path / "out")
+
+    def batches(stream) -> list[list[str]]:
+        collate = None if batch_size is None else list
+        loader = DataLoader(stream, batch_size, num_workers=workers, drop_last=drop_last, collate_fn=collate)
+        return [[item.name for item in (batch if batch_size else [batch])] for batch in loader]
+
+    whole, stream = [], TokenStream(tmp_path / "out", seed=5)
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        whole.append(batches(stream))
+    assert whole[0] != whole[1]
+    for taken in (0, 1, 2, len(whole[1]) // 2, len(whole[1]) - 1, len(whole[1])):
+        other = TokenStream(tmp_path / "out", seed=5)
+        other.resume(1, taken, batch_size=batch_size, num_workers=workers, drop_last=drop_last)
+        assert batches(other) == whole[1][taken:]
+    other.set_epoch(0)
+    assert batches(other) == whole[0]
+    other.resume(0, 1, num_workers=7)
+    with pytest.raises(ValueError, match="num_workers: expected 7"):
+        batches(other)
+
+
 # -- exactly once ----------------------------------------------------------------------------------------------------
 
 

@@ -28,8 +28,10 @@ def test_what_was_pushed_loads(server, tmp_path):
     assert "/me/small/commit/" in done.stdout
     sent = {file: server.bodies[f"/blobs/{digest}"] for (at, file), digest in server.repos["me/small"].files.items()}
     assert sent == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
-    assert set(sent) == {"model.safetensors", "config.json", "README.md"}
-    assert "compact_f8.photos" in sent["README.md"].decode()
+    assert set(sent) == {"model.safetensors", "config.json", "README.md", "example.png"}
+    card = sent["README.md"].decode()
+    assert 'zoo.create_model("hf-hub:me/small")' in card
+    assert "](example.png)" in card
     code = (
         "import zoo\n"
         "names = 'hf-hub:me/small', 'compact_f8.photos'\n"

@@ -101,6 +101,24 @@ def test_the_rest_of_the_weights_loads_beside_another_quantizer(
     assert model.decode(model.encode(x)).shape == x.shape
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_quantizer_of_a_file_named_once_more_keeps_its_weights(
+    by_name: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vector = {"quantizer": {"kind": "vector", "codebook_size": 20, "dim": 4}}
+    trained = zoo.create_model("compact_f8", **SMALL, **vector)
+    path = zoo.save_model(trained, tmp_path)
+    with caplog.at_level(logging.WARNING, "zoo"):
+        if by_name:
+            model = zoo.create_model("compact_f8", checkpoint=path, **SMALL, **vector)
+        else:
+            model = zoo.create_model(str(path), **vector)
+    assert torch.equal(model.quantizer.codebook.weight, trained.quantizer.codebook.weight)
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="has no field chanels"):
+        zoo.create_model("compact_f8", chanels=3, **vector)
+
+
 def test_device_and_dtype() -> None:
     model = zoo.create_model("compact_f8", **SMALL, device="cpu", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenizers_visual.compact import Compact, CompactConfig
 from tokenizers_visual.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from tokenizers_visual.taming_vqgan import TamingVQGAN, TamingVQGANConfig
+from zoo import tiling
 from zoo.layers.haar import haar, inverse_haar
 from zoo.layers.resnet import Downsample, Upsample
 from zoo.quantizers import BinaryConfig, FiniteScalarConfig, ResidualConfig, VectorConfig
@@ -274,17 +275,41 @@ WHOLE = {
 }
 
 
+@pytest.mark.parametrize("held", [0, 20_000, 2_400_000_000])
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize(("size", "tile"), [((58, 9), 32), ((15, 70), 32), ((7, 5), 8)])
 def test_tiled_equals_whole_where_norms_and_attention_see_everything(
-    name: str, size: tuple[int, int], tile: int
+    name: str, size: tuple[int, int], tile: int, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tiling, "HELD", held)
     model = WHOLE[name]()
     x = torch.rand(2, 3, *size, dtype=torch.float64) * 2 - 1
     tokens = model.encode(x)
     assert len(tokens.indices.unique()) > 2
     assert model.encode_tiled(x, tile=tile) == tokens
     torch.testing.assert_close(model.decode_tiled(tokens, tile=tile), model.decode(tokens), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", ["latent", "reconstruct"])
+def test_passes_start_from_maps_that_may_be_held(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = taming(attention=())
+    given, axes = {
+        "latent": (torch.empty(1, 3, 64, 32), (2, 3)), "reconstruct": (torch.empty(1, 32, 16, 3), (1, 2))
+    }[part]  # fmt: skip
+    largest = 8 * 4 * 64 * 32  # bytes of a map of 4 channels in double precision
+    plans = {}
+    for held in (0, largest - 1, 4 * largest):
+        monkeypatch.setattr(tiling, "HELD", held)
+        plans[held] = model._passes(part, given.to("meta"), axes)  # type: ignore[arg-type]
+    attention = ["encoder.mid.1" if part == "latent" else "decoder.mid.1"]
+    none, some, all_of_them = ([step.module for step in plan if step.module is not None] for plan in plans.values())
+    assert none == attention
+    assert set(attention) < set(some) < set(all_of_them)
+    blocks = {name for name, module in model.named_modules() if getattr(module, "may_end_a_pass", False)}
+    side = "encoder." if part == "latent" else "decoder."
+    assert set(all_of_them) - set(attention) == {name for name in blocks if name.startswith(side)}
+    reaches = [max(step.seen.reaches[0].after for step in plan) for plan in plans.values()]
+    assert reaches[0] >= reaches[1] >= reaches[2] < reaches[0]  # and with them the margins of the tiles
 
 
 @pytest.mark.parametrize("name", ["group norms, attention in the middle", "group norms, moments of the codes"])

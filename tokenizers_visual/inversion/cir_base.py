@@ -17,6 +17,8 @@ from tokenizers_visual.inversion.clip import PLACEHOLDER
 
 Metrics = dict[str, float]
 _DILATION = 0.7  # of GeneCIS's boxes
+# below the folder of images; GeneCIS takes some from COCO and some from Visual Genome, which comes in two parts
+_SUBFOLDERS = ("val2017", "VG_100K", "VG_100K_2")
 
 _THAT, _COMMA = f"a photo of {PLACEHOLDER} that {{caption}}", f"a photo of {PLACEHOLDER} , {{caption}}"
 _DOMAIN = f"a {{domain}} of {PLACEHOLDER}"
@@ -30,7 +32,10 @@ PROMPTS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a benchmark, by its path below the folder of images; with a box (left, top, width, height) a part."""
+    """An image of a benchmark, by its path below the folder of images; with a box (left, top, width, height) a part.
+
+    It may lie in a folder of its data set (val2017 of COCO, VG_100K and VG_100K_2 of Visual Genome) as well.
+    """
 
     folder: Path
     file: str
@@ -43,7 +48,8 @@ class Picture:
 
     def load(self, preprocess: ImageInput) -> Tensor:
         """(3, size, size); a MediaError where it cannot be read."""
-        path = self.folder / self.file
+        places = [self.folder / self.file, *(self.folder / part / self.file for part in _SUBFOLDERS)]
+        path = next((place for place in places if place.is_file()), places[0])
         if self.box is None:
             return preprocess(path)
         whole = picture(path)

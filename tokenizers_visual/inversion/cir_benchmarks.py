@@ -15,6 +15,7 @@ from tokenizers_visual.inversion.cir_datasets import Circo, Cirr, FashionIQ, Gen
 from tokenizers_visual.inversion.cir_domains import DomainConversion
 from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
+from tokenizers_visual.inversion.freedom import FreeDom
 from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.retrieval import FeatureStore, encode_images
 
@@ -90,7 +91,7 @@ def mean_of_parts(parts: Sequence[Metrics]) -> Metrics:
 # -- queries -------------------------------------------------------------------------------------------------------
 
 Method = Literal["composed", "image", "text", "sum"]
-METHODS: tuple[Method, ...] = ("composed", "image", "text", "sum")
+METHODS: tuple[str, ...] = ("composed", "freedom", "image", "text", "sum")
 _TEXTS = 64  # prompts in one pass
 
 
@@ -125,6 +126,28 @@ def query_features(
         return F.normalize(texts.mean(0), dim=-1)
     texts = _encoded(pair, [query.text for query in benchmark.queries], None)
     return texts if method == "text" else F.normalize(images + texts, dim=-1)
+
+
+def freedom_features(
+    benchmark: Benchmark, pair: ClipPair, features: Tensor, model: FreeDom, vocabulary: tuple[Sequence[str], Tensor]
+) -> Tensor:
+    """Features (Q, E) of a benchmark's queries by FreeDom, on the unit sphere; a query's text takes the domain's place.
+
+    All queries of the part are one call, and its gallery is the memory (all pictures, where each query has its own).
+
+    Args:
+        pair: the CLIP.
+        features: (P, E) of all pictures.
+        model: of the CLIP.
+        vocabulary: words, and the features (N, E) of their texts.
+
+    Raises:
+        ValueError: another CLIP, or fewer pictures or words than the model's config asks for.
+    """
+    memory = features[list(benchmark.gallery)] if benchmark.gallery else features
+    references = features[[query.reference for query in benchmark.queries]]
+    texts = [query.text for query in benchmark.queries]
+    return F.normalize(model.compose(pair, references, memory, vocabulary, texts), dim=-1)
 
 
 def _encoded(pair: ClipPair, prompts: Sequence[str], words: PseudoWords | None) -> Tensor:

@@ -101,6 +101,8 @@ class FashionIQ(Benchmark):
 
     @staticmethod
     def read(annotations: Path, images: Path, split: str, prompt: str) -> list[Benchmark]:
+        """`split` with "-union" behind it ("val-union") is that of some supervised papers: see `FashionIQUnion`."""
+        split, union = split.removesuffix("-union"), split.endswith("-union")
         if split == "test":
             raise ValueError("FashionIQ: expected the split val or train, whose targets are known, got test")
         parts: list[Benchmark] = []
@@ -108,10 +110,13 @@ class FashionIQ(Benchmark):
             names = read_json(annotations, f"split.{category}.{split}.json")
             if len(set(names)) < len(names):
                 raise ValueError(f"FashionIQ {category}: expected each image once in the split, got one twice")
-            places = {name: place for place, name in enumerate(names)}
             entries = read_json(annotations, f"cap.{category}.{split}.json")
+            if union:
+                named = {entry[role] for entry in entries for role in ("candidate", "target")}
+                names = [name for name in names if name in named]
+            places = {name: place for place, name in enumerate(names)}
             parts.append(
-                FashionIQ(
+                (FashionIQUnion if union else FashionIQ)(
                     category,
                     tuple(Picture(images, _with_suffix(images, name)) for name in names),
                     tuple(range(len(names))),
@@ -132,6 +137,12 @@ class FashionIQ(Benchmark):
     def metrics(self, queries: Tensor, features: Tensor) -> Metrics:
         ranked = self.ranked(queries, features, top=max(cir_metrics.FASHIONIQ_RANKS))
         return cir_metrics.recall(ranked, torch.tensor(self.targets), cir_metrics.FASHIONIQ_RANKS)
+
+
+class FashionIQUnion(FashionIQ):
+    """As `FashionIQ`, with a smaller gallery, whose numbers are higher and do not compare with the others."""
+
+    protocol = "gallery: the images of the category's split that a query starts from or asks for"
 
 
 def fashion_prompts(captions: Sequence[str], prompt: str) -> tuple[str, ...]:
@@ -276,8 +287,14 @@ class GeneCIS(Benchmark):
         return parts
 
     def metrics(self, queries: Tensor, features: Tensor) -> Metrics:
-        galleries = F.normalize(features.float(), dim=-1)[torch.tensor(self.candidates)]
-        return cir_metrics.genecis(F.normalize(queries.float(), dim=-1), galleries)
+        queries, features = (F.normalize(part.float(), dim=-1) for part in (queries, features))
+        total: Metrics = {}
+        for count in sorted({len(row) for row in self.candidates}):  # the same for all of a task as published
+            chosen = [place for place, row in enumerate(self.candidates) if len(row) == count]
+            galleries = features[torch.tensor([self.candidates[place] for place in chosen])]
+            for name, value in cir_metrics.genecis(queries[chosen], galleries).items():
+                total[name] = total.get(name, 0.0) + value * len(chosen) / len(self.candidates)
+        return total
 
 
 def _genecis_picture(images: Path, entry: dict[str, Any]) -> Picture:

@@ -1,23 +1,20 @@
-"""ClipPair: image and text encoder of one CLIP, of open_clip or transformers, that takes pseudo-words in its prompts.
+"""The CLIPs of open_clip and transformers as a `ClipPair`.
 
 CLIP: arXiv 2103.00020. The library's own forward runs; only the looked-up token embeddings are exchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tokenizers_visual.inversion.hooks import output_replaced, outputs_of
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.hooks import outputs_of
+from tokenizers_visual.inversion.pair import PLACEHOLDER, ClipPair, Fill, TextOutput
 
-Fill = Literal["all", "first"]
-PLACEHOLDER = "$"
+__all__ = ["PLACEHOLDER", "ClipPair", "Fill", "OpenClipPair", "TextOutput", "TransformersPair"]
 
 # open_clip's (architecture, weights) of which the hub holds the same in transformers' layout
 _HUB_NAMES = {
@@ -30,284 +27,122 @@ _HUB_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class TextOutput:
-    """What a text encoder gives: features (B, E) in the joint space, not normalised; and its last hidden states
-    (B, L, D), after the final layer norm and before the projection.
-    """
-
-    features: Tensor
-    hidden: Tensor
-
-
-class ClipPair(nn.Module):
-    """A frozen CLIP. It stays in evaluation mode, and its weights never get a gradient; its inputs do.
-
-    Use `OpenClipPair.load`, `TransformersPair.load`, or wrap a model at hand. One pair must not encode texts in two
-    threads at once.
-
-    Args:
-        model: the CLIP of a library.
-        backbone: which CLIP it is: a hub repository, or `open_clip:ARCHITECTURE/WEIGHTS`.
-        embedding: the text encoder's table of token embeddings.
-        context_length: most ids of a prompt, start and end included.
-        end_id: id of the end of text, where features are pooled.
-        placeholder_id: id that stands for a pseudo-word in prompts; by default that of "$".
-        encode: a text to ids, without start and end; None: prompts are given as ids.
-        decode: ids to a text; None: words are read back as ids alone.
-        start_id: id of the start of text.
-        pad_id: id behind the end of text, which changes no features, but the hidden states behind the end.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        backbone: str,
-        embedding: nn.Module,
-        context_length: int,
-        end_id: int,
-        start_id: int,
-        placeholder_id: int | None = None,
-        encode: Callable[[str], list[int]] | None = None,
-        decode: Callable[[list[int]], str] | None = None,
-        pad_id: int = 0,
-    ) -> None:
-        super().__init__()
-        if placeholder_id is None:
-            ids = encode(PLACEHOLDER) if encode is not None else []
-            if len(ids) != 1:
-                raise ValueError(f"expected a tokenizer in which {PLACEHOLDER!r} is one token, got {ids}")
-            placeholder_id = ids[0]
-        self.model = model.eval().requires_grad_(False)
-        self.backbone = backbone
-        self.context_length = context_length
-        self.start_id, self.end_id, self.pad_id = start_id, end_id, pad_id
-        self.placeholder_id = placeholder_id
-        self._encode, self.decode = encode, decode
-        self._embedding = [embedding]  # in a list, since it is a part of the model already
-
-    def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, whatever a parent module asks."""
-        return super().train(False)
-
-    # -- what a library differs in ---------------------------------------------------------------------------------
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), normalised as this CLIP takes them -> features (B, E), not normalised."""
-        raise NotImplementedError
-
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Images as above -> the image encoder's last hidden states (B, N, W), class token first, before its norm."""
-        raise NotImplementedError
-
-    def _text(self, ids: Tensor) -> TextOutput:
-        raise NotImplementedError
-
-    # -- texts -----------------------------------------------------------------------------------------------------
-
-    @property
-    def embedding(self) -> nn.Module:
-        """The table of token embeddings."""
-        return self._embedding[0]
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """What cosines are multiplied by: exp of the learned scale."""
-        return self.model.logit_scale.exp()
-
-    def token_embeddings(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) -> embeddings (B, L, D), before positions."""
-        return self.embedding(ids)
-
-    def tokenize(self, prompts: str | Sequence[str], words: Sequence[int] = (1,)) -> Tensor:
-        """Prompts to ids (B, context length), padded behind the end of text.
-
-        Args:
-            prompts: texts; "$" may stand anywhere, next to punctuation too.
-            words: how many words the "$" of a prompt stand for, in turn; of one number, each stands for so many.
-
-        Raises:
-            ValueError: a prompt that is too long, or whose "$" are more or fewer than `words`; no tokenizer.
-        """
-        if self._encode is None:
-            raise ValueError(f"{self.backbone} has no tokenizer; expected prompts as ids")
-        rows = []
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
-            ids: list[int] = []
-            *heads, tail = prompt.split(PLACEHOLDER)
-            if len(words) > 1 and heads and len(heads) != len(words):
-                raise ValueError(f"expected {len(words)} {PLACEHOLDER!r} in the prompt, got {len(heads)}: {prompt!r}")
-            for place, text in enumerate(heads):
-                ids += [*self._encode(text), *[self.placeholder_id] * words[place % len(words)]]
-            ids = [self.start_id, *ids, *self._encode(tail), self.end_id]
-            if len(ids) > self.context_length:
-                raise ValueError(
-                    f"expected at most {self.context_length} tokens with start, end and pseudo-words, got {len(ids)}: "
-                    f"{prompt!r}"
-                )
-            rows.append(ids + [self.pad_id] * (self.context_length - len(ids)))
-        if not rows:
-            raise ValueError("expected at least one prompt, got none")
-        return torch.tensor(rows, device=next(self.parameters()).device)
-
-    def text_features(self, prompts: str | Sequence[str] | Tensor) -> Tensor:
-        """Texts, or ids (B, L), without pseudo-words -> features (B, E), not normalised."""
-        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts)
-        return self.encode_text(ids).features
-
-    def compose(
-        self,
-        prompts: str | Sequence[str] | Tensor,
-        words: PseudoWords | Sequence[PseudoWords],
-        *,
-        fill: Fill = "all",
-        optional: bool = False,
-    ) -> Tensor:
-        """Features (B, E), not normalised, of prompts with pseudo-words: "a photo of $ that is red".
-
-        Args:
-            prompts: texts, or ids (B, L) in which a pseudo-word of n vectors has n placeholders. One prompt serves for
-                all words, and one item of words for all prompts.
-            words: of every placeholder; or of several, the first for the first placeholder and so on.
-            fill: "all" placeholders of a prompt, or the "first" alone: then n words go to the first placeholder and
-                the n - 1 positions behind it, whatever stands there, and later placeholders stay ordinary tokens.
-            optional: a prompt without placeholder is taken as it is, and its words are not used.
-
-        Raises:
-            ValueError: a prompt without placeholder, with more or fewer than there are words, or too long; words of
-                another CLIP; numbers of prompts and of items that do not match.
-        """
-        return self.encode_text(*self.embed(prompts, words, fill=fill, optional=optional)).features
-
-    def embed(
-        self,
-        prompts: str | Sequence[str] | Tensor,
-        words: PseudoWords | Sequence[PseudoWords],
-        *,
-        fill: Fill = "all",
-        optional: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Ids (B, L) of prompts, and their token embeddings (B, L, D) with the pseudo-words in place; see `compose`."""
-        given = [words] if isinstance(words, PseudoWords) else list(words)
-        if not given:
-            raise ValueError("expected pseudo-words, got none")
-        if fill == "first" and len(given) > 1:
-            raise ValueError(f"fill 'first' takes the words of one placeholder, got those of {len(given)}")
-        for part in given:
-            self.check_words(part)
-        counts = [part.embeddings.shape[1] for part in given]
-        ids = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts, counts)
-        table = _joined(given, len(ids))  # (B, total, D)
-        ids = ids.expand(len(table), -1)
-        mask = self._places(ids, table.shape[1], len(given) > 1, fill, optional)
-        embeddings = self.token_embeddings(ids)
-        order = (mask.cumsum(1) - 1) % table.shape[1]
-        chosen = table.to(embeddings).gather(1, order[..., None].expand(-1, -1, table.shape[2]))
-        return ids, torch.where(mask[..., None], chosen, embeddings)
-
-    def check_words(self, words: PseudoWords) -> None:
-        """Raise a ValueError unless `words` lie in the token space of this CLIP."""
-        if words.backbone != self.backbone:
-            raise ValueError(f"expected words of the CLIP {self.backbone}, got words of {words.backbone}")
-
-    def _places(self, ids: Tensor, total: int, several: bool, fill: Fill, optional: bool) -> Tensor:
-        """Where the words go: bool (B, L)."""
-        mask = ids == self.placeholder_id
-        found = mask.sum(1)
-        without = found == 0
-        if without.any() and not optional:
-            row = int(without.nonzero()[0])
-            raise ValueError(f"expected {PLACEHOLDER!r} (id {self.placeholder_id}) in each prompt, got none in {row}")
-        if fill == "first":
-            places = mask.int().argmax(1, keepdim=True) + torch.arange(total, device=ids.device)
-            ends = (ids == self.end_id).int().argmax(1, keepdim=True)
-            if not ((places < ends).all(1) | without).all():
-                raise ValueError(f"expected room for {total} words before the end of text, got less")
-            return torch.zeros_like(mask).scatter(1, places, True) & ~without[:, None]
-        wrong = (found != total if several else found % total != 0) & ~without
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            wanted = f"{total}" if several else f"a multiple of {total}"
-            raise ValueError(f"expected {wanted} placeholders in each prompt, got {int(found[row])} in {row}")
-        return mask
-
-    def encode_text(self, ids: Tensor, embeddings: Tensor | None = None) -> TextOutput:
-        """Features and hidden states of ids (B, L), whose token embeddings may be given: (B, L, D).
-
-        Raises:
-            ValueError: ids without an end of text, or embeddings of another shape.
-        """
-        if ids.ndim != 2 or not (ids == self.end_id).any(1).all():
-            raise ValueError(
-                f"expected ids (B, L) with the end of text {self.end_id} in each row, got {tuple(ids.shape)}"
-            )
-        if embeddings is None:
-            return self._text(ids)
-        if embeddings.shape[:2] != ids.shape:
-            raise ValueError(f"expected embeddings {(*ids.shape, 'D')}, got {tuple(embeddings.shape)}")
-        with output_replaced(self.embedding, embeddings):
-            return self._text(ids)
-
-
 class OpenClipPair(ClipPair):
-    """A CLIP of open_clip, of any architecture whose text encoder pools at the end of text.
+    """A model of open_clip, of any architecture: CLIP, CoCa, SigLIP, those whose texts go through one of transformers.
 
     Args:
-        model: `open_clip.CLIP` or `open_clip.CustomTextCLIP`.
-        tokenizer: `open_clip.SimpleTokenizer`, or None.
+        model: `open_clip.CLIP`, `open_clip.CustomTextCLIP` or `open_clip.CoCa`.
+        tokenizer: `open_clip.SimpleTokenizer` or `open_clip.tokenizer.HFTokenizer`, or None.
         backbone, placeholder_id: see `ClipPair`.
+
+    Raises:
+        ValueError: a text encoder whose features are not those of a text, or a tokenizer that drops the end of text.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, backbone: str, placeholder_id: int | None = None) -> None:
         tower = getattr(model, "text", model)
-        if not hasattr(tower, "ln_final") or getattr(tower, "cls_emb", None) is not None:
-            raise ValueError(f"expected a text encoder of open_clip that pools at the end, got {type(tower).__name__}")
-        pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", "argmax"))
-        if pooling != "argmax":
-            raise ValueError(f"expected a text encoder that pools at the end of text, got pooling {pooling!r}")
-        table = tower.token_embedding
+        self_contained = hasattr(tower, "token_embedding")  # else the encoder is one of transformers
+        table = tower.token_embedding if self_contained else tower.transformer.get_input_embeddings()
+        pooling = getattr(tower, "pool_type", getattr(tower, "text_pool_type", "argmax")) if self_contained else ""
+        if pooling == "none":
+            raise ValueError(f"expected a text encoder that gives one feature of a text, got pooling {pooling!r}")
+        texts = _open_clip_texts(tokenizer)
+        if tokenizer is None and pooling == "argmax" and getattr(tower, "cls_emb", None) is None:
+            texts = {"start_id": table.num_embeddings - 2, "end_id": table.num_embeddings - 1}
+        elif tokenizer is None:
+            texts["end_id"] = tower.eos_id if pooling == "eos" else None
+        if placeholder_id is None:
+            placeholder_id = texts.pop("placeholder_id", None)
+        texts.pop("placeholder_id", None)
         super().__init__(
             model,
             backbone=backbone,
             embedding=table,
-            context_length=tower.context_length,
-            start_id=tokenizer.sot_token_id if tokenizer else table.num_embeddings - 2,
-            end_id=tokenizer.eot_token_id if tokenizer else table.num_embeddings - 1,
+            context_length=min(
+                tower.context_length, getattr(tokenizer, "context_length", None) or tower.context_length
+            ),
             placeholder_id=placeholder_id,
-            encode=tokenizer.encode if tokenizer else None,
-            decode=getattr(tokenizer, "decode", None),
+            **texts,
         )
-        self._norm = [tower.ln_final]
+        self._tower = [tower]
 
     @classmethod
     def load(cls, architecture: str, weights: str | None = None, **options: Any) -> Self:
-        """One of open_clip's models, such as ("ViT-L-14", "openai"); `options` go to `open_clip.create_model`."""
+        """One of open_clip's models, such as ("ViT-L-14", "openai"); `options` go to `open_clip.create_model`.
+
+        Raises:
+            ValueError: no such model, or its tokenizer cannot be had.
+        """
         import open_clip
 
         model = open_clip.create_model(architecture, weights, **options)
-        tokenizer = open_clip.get_tokenizer(architecture)
-        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-            raise ValueError(f"expected a model with CLIP's own tokenizer, got {type(tokenizer).__name__}")
+        try:
+            tokenizer = open_clip.get_tokenizer(architecture)
+        except (OSError, ImportError, ValueError) as error:
+            raise ValueError(
+                f"expected the tokenizer of {architecture}, as its config names it, and it cannot be had "
+                f"({str(error).splitlines()[0]}); OpenClipPair(model, tokenizer, backbone=...) takes one at hand"
+            ) from error
         plain = architecture.removesuffix("-quickgelu")
         backbone = _HUB_NAMES.get((plain, weights or ""), f"open_clip:{architecture}/{weights}")
         return cls(model, tokenizer, backbone=backbone)
 
     def image_features(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)  # type: ignore[operator]
+        return self.model.encode_image(images, normalize=False)  # type: ignore[operator]
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        transformer = getattr(self.model.visual, "transformer", None)
-        if transformer is None:
-            raise ValueError(f"expected a vision transformer of open_clip, got {type(self.model.visual).__name__}")
-        with outputs_of(transformer) as outputs:
+        """See `ClipPair`; of a convolutional encoder the positions of its last feature map, row by row."""
+        visual: Any = self.model.visual
+        trunk = getattr(visual, "trunk", visual)  # of timm
+        layers = next((name for name in ("transformer", "blocks", "layer4", "stages") if hasattr(trunk, name)), None)
+        if layers is None:
+            raise ValueError(f"expected an image encoder with tokens or a feature map, got {type(trunk).__name__}")
+        with outputs_of(getattr(trunk, layers)) as outputs:
             self.image_features(images)
-        return outputs[0]
+        last = outputs[0]
+        return last.flatten(2).transpose(1, 2) if last.ndim == 4 else last
 
     def _text(self, ids: Tensor) -> TextOutput:
-        with outputs_of(self._norm[0]) as outputs:
-            features = self.model.encode_text(ids)  # type: ignore[operator]
-        return TextOutput(features, outputs[0])
+        tower = self._tower[0]
+        if not hasattr(tower, "ln_final"):  # of transformers
+            with outputs_of(tower.transformer) as outputs:
+                features = self.model.encode_text(ids, normalize=False)  # type: ignore[operator]
+            return TextOutput(features, outputs[0].last_hidden_state)  # type: ignore[attr-defined]
+        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's features are pooled behind the text
+        with outputs_of(tower.transformer if appended else tower.ln_final) as outputs:
+            features = self.model.encode_text(ids, normalize=False)  # type: ignore[operator]
+        return TextOutput(features, tower.ln_final(outputs[0][:, :-1]) if appended else outputs[0])
+
+
+def _open_clip_texts(tokenizer: Any) -> dict[str, Any]:
+    """What a `ClipPair` takes of a tokenizer of open_clip: ids, and functions from texts to ids and back."""
+    if tokenizer is None:
+        return {"start_id": None, "end_id": None}
+    if not hasattr(tokenizer, "tokenizer"):  # CLIP's own
+        return {
+            "start_id": tokenizer.sot_token_id,
+            "end_id": tokenizer.eot_token_id,
+            "encode": tokenizer.encode,
+            "decode": getattr(tokenizer, "decode", None),
+        }
+    inner = tokenizer.tokenizer  # of transformers
+    if getattr(tokenizer, "strip_sep_token", False) or getattr(tokenizer, "tokenizer_mode", ""):
+        raise ValueError("expected a tokenizer that keeps the end of text, got one that strips or moves it")
+    clean = getattr(tokenizer, "clean_fn", str)
+    frame = inner("")["input_ids"]  # start and end, or the end alone
+
+    def encode(text: str) -> list[int]:
+        space = " " if text[:1].isspace() else ""  # which byte-level vocabularies tell apart
+        return inner(space + clean(text), add_special_tokens=False)["input_ids"]
+
+    return {
+        "start_id": frame[0] if len(frame) > 1 else None,
+        "end_id": frame[-1],
+        "pad_id": inner.pad_token_id,
+        "placeholder_id": inner(PLACEHOLDER, add_special_tokens=False)["input_ids"][-1],
+        "encode": encode,
+        "decode": inner.decode,
+    }
 
 
 class TransformersPair(ClipPair):
@@ -375,13 +210,3 @@ class TransformersPair(ClipPair):
         ends = (ids == self.end_id).int().argmax(1)  # the first
         pooled = hidden[torch.arange(len(ids), device=ids.device), ends]
         return TextOutput(self._projection[0](pooled), hidden)
-
-
-def _joined(words: Sequence[PseudoWords], prompts: int) -> Tensor:
-    """Words of several placeholders side by side (B, total, D), B the number of items or of prompts."""
-    sizes = {prompts, *map(len, words)} - {1}
-    if len(sizes) > 1:
-        given = ", ".join(str(len(part)) for part in words)
-        raise ValueError(f"expected as many prompts as items of words, or one, got {prompts} prompts and {given} items")
-    batch = sizes.pop() if sizes else 1
-    return torch.cat([part.embeddings.expand(batch, -1, -1) for part in words], dim=1)

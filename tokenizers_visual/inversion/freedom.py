@@ -20,6 +20,7 @@ from zoo.config import Config
 from zoo.registry import register
 
 Baseline = Literal["image", "text", "sum", "product"]
+_CHUNK = 64  # queries that are compared with all images, and texts that are encoded, at once
 _SMALL = 1e-5  # keeps the shares of queries without a positive finite
 
 
@@ -54,10 +55,19 @@ class VotedWords:
     labels: Tensor
     weights: Tensor
 
-    def prompts(self, vocabulary: Sequence[str], domain: str) -> list[str]:
-        """ "word domain" for each query and word, query by query; the domain alone, after a blank, for none."""
-        words = [vocabulary[label] if label >= 0 else "" for label in self.labels.flatten().tolist()]
-        return [f"{word} {domain}" for word in words]
+    def prompts(self, vocabulary: Sequence[str], domain: str | Sequence[str]) -> list[str]:
+        """ "word domain" for each query and word, query by query; the domain alone, after a blank, for none.
+
+        Args:
+            vocabulary: the words.
+            domain: of all queries, or of each.
+        """
+        domains = [domain] * len(self.labels) if isinstance(domain, str) else domain
+        return [
+            f"{vocabulary[label] if label >= 0 else ''} {text}"
+            for text, row in zip(domains, self.labels.tolist(), strict=True)
+            for label in row
+        ]
 
     def fuse(self, text_features: Tensor) -> Tensor:
         """Features (Q m, E) of the prompts -> queries (Q, E), their weighted sum; not normalised."""
@@ -90,11 +100,13 @@ class FreeDom(WordModel):
         """
         self._check(queries, memory, vocabulary)
         queries, memory, vocabulary = (F.normalize(part.float(), dim=-1) for part in (queries, memory, vocabulary))
-        near = (queries @ memory.T).topk(self.config.neighbours)
-        voters = memory[near.indices]
-        if near.values[:, 0].min() < self.config.known:
+        near = [(part @ memory.T).topk(self.config.neighbours) for part in queries.split(_CHUNK)]
+        voters = memory[torch.cat([part.indices for part in near])]
+        if min(part.values[:, 0].min() for part in near) < self.config.known:
             voters = torch.cat([queries[:, None], voters[:, :-1]], dim=1)
-        votes = (voters @ vocabulary.T).topk(self.config.words_per_image).indices
+        votes = torch.cat(
+            [(part @ vocabulary.T).topk(self.config.words_per_image).indices for part in voters.split(_CHUNK)]
+        )
         counted = [Counter(row).most_common(self.config.words) for row in votes.flatten(1).tolist()]
         columns = max(map(len, counted))
         labels = votes.new_full((len(votes), columns), -1)
@@ -112,7 +124,7 @@ class FreeDom(WordModel):
         queries: Tensor,
         memory: Tensor,
         vocabulary: tuple[Sequence[str], Tensor],
-        domain: str,
+        domain: str | Sequence[str],
     ) -> Tensor:
         """Queries (Q, E) for images of the same thing in another domain; not normalised.
 
@@ -120,15 +132,26 @@ class FreeDom(WordModel):
             pair: the CLIP.
             queries, memory: see `invert`.
             vocabulary: words, and the features (N, E) of their texts.
-            domain: what images it asks for: "origami".
+            domain: what images all queries ask for, or each: "origami".
 
         Raises:
             ValueError: another CLIP, or what `invert` refuses.
         """
-        self.check_backbone(pair)
         words, features = vocabulary
-        voted = self.invert(queries, memory, features)
-        return voted.fuse(F.normalize(pair.text_features(voted.prompts(words, domain)).float(), dim=-1))
+        return self.directions(pair, self.invert(queries, memory, features), words, domain)
+
+    @torch.no_grad()
+    def directions(
+        self, pair: ClipPair, voted: VotedWords, words: Sequence[str], domain: str | Sequence[str]
+    ) -> Tensor:
+        """What `compose` gives, of words that were voted for already."""
+        self.check_backbone(pair)
+        prompts = voted.prompts(words, domain)
+        distinct = list(dict.fromkeys(prompts))
+        chunks = [distinct[start : start + _CHUNK] for start in range(0, len(distinct), _CHUNK)]
+        texts = F.normalize(torch.cat([pair.text_features(chunk) for chunk in chunks]).float(), dim=-1)
+        places = {prompt: place for place, prompt in enumerate(distinct)}
+        return voted.fuse(texts[[places[prompt] for prompt in prompts]].to(voted.weights.device))
 
     def _check(self, queries: Tensor, memory: Tensor, vocabulary: Tensor) -> None:
         shapes = [tuple(part.shape) for part in (queries, memory, vocabulary)]

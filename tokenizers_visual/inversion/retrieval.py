@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ LARGE = 200_000  # pictures from which on faiss searches, where it is installed
 _LOADERS = 4  # threads that read pictures; decoding runs outside of python's lock
 
 
-class Item(Protocol):
-    """A picture of a gallery: what it is called, and what changes when it does."""
+class Named(Protocol):
+    """What has features: what it is called, and what changes when it does."""
 
     @property
     def name(self) -> str: ...
@@ -38,9 +38,16 @@ class Item(Protocol):
     @property
     def stamp(self) -> str: ...
 
+
+class Item(Named, Protocol):
+    """A picture of a gallery."""
+
     def load(self, preprocess: ImageInput) -> Tensor:
         """(3, size, size); a MediaError where it cannot be read."""
         ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -101,17 +108,17 @@ class FeatureStore:
         """Close the file; nothing is lost without."""
         self._database.close()
 
-    def missing(self, items: Sequence[Item]) -> list[Item]:
+    def missing(self, items: Sequence[N]) -> list[N]:
         """Those that were never tried, or have changed since; failures of items without a stamp are tried again."""
         known = dict(self._database.execute("SELECT name, stamp FROM items WHERE feature IS NOT NULL OR stamp != ''"))
         return [item for item in items if known.get(item.name) != item.stamp]
 
-    def skipped(self, items: Sequence[Item]) -> dict[str, str]:
+    def skipped(self, items: Sequence[Named]) -> dict[str, str]:
         """Those that could not be read, with the reasons."""
         reasons = dict(self._database.execute("SELECT name, reason FROM items WHERE feature IS NULL"))
         return {item.name: reasons[item.name] for item in items if item.name in reasons}
 
-    def write(self, rows: Iterable[tuple[Item, Tensor | str]]) -> None:
+    def write(self, rows: Iterable[tuple[Named, Tensor | str]]) -> None:
         """Features (E,), or reasons why there are none; all or nothing of one call is kept."""
         values = [
             (item.name, item.stamp, value.float().cpu().numpy().tobytes(), None)

@@ -22,10 +22,10 @@ class PixelCase(Case):
     """VQVAE, the decoder being a transformer. The latents of the original are those before any normalisation."""
 
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        model: Any = self.model
+        encoded, model = super().encode(inputs, settings), self.model
+        model.unit_latents = False
         with torch.no_grad():
-            latent = model.to_latent(model.encoder(model.from_pixels(inputs["image"])))
-        return {**super().encode(inputs, settings), "latent": latent}
+            return {**encoded, "latent": channels_first(model.latent(inputs["image"]))}
 
     def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         codes = self.model.codes(self.model.tokens(inputs["indices"]))
@@ -35,7 +35,11 @@ class PixelCase(Case):
         model: Any = self.model.train()
         output = model(inputs["image"])
         losses = self.original_losses(output.quantized)
-        losses["loss.reconstruction"] = F.smooth_l1_loss(output.reconstruction, inputs["image"])
+        losses["loss.reconstruction"] = (
+            F.cross_entropy(output.reconstruction, inputs["image"][:, 0].long())
+            if settings["loss"] == "cross_entropy"
+            else F.smooth_l1_loss(output.reconstruction, inputs["image"])
+        )
         torch.stack(list(losses.values())).sum().backward()
         return {
             "image": output.reconstruction,

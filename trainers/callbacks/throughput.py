@@ -1,4 +1,4 @@
-"""How fast a run goes: images per second and, where the device's peak is known, the share of it that is used."""
+"""How fast a run goes: images or seconds of sound per second and, where the peak of the device is known, its share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 class Throughput(lightning.Callback):
     """Logs `train/images_per_second` over all processes, without the time that validation takes.
 
+    Of a model of sounds it is `train/audio_seconds_per_second`, of other signals `train/items_per_second`.
+
     Also logs `train/mfu`, model FLOPs utilisation, on GPUs whose peak Lightning knows: the FLOPs of one batch (counted
     in the first: both players and the perceptual network) per second, over the peak for the type that is computed in.
     A compiled model is not counted.
@@ -20,7 +22,8 @@ class Throughput(lightning.Callback):
 
     def __init__(self) -> None:
         self._start = 0.0
-        self._images = self._batches = 0
+        self._done = 0.0  # images, seconds of sound or items
+        self._batches = 0
         self._counter: FlopCounterMode | None = None
         self._flops = 0  # of a batch
         self._peak: int | None = None
@@ -47,10 +50,11 @@ class Throughput(lightning.Callback):
             self._flops = self._counter.get_total_flops()
             self._restart()
             return
-        self._images += len(batch)
+        unit, amount = amount_of(batch, module)
+        self._done += amount
         self._batches += 1
         elapsed = time.perf_counter() - self._start
-        module.log("train/images_per_second", self._images * trainer.world_size / elapsed)
+        module.log(f"train/{unit}_per_second", self._done * trainer.world_size / elapsed)
         if self._peak and self._flops:
             module.log("train/mfu", self._flops * self._batches / elapsed / self._peak)
         if trainer.global_step % trainer.log_every_n_steps == 0:
@@ -60,4 +64,13 @@ class Throughput(lightning.Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self._start, self._images, self._batches = time.perf_counter(), 0, 0
+        self._start, self._done, self._batches = time.perf_counter(), 0.0, 0
+
+
+def amount_of(batch: Any, module: lightning.LightningModule) -> tuple[str, float]:
+    """What is counted of the signals that the task's model takes, and how much of it a batch holds."""
+    spec = getattr(getattr(module, "model", None), "spec", None)
+    modality = getattr(spec, "modality", None)
+    if modality == "audio":
+        return "audio_seconds", len(batch) * batch.shape[-1] / spec.sample_rate  # type: ignore[union-attr]
+    return "images" if modality == "image" else "items", float(len(batch))

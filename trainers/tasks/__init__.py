@@ -3,8 +3,10 @@
 from trainers.tasks.adaptive import AdaptiveTask
 from trainers.tasks.codec import CodecTask
 from trainers.tasks.inversion import DistillationTask, LinCIRTask, Pic2WordTask, RTDTask
+from trainers.tasks.personalisation import PersonalisationTask
 from trainers.tasks.prediction import HaltingTask, ProxyTask, RollOutTask
 from trainers.tasks.reconstruction import ReconstructionTask
+from trainers.tasks.semantic import SemanticTask
 
 __all__ = [
     "AdaptiveTask",
@@ -12,9 +14,11 @@ __all__ = [
     "DistillationTask",
     "HaltingTask",
     "LinCIRTask",
+    "PersonalisationTask",
     "Pic2WordTask",
     "ProxyTask",
     "RTDTask",
     "ReconstructionTask",
     "RollOutTask",
+    "SemanticTask",
 ]

@@ -397,7 +397,7 @@ class _RisingAverage:
 @torch.no_grad()
 def _widths(pair: ClipPair) -> dict[str, Any]:
     """The fields of a projector's config that its CLIP decides."""
-    ids = torch.tensor([[pair.start_id, pair.end_id]])
-    ids = torch.nn.functional.pad(ids, (0, pair.context_length - 2), value=pair.pad_id)
+    ids = torch.full((1, pair.context_length), pair.pad_id)
+    ids[0, 0] = pair.pad_id if pair.end_id is None else pair.end_id
     image_dim, word_dim = pair.text_features(ids).shape[-1], pair.token_embeddings(ids).shape[-1]
     return {"backbone": pair.backbone, "image_dim": image_dim, "word_dim": word_dim}

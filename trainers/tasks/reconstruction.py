@@ -64,6 +64,7 @@ class ReconstructionTask(TokenizerTask):
         quantizer_weights: weights of the quantizer's losses by name.
         entropy_annealing: (factor, steps): the entropy loss starts at 1 + factor times its weight and comes down to it
             linearly over these steps.
+        annealed: names of the quantizer's losses that this holds for.
         adversary: fields of `AdversaryTrainingConfig`; None for no discriminator.
         learning_rate: at the end of the warm-up.
         betas, weight_decay: of AdamW.
@@ -98,6 +99,7 @@ class ReconstructionTask(TokenizerTask):
         perceptual_files: dict[str, str] | None = None,
         quantizer_weights: dict[str, float] | None = None,
         entropy_annealing: tuple[float, int] = (0.0, 0),
+        annealed: tuple[str, ...] = ("entropy",),
         adversary: dict[str, Any] | None = None,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -128,6 +130,9 @@ class ReconstructionTask(TokenizerTask):
             ema_decay=ema_decay, perturbation=perturbation, recompute=recompute, compile=compile,
         )  # fmt: skip
         self.save_hyperparameters()
+        self.annealed = tuple(annealed)
+        if spare := sorted(set(self.annealed) - {"entropy", *self.quantizer_weights}):
+            raise ValueError(f"annealed: expected names of {sorted(self.quantizer_weights)}, got {spare}")
         self.last_layer_weight: list[nn.Parameter] = []  # in a list, for it is registered in the model already
         if loss_config.adaptive_weight:
             self.last_layer_weight.append(decoder_anatomy(self.model)[1])
@@ -150,12 +155,13 @@ class ReconstructionTask(TokenizerTask):
             step: updates of the generator made so far.
         """
         quantizer_loss, weighted = self.quantizer_loss(output)
+        annealed = [weighted[name] for name in self.annealed if name in weighted]
         generator = self.loss.generator_loss(
             images,
             output.reconstruction,
             quantizer_loss,
             step=step,
-            entropy_loss=weighted.get("entropy"),
+            entropy_loss=sum(annealed) if annealed else None,
             last_layer_weight=self.last_layer_weight[0] if self.last_layer_weight else None,
         )
         values = {name: value for name, value in generator.values.items() if name != "quantizer"}

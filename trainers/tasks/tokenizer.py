@@ -229,6 +229,7 @@ class TokenizerTask(lightning.LightningModule):
         if discriminator_active:
             _average_gradients(self.loss.discriminator)
             discriminator = others[0].optimizer  # ... so the discriminator steps by the plain one inside
+            _count_rest(discriminator, self.global_step - 1)
             self.clip_gradients(discriminator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
             discriminator.step()
             discriminator.zero_grad()
@@ -435,6 +436,17 @@ def _average_gradients(module: nn.Module | None) -> None:
     sum_over_ranks(flat)
     for gradient, part in zip(gradients, (flat / world_size()).split([g.numel() for g in gradients])):
         gradient.copy_(part.view_as(gradient))
+
+
+def _count_rest(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Lets Adam begin as after steps whose gradients were 0: its first moves are then small ones.
+
+    The originals' optimizers count those steps of a discriminator that has not started yet.
+    """
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if not optimizer.state[parameter]:
+            averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **averages}
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -31,5 +31,5 @@ CASES: dict[str, Entry] = {
     "recompute": Entry("recompute", "training step that recomputes norms and activations, against one that keeps all"),
     "load": Entry("load", "a model of published size from a file of weights"),
     "data": Entry("data", "JPEG files to batches of square images"),
-    "tokenize": Entry("tokenize", "a folder of JPEG files to shards of tokens"),
+    "tokenize": Entry("tokenize", "a folder of JPEG files to shards of tokens", "tokenize"),
 }

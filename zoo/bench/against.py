@@ -59,11 +59,7 @@ class _Against(Problem[Data]):
         }
 
     def data(self) -> Data:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            original = find(self.adapter).load(self.checkout, self.setting.model)
-        ours = with_weights(self.setting.model, original.module).to(self.device)
-        original.module.to(self.device)
+        ours, original = pair(self.adapter, self.checkout, self.setting.model, self.device)
         signals = signals_of(ours.spec, self.setting.batch, self.setting.size).to(self.device)
         tokens = ours.encode(signals, **self.setting.options)
         generator = torch.Generator().manual_seed(2)
@@ -106,11 +102,11 @@ class Encode(_Against):
 
     def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
         """Ours in float32 gives the original's indices, but for near ties."""
-        verdicts = {name: half.judge_tokens(found, outputs[ZOO]) for name, found in outputs.items()}
-        for name in (ZOO, ORIGINAL):
-            if name in outputs:
-                verdicts[name] = judge_indices(outputs[name], outputs[ORIGINAL])
-        return verdicts
+        expected, rounded = outputs[ORIGINAL], half.precisions(self.device)
+        return {
+            name: half.judge_tokens(found, expected) if name in rounded else judge_indices(found, expected)
+            for name, found in outputs.items()
+        }
 
     def work(self) -> Work:
         return Work(_flops(self.setting, "latent"))
@@ -128,11 +124,13 @@ class Decode(_Against):
 
     def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
         """Ours in float32 gives the original's signals."""
-        verdicts = {name: half.judge_signals(found, outputs[ZOO]) for name, found in outputs.items()}
-        for name in (ZOO, ORIGINAL):
-            if name in outputs:
-                verdicts[name] = exact.judge_close({"signals": (outputs[name], outputs[ORIGINAL])}, _TOLERANCE)
-        return verdicts
+        expected, rounded = outputs[ORIGINAL], half.precisions(self.device)
+        return {
+            name: half.judge_signals(found, expected)
+            if name in rounded
+            else exact.judge_close({"signals": (found, expected)}, _TOLERANCE)
+            for name, found in outputs.items()
+        }
 
     def work(self) -> Work:
         return Work(_flops(self.setting, "reconstruct"))
@@ -157,6 +155,15 @@ def problems(case: str, device: str, *, quick: bool, originals: Mapping[str, Pat
             settings = (dataclasses.replace(settings[0], batch=1),)
         found += [kind(name, setting, device, checkout, not quick) for setting in settings]
     return found
+
+
+def pair(adapter: str, checkout: Path, model: str, device: str) -> tuple[Tokenizer, Original]:
+    """Our model and the original's with the same random weights, those the original starts with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        original = find(adapter).load(checkout, model)
+    original.module.to(device)
+    return with_weights(model, original.module).to(device), original
 
 
 def with_weights(model: str, module: nn.Module) -> Tokenizer:
@@ -195,7 +202,7 @@ def _flops(setting: Setting, part: str) -> float:
         model = family.model(family.config.from_dict(card.config)).eval()
         signals = torch.empty(setting.batch, model.spec.channels, *setting.size)
         with torch.no_grad():
-            given = signals if part == "latent" else model.quantizer(model.latent(signals)).codes
+            given = signals if part == "latent" else torch.empty_like(model.latent(signals))
             with FlopCounterMode(display=False) as counter:
                 getattr(model, part)(given)
     return float(counter.get_total_flops())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.bench import exact
 from zoo.bench.peers import ZOO
-from zoo.bench.problem import Contender, Problem, Verdict, Work
+from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Tokens
 
@@ -97,6 +97,9 @@ class EncodeAudio(_Codec):
     def work(self) -> Work:
         return Work(_flops(self.model, self.batch, self.seconds, "encode"))
 
+    def goals(self) -> Sequence[Goal]:
+        return (Goal(ZOO, "time", TRANSFORMERS, 1.5),)
+
     def _our_action(self, data: Data) -> Callable[[], Tensor]:
         return lambda: data.ours.encode(data.audio, num_codebooks=self.codebooks).indices
 
@@ -129,6 +132,9 @@ class DecodeAudio(_Codec):
 
     def work(self) -> Work:
         return Work(_flops(self.model, self.batch, self.seconds, "decode"))
+
+    def goals(self) -> Sequence[Goal]:
+        return (Goal(ZOO, "time", TRANSFORMERS, 1.0),)
 
     def _our_action(self, data: Data) -> Callable[[], Tensor]:
         return lambda: data.ours.decode(data.tokens)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.bench import exact, vqmodel
+from zoo.bench import exact, half, vqmodel
 from zoo.bench.peers import ZOO
 from zoo.bench.problem import Contender, Problem, Verdict, Work
 from zoo.bench.vqmodel import DIFFUSERS, DIFFUSERS_MODULE, Shape
@@ -55,7 +55,12 @@ class _Model(Problem[Data]):
             Contender(ZOO + _LAST, self._ours(torch.channels_last)),
             Contender(DIFFUSERS, self._theirs(torch.contiguous_format), DIFFUSERS_MODULE),
             Contender(DIFFUSERS + _LAST, self._theirs(torch.channels_last), DIFFUSERS_MODULE),
+            *half.contenders(self.device, self._rounded),
         )
+
+    def _rounded(self, dtype: torch.dtype) -> Callable[[Data], Callable[[], Any]]:
+        build = self._ours(torch.contiguous_format)
+        return lambda data: build(data._replace(model=half.rounded(data.model, dtype)))
 
     def items(self) -> tuple[int, str]:
         return self.batch, "images"
@@ -82,6 +87,9 @@ class Encode(_Model):
         verdicts = {}
         for name, output in outputs.items():
             indices, latent = output
+            if name in half.precisions(self.device):
+                verdicts[name] = half.judge_tokens(indices.flatten(), outputs[DIFFUSERS][0].flatten())
+                continue
             wrong, ties = exact.count_differences(latents, codes, indices.flatten(), _ROUNDING)
             verdicts[name] = exact.verdict(wrong, ties, len(latents))
             if latent is not None and verdicts[name].passed:
@@ -120,8 +128,13 @@ class Decode(_Model):
 
     def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
         """diffusers' images are what is expected."""
-        expected = outputs[DIFFUSERS]
-        return {name: exact.judge_close({"images": (got, expected)}, _TOLERANCE) for name, got in outputs.items()}
+        expected, rounded = outputs[DIFFUSERS], half.precisions(self.device)
+        return {
+            name: half.judge_signals(got, expected)
+            if name in rounded
+            else exact.judge_close({"images": (got, expected)}, _TOLERANCE)
+            for name, got in outputs.items()
+        }
 
     def work(self) -> Work:
         return Work(self.batch * vqmodel.flops(self.shape, self.side, "decode"))

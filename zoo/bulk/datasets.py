@@ -8,8 +8,8 @@ import bisect
 import io
 import json
 import tarfile
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -73,8 +73,10 @@ class TokenDataset(Dataset[Item]):
 class TokenStream(IterableDataset[Item]):
     """The items of a job, shard by shard, in an order that depends on seed and epoch alone.
 
-    Every process and every worker of a DataLoader takes its own shards. `state_dict` and `load_state_dict` go on
-    exactly where another stream was, in one process without workers or through a loader that keeps its workers' states.
+    Every process and every worker of a DataLoader takes its own shards. `resume` goes on exactly behind what a
+    DataLoader has given, with any number of workers; `state_dict` and `load_state_dict` do for a stream without
+    workers, or through a loader that keeps its workers' states. A loader whose workers end with each epoch needs
+    `set_epoch` before the next.
 
     Args:
         folder: what `zoo tokenize` wrote, of the form `webdataset` or `parquet`.
@@ -99,12 +101,34 @@ class TokenStream(IterableDataset[Item]):
             )
         self.shuffle, self.seed, self.rank, self.world_size = shuffle, seed, rank, world_size
         self._epoch = self._shard = self._item = 0
+        self._part: int | None = None  # whose shards are taken: of the worker of this number; None: one's own
+        self._taken: _Taken | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin this epoch with the next iteration."""
+        self._epoch, self._shard, self._item, self._part, self._taken = epoch, 0, 0, None, None
+
+    def resume(
+        self, epoch: int, batches: int, *, batch_size: int | None = None, num_workers: int = 0, drop_last: bool = False
+    ) -> None:
+        """Go on behind what a DataLoader has given of an epoch: the next one, with the same settings, gives the items
+        that it would have given next, in the same order.
+
+        Args:
+            epoch: that was begun.
+            batches: that were taken of it; items, where `batch_size` is None.
+            batch_size, num_workers, drop_last: of the DataLoader.
+        """
+        self.set_epoch(epoch)
+        self._taken = _Taken(batches, batch_size or 1, max(1, num_workers), drop_last)
 
     def __iter__(self) -> Iterator[Item]:
         """The rest of the epoch; the next call begins the next one."""
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        shards = self._order(len(self._job.receipts), ())[self.rank :: self.world_size][number::count]
+        if self._taken is not None:
+            self._skip(self._taken, number, count)
+        shards = self._shards_of(number if self._part is None else self._part, count)
         while self._shard < len(shards):
             shard = shards[self._shard]
             items = _read(self._job, self._job.receipts[shard][0])
@@ -113,7 +137,23 @@ class TokenStream(IterableDataset[Item]):
                 self._item += 1
                 yield items[order[self._item - 1]]
             self._shard, self._item = self._shard + 1, 0
-        self._epoch, self._shard = self._epoch + 1, 0
+        self.set_epoch(self._epoch + 1)
+
+    def _shards_of(self, number: int, count: int) -> list[int]:
+        """The shards of one of `count` workers, in their order."""
+        return self._order(len(self._job.receipts), ())[self.rank :: self.world_size][number::count]
+
+    def _skip(self, taken: _Taken, number: int, count: int) -> None:
+        """Go to the place of a worker, and take the part of the one whose turn it would be."""
+        if count != taken.num_workers:
+            raise ValueError(f"num_workers: expected {taken.num_workers}, as the stream was resumed with, got {count}")
+        sizes = [[len(self._job.receipts[shard][1]) for shard in self._shards_of(k, count)] for k in range(count)]
+        given, turns = taken.of_workers([sum(each) for each in sizes])
+        self._part, self._taken = turns[number], None
+        left = given[self._part] * taken.batch_size
+        ends = list(accumulate(sizes[self._part]))
+        self._shard = bisect.bisect_right(ends, left)
+        self._item = left - [0, *ends][self._shard] if self._shard < len(ends) else 0
 
     def _order(self, count: int, key: tuple[int, ...]) -> list[int]:
         if not self.shuffle:
@@ -121,12 +161,38 @@ class TokenStream(IterableDataset[Item]):
         order: list[int] = np.random.default_rng((self.seed, self._epoch, *key)).permutation(count).tolist()
         return order
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | None]:
         """The place behind the last item."""
-        return {"epoch": self._epoch, "shard": self._shard, "item": self._item}
+        return {"epoch": self._epoch, "shard": self._shard, "item": self._item, "part": self._part}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._epoch, self._shard, self._item = state["epoch"], state["shard"], state["item"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.set_epoch(state["epoch"])
+        self._shard, self._item, self._part = state["shard"], state["item"], state["part"]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a DataLoader has given of an epoch."""
+
+    batches: int
+    batch_size: int
+    num_workers: int
+    drop_last: bool
+
+    def of_workers(self, sizes: list[int]) -> tuple[list[int], list[int]]:
+        """How many batches each worker has given, and the workers in the order of their next turns; `sizes`: items of
+        each. A DataLoader asks its workers in turn, and leaves out those that have ended.
+        """
+        most = [size // self.batch_size if self.drop_last else -(-size // self.batch_size) for size in sizes]
+        turns, given = deque(k for k, count in enumerate(most) if count), [0] * len(sizes)
+        for _ in range(self.batches):
+            if not turns:
+                break
+            worker = turns.popleft()
+            given[worker] += 1
+            if given[worker] < most[worker]:
+                turns.append(worker)
+        return given, [*turns, *(k for k in range(len(sizes)) if k not in turns)]
 
 
 class IdDataset(Dataset[Tensor]):

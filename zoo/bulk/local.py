@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import queue
 import threading
 import time
@@ -15,6 +16,8 @@ from zoo.bulk.shards import shard_files
 from zoo.bulk.work import Decoded, Encoder, decode
 from zoo.media.sources import Skipped, Source
 from zoo.tokenizer import Tokenizer
+
+_BETWEEN_RETURNS = 250  # items
 
 
 def tokenize(
@@ -51,6 +54,8 @@ def tokenize(
                 for item in decoding.items():
                     encoder.add(item)
                     done += 1
+                    if done % _BETWEEN_RETURNS == 0:
+                        return_free_memory()
                     on_progress(done, total, decoding.waited / (time.perf_counter() - began))
                 made, skipped = encoder.end()
                 files, ids = shard_files(part.name, made, job, model.vocab_sizes)
@@ -60,6 +65,14 @@ def tokenize(
         items, skipped_count, ids = folder.close(parts, source.skipped)
     seconds = time.perf_counter() - began
     return Summary(items, skipped_count, ids, len(parts), made_now, seconds, waited / max(seconds, 1e-9))
+
+
+def return_free_memory() -> None:
+    """Give the system what the allocator keeps of freed memory, where it can: what several threads make and drop leaves
+    gaps, which otherwise grow for as long as a job runs.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # of C libraries other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Decoding:

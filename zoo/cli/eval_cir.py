@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zoo.cli.common import Device, Json, note, print_json, stdout
-from zoo.cli.inversion import BatchSize, Setup, TextEncoder, prepare, progress_bar, store_file, words_of
+from zoo.cli.inversion import (
+    BatchSize,
+    Setup,
+    TextEncoder,
+    Vocabulary,
+    prepare,
+    progress_bar,
+    store_file,
+    vocabulary_of,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from tokenizers_visual.inversion.cir_base import Benchmark
@@ -25,13 +36,15 @@ def evaluate(
     projector: Annotated[str | None, typer.Option(help="Name in the zoo, or a saved model; not for baselines.")] = None,
     split: Annotated[str, typer.Option(help="val, test1 (CIRR), test (CIRCO); of domains the set's name.")] = "val",
     methods: Annotated[
-        str, typer.Option(help="composed, and the baselines image, text and sum, separated by commas.")
+        str,
+        typer.Option(help="composed, freedom, and the baselines image, text and sum, separated by commas."),
     ] = "composed",
     prompt: Annotated[
         str | None, typer.Option(help="Prompt with $ and {caption}, or {domain}; default: the projector's own.")
     ] = None,
     clip: Annotated[str | None, typer.Option(help="The CLIP, where no projector tells it.")] = None,
     text_encoder: TextEncoder = None,
+    vocabulary: Vocabulary = None,
     features: Annotated[Path | None, typer.Option(help="File that keeps the images' features.")] = None,
     submission: Annotated[
         Path | None, typer.Option(help="Folder for the files that a hidden split's server takes.")
@@ -42,6 +55,7 @@ def evaluate(
 ) -> None:
     """Measure a projector on a benchmark's own annotation files, or write the submission of a hidden split."""
     from tokenizers_visual.inversion.cir_benchmarks import METHODS, read_benchmark
+    from zoo import create_model
     from zoo.media.storage import write_atomically
 
     chosen = methods.split(",")
@@ -52,12 +66,17 @@ def evaluate(
             "--projector: expected the name of a projector for composed queries (`zoo list --layout words`)"
         )
     setup = prepare(projector, clip, text_encoder, device)
+    by_votes = {"freedom", *(["composed"] if setup.freedom is not None else [])}
+    words = None
+    if by_votes & set(chosen):
+        setup = replace(setup, freedom=setup.freedom or create_model("freedom_vit_l14", backbone=setup.pair.backbone))
+        words = vocabulary_of(setup, vocabulary)
     parts = read_benchmark(benchmark, annotations, images, split, family=setup.family, prompt=prompt)
     store = _features(setup, parts, store_file(features, images, setup.pair.backbone), batch_size)
     results: dict[str, dict[str, dict[str, float] | None]] = {method: {} for method in chosen}
     for part in parts:
         for method in chosen:
-            values, files = _measure(setup, part, store, method, batch_size)
+            values, files = _measure(setup, part, store, method, batch_size, words if method in by_votes else None)
             results[method][part.part] = values
             if values is None and submission is None:
                 raise ValueError(
@@ -67,7 +86,13 @@ def evaluate(
                 for name, content in files.items():
                     write_atomically(submission / name, json.dumps(content).encode())
                     note(f"wrote {submission / name}")
-    _print(results, parts, {"projector": projector, "clip": setup.pair.backbone, "split": split}, as_json)
+    about: dict[str, Any] = {"projector": projector, "clip": setup.pair.backbone, "split": split}
+    if parts[0].queries:
+        first = parts[0].queries[0]
+        about["prompt"] = f"WORD {first.text}" if set(chosen) <= by_votes else first.prompts[0]
+    if words is not None:
+        about["vocabulary"] = str(vocabulary)
+    _print(results, parts, about, as_json)
 
 
 def _features(setup: Setup, parts: Sequence[Benchmark], file: Path, batch_size: int) -> Any:
@@ -82,12 +107,15 @@ def _features(setup: Setup, parts: Sequence[Benchmark], file: Path, batch_size: 
 
 
 def _measure(
-    setup: Setup, part: Benchmark, store: Any, method: Any, batch_size: int
+    setup: Setup, part: Benchmark, store: Any, method: Any, batch_size: int, vocabulary: Any
 ) -> tuple[dict[str, float] | None, dict[str, Any]]:
     """Metrics, and the files of the submission."""
-    from tokenizers_visual.inversion.cir_benchmarks import query_features
+    from tokenizers_visual.inversion.cir_benchmarks import freedom_features, query_features
 
     features = store.read([picture.name for picture in part.pictures])
+    if vocabulary is not None:
+        queries = freedom_features(part, setup.pair, features, setup.freedom, vocabulary)  # type: ignore[arg-type]
+        return part.metrics(queries, features), part.submission(queries, features)
     words = None
     if method == "composed":
         references = [query.reference for query in part.queries]
@@ -105,7 +133,6 @@ def _print(results: dict[str, Any], parts: Sequence[Benchmark], about: dict[str,
         if len(values) > 1:
             results[method] = {**values, "mean": mean_of_parts(list(values.values()))}
     protocol = {**about, "queries": {part.part: len(part.queries) for part in parts}, "protocol": parts[0].protocol}
-    protocol["prompt"] = parts[0].queries[0].prompts[0] if parts[0].queries else ""
     if as_json:
         print_json({"metrics": results, **protocol}, indent=1)
         return

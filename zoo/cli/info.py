@@ -25,7 +25,7 @@ def info(
 ) -> None:
     """Show a model's card: config, weights, licence, paper, metrics with their protocols, and its tokens."""
     model, card = _model_and_card(name)
-    facts = {**card.to_dict(), **_of_model(model)}
+    facts = {**card.to_dict(), **of_model(model)}
     if as_json:
         print_json(facts, indent=1)
         return
@@ -35,7 +35,7 @@ def info(
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in _rows(card, facts).items():
+    for key, value in rows(card, facts).items():
         if value:
             table.add_row(key, escape(value))
     console = stdout()
@@ -63,7 +63,7 @@ def _model_and_card(name: str) -> tuple[Model, ModelCard]:
         return family.model(family.config.from_dict(card.config)), card  # type: ignore[call-arg, arg-type]
 
 
-def _of_model(model: Model) -> dict[str, Any]:
+def of_model(model: Model) -> dict[str, Any]:
     """What the built model tells: its size; of a tokenizer, what it takes and how many tokens an image becomes."""
     from zoo.tokenizer import Tokenizer
 
@@ -80,7 +80,8 @@ def _of_model(model: Model) -> dict[str, Any]:
     return facts
 
 
-def _rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
+def rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
+    """What a reader sees of a card and the facts of `of_model`, empty where there is nothing to say."""
     flags = [flag for flag, holds in (("non-commercial", card.non_commercial), ("needs a login", card.gated)) if holds]
     source = "none published"
     if card.source is not None:

@@ -17,6 +17,7 @@ from zoo.cli.common import choose_device, load_any, note, stderr
 if TYPE_CHECKING:
     from tokenizers_visual.inversion.cir_inputs import ImageInput
     from tokenizers_visual.inversion.clip import ClipPair
+    from tokenizers_visual.inversion.freedom import FreeDom
     from tokenizers_visual.inversion.projector import Projector, PseudoWords
     from tokenizers_visual.inversion.retrieval import FeatureStore
 
@@ -24,6 +25,9 @@ NAMED = 20  # unreadable pictures that are named one by one
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one pass of the image encoder.")]
 TextEncoder = Annotated[Path | None, typer.Option(help="Text encoder that RTD trained for the projector.")]
+Vocabulary = Annotated[
+    Path | None, typer.Option(help="Words that FreeDom chooses from: one a line, or the first column of a CSV.")
+]
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Setup:
         pair: of the gallery and the words.
         text_pair: of the prompts: the same, or one with a text encoder trained by RTD.
         projector: None where no words are needed.
+        freedom: what finds words of a vocabulary, where that was named in place of a projector.
         family: of the projector; "" without.
     """
 
     pair: ClipPair
     text_pair: ClipPair
     projector: Projector | None
+    freedom: FreeDom | None
     family: str
     preprocess: ImageInput
 
@@ -48,16 +54,17 @@ def prepare(projector: str | None, clip: str | None, text_encoder: Path | None, 
     """Load what the names mean.
 
     Args:
-        projector: a name of the zoo, or a saved model; its config names the CLIP.
+        projector: a name of the zoo, or a saved model, of a projector or of FreeDom; its config names the CLIP.
         clip: needed without a projector alone.
 
     Raises:
-        ValueError: no projector, or one of another CLIP than `clip`.
+        ValueError: no projector, or one of another CLIP than `clip`; a text encoder for FreeDom.
     """
     import copy
 
     from tokenizers_visual.inversion.backbones import load_pair
     from tokenizers_visual.inversion.cir_inputs import image_input
+    from tokenizers_visual.inversion.freedom import FreeDom
     from tokenizers_visual.inversion.projector import Projector
     from tokenizers_visual.inversion.retrieval import preprocessing
     from tokenizers_visual.inversion.rtd import load_text_encoder
@@ -66,7 +73,7 @@ def prepare(projector: str | None, clip: str | None, text_encoder: Path | None, 
     where, model, family = choose_device(device), None, ""
     if projector is not None:
         model = load_any(projector, where)
-        if not isinstance(model, Projector):
+        if not isinstance(model, Projector | FreeDom):
             raise ValueError(
                 f"{projector}: expected a projector, got a {type(model).__name__}; `zoo list --layout words`"
             )
@@ -80,7 +87,27 @@ def prepare(projector: str | None, clip: str | None, text_encoder: Path | None, 
     if text_encoder is not None:
         text_pair = copy.deepcopy(pair)
         load_text_encoder(text_pair, text_encoder)
-    return Setup(pair, text_pair, model, family, preprocessing(family, image_input(pair)))
+    if isinstance(model, FreeDom):
+        if text_encoder is not None:
+            raise ValueError(f"--text-encoder: expected a projector that it was trained for, got {projector}")
+        return Setup(pair, pair, None, model, family, image_input(pair))
+    return Setup(pair, text_pair, model, None, family, preprocessing(family, image_input(pair)))
+
+
+def vocabulary_of(setup: Setup, file: Path | None) -> tuple[list[str], Any]:
+    """FreeDom's words and their features, which are kept in the zoo's cache.
+
+    Raises:
+        ValueError: no file, or one without words.
+    """
+    from tokenizers_visual.inversion.vocabulary import read_words, word_features
+
+    if file is None:
+        raise ValueError(
+            "--vocabulary: expected a file of words for FreeDom (published: the classes of Open Images V7)"
+        )
+    words = read_words(file)
+    return words, word_features(setup.pair, words, store_file(None, file, setup.pair.backbone))
 
 
 def store_file(given: Path | None, place: Path, backbone: str) -> Path:

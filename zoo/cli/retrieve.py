@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoo.cli.common import Device, Json, note, print_json, stdout
-from zoo.cli.inversion import BatchSize, Setup, TextEncoder, encode_all, prepare, store_file, tell_skipped, words_of
+from zoo.cli.inversion import (
+    BatchSize,
+    Setup,
+    TextEncoder,
+    Vocabulary,
+    encode_all,
+    prepare,
+    store_file,
+    tell_skipped,
+    vocabulary_of,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from tokenizers_visual.inversion.retrieval import Gallery
@@ -22,11 +33,14 @@ def retrieve(
     gallery: Annotated[Path, typer.Option(help="Folder of the pictures to search in, all its levels.")],
     query: Annotated[Path, typer.Option(help="The picture to start from.")],
     text: Annotated[str, typer.Option(help='What should be different: "is red"; or a whole prompt with $ in it.')],
-    projector: Annotated[str, typer.Option(help="Name in the zoo, or a saved model.")] = DEFAULT_PROJECTOR,
+    projector: Annotated[
+        str, typer.Option(help="Name in the zoo, or a saved model: a projector, or FreeDom.")
+    ] = DEFAULT_PROJECTOR,
     top: Annotated[int, typer.Option(min=1, help="How many pictures to show.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Sheet of the query and what was found; default: none.")] = None,
     index: Annotated[Path | None, typer.Option(help="File that keeps the gallery's features.")] = None,
     text_encoder: TextEncoder = None,
+    vocabulary: Vocabulary = None,
     exact: Annotated[bool, typer.Option("--exact", help="Look at every picture, however many there are.")] = False,
     batch_size: BatchSize = 32,
     device: Device = None,
@@ -57,9 +71,12 @@ def retrieve(
     tell_skipped(skipped, len(pictures))
     found = Gallery.of(store, pictures)
 
-    prompts = PROMPTS.get(setup.family, PROMPTS[""])
-    prompt = text if PLACEHOLDER in text else prompts["cirr"].replace("{caption}", text)
-    direction = _composed(setup, ImageFile(query.resolve()), prompt)
+    if setup.freedom is not None:
+        prompt, direction = _by_words(setup, ImageFile(query.resolve()), found, text, vocabulary_of(setup, vocabulary))
+    else:
+        prompts = PROMPTS.get(setup.family, PROMPTS[""])
+        prompt = text if PLACEHOLDER in text else prompts["cirr"].replace("{caption}", text)
+        direction = _composed(setup, ImageFile(query.resolve()), prompt)
     scores, places = _search(found, store.file, exact).search(direction, top + 1)
     rows = [
         (float(score), found.names[place])
@@ -68,11 +85,12 @@ def retrieve(
     ][:top]
     if out is not None:
         _write_sheet(out, query, prompt, rows)
+    model = setup.projector or setup.freedom
     if as_json:
         print_json(
             {
                 "prompt": prompt,
-                "projector": setup.projector.name if setup.projector else None,
+                "projector": model.name if model else None,
                 "clip": setup.pair.backbone,
                 "gallery": {"pictures": len(found.names), "skipped": skipped, "index": str(store.file)},
                 "results": [{"rank": rank, "score": score, "file": name} for rank, (score, name) in enumerate(rows, 1)],
@@ -91,6 +109,20 @@ def _composed(setup: Setup, query: Any, prompt: str) -> Any:
         pixels = query.load(setup.preprocess)[None].to(next(setup.pair.parameters()))
         words = words_of(setup, setup.pair.image_features(pixels), [query], 1)
         return setup.text_pair.compose(prompt, words.to(pixels.device), fill="first").float().cpu()
+
+
+def _by_words(setup: Setup, query: Any, gallery: Gallery, text: str, vocabulary: Any) -> tuple[str, Any]:
+    """FreeDom's words of the query, with the text behind them, and their direction (1, E); the gallery votes."""
+    import torch
+
+    words, features = vocabulary
+    model: Any = setup.freedom
+    with torch.no_grad():
+        pixels = query.load(setup.preprocess)[None].to(next(setup.pair.parameters()))
+        image = setup.pair.image_features(pixels).float().cpu()
+    voted = model.invert(image, gallery.features, features)
+    direction = model.directions(setup.pair, voted, words, text)
+    return ", ".join(words[label] for label in voted.labels[0].tolist() if label >= 0) + f": {text}", direction
 
 
 def _search(gallery: Gallery, file: Path, exact: bool) -> Any:

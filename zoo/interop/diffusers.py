@@ -131,9 +131,13 @@ class KLArchitecture(Architecture):
 
     Attributes:
         scale: factor that brings the latents to about unit variance.
+        shift: that is taken off them before.
+        projections: 1x1 convolutions before and after the latents.
     """
 
     scale: float
+    shift: float = 0.0
+    projections: bool = True
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> KLArchitecture:
@@ -142,9 +146,14 @@ class KLArchitecture(Architecture):
         Raises:
             ValueError: a setting that no model of the zoo has, by name.
         """
-        plain = {"use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}
-        plain |= {"latents_mean": None, "latents_std": None}
-        return cls(**_network_of_kwargs(kwargs, **plain), scale=kwargs.get("scaling_factor", 0.18215))
+        projections = kwargs.get("use_quant_conv", True)
+        plain = {"use_post_quant_conv": projections, "latents_mean": None, "latents_std": None}
+        return cls(
+            **_network_of_kwargs(kwargs, **plain),
+            scale=kwargs.get("scaling_factor", 0.18215),
+            shift=kwargs.get("shift_factor") or 0.0,
+            projections=projections,
+        )
 
     @classmethod
     def of(cls, model: Tokenizer) -> KLArchitecture:
@@ -157,10 +166,18 @@ class KLArchitecture(Architecture):
         if not isinstance(base, VariationalBase):
             raise ValueError(f"expected a model of a variational autoencoder's latents, got {model.name}")
         network = _network_of(model, base)
-        return cls(**{**network, "latent_channels": network["latent_channels"] // 2}, scale=base.scale)
+        network = {**network, "latent_channels": network["latent_channels"] // 2}
+        projections = not isinstance(base.to_posterior, nn.Identity)
+        return cls(**network, scale=base.scale, shift=base.shift, projections=projections)
 
     def kwargs(self) -> dict[str, Any]:
-        return {**super().kwargs(), "scaling_factor": self.scale}
+        return {
+            **super().kwargs(),
+            "scaling_factor": self.scale,
+            "shift_factor": self.shift or None,
+            "use_quant_conv": self.projections,
+            "use_post_quant_conv": self.projections,
+        }
 
 
 def _network_of_kwargs(kwargs: Mapping[str, Any], **further: Any) -> dict[str, Any]:

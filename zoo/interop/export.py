@@ -1,9 +1,10 @@
 """Models as programs that need nothing of the zoo: torch.export archives and ONNX files of encoding and decoding.
 
 `encode` takes `signal`, of a size that needs no padding, and gives the index tensors of the levels, `level_0` and so
-on; `decode` takes these and gives the signal. Where the decoder draws noise, that is the last input, `noise`: standard
-normal, of the shape that `Tokenizer.noise_shape` gives; encoders draw none. Every program is run once more after it was
-written, on other signals and noise than those it was traced with, and must give what the model gives.
+on; `decode` takes these and gives the signal, that of codecs which normalise at loudness 1. Where the decoder draws
+noise, that is the last input, `noise`: standard normal, of the shape that `Tokenizer.noise_shape` gives; encoders draw
+none. Every program is run once more after it was written, on other signals and noise than those it was traced with, and
+must give what the model gives.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,24 +35,30 @@ class ExportError(ValueError):
     """A model that cannot be exported, or whose program gives something else; the message says why."""
 
 
+class NoProgramError(ExportError):
+    """A part of a model that is no fixed program."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """One program.
 
     Attributes:
-        file: where it lies.
         part: "encode" or "decode".
+        file: where it lies; None where there is none.
+        reason: why there is none.
         free: the axes whose length is free: "batch", and of models of any size the sides.
         inputs, outputs: what it takes and gives: "signal", "level_0", "level_1", ..., "noise".
         agreement: share of equal tokens (encode), or the largest difference of a sample as a share of the value range.
     """
 
-    file: Path
     part: Literal["encode", "decode"]
-    free: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    agreement: float
+    file: Path | None
+    reason: str = ""
+    free: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    agreement: float = math.nan
 
 
 def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int, ...] | None = None) -> list[Exported]:
@@ -65,11 +72,10 @@ def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int,
             about 256 pixels a side, or a second.
 
     Returns:
-        The programs.
+        The programs; of what is no fixed program (its number of tokens depends on the signal, say), the reason.
 
     Raises:
-        ExportError: a model whose method is no fixed program (its number of steps depends on the signal, say), or a
-            program that gives something else than the model; nothing of it is left.
+        ExportError: neither part is one, or a program that gives something else than the model; it is not left behind.
         ImportError: ONNX is not installed.
     """
     if form not in SUFFIXES:
@@ -80,36 +86,57 @@ def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int,
     done = []
     with torch.no_grad(), model._evaluating(), _quiet():
         traced, other = (example_signal(model, sides, count, seed) for count, seed in ((2, 0), (2, 1)))
-        programs = [_Program("encode", _Encode(model), {"signal": traced}, {"signal": other})]
+        tokens, fresh = (_full(model, signal) for signal in (traced, other))
+        programs = [_Program("encode", _Encode(model), {"signal": traced}, {"signal": other}, fresh.levels)]
         if model.has_decoder:
-            tokens = model.encode(traced)
-            arguments = (
-                _decoder_arguments(model, given, seed) for seed, given in enumerate((tokens, model.encode(other)))
-            )
-            programs.append(_Program("decode", _Decode(model, tokens), *arguments))
+            given, others = (_decoder_arguments(model, each, seed) for seed, each in enumerate((tokens, fresh)))
+            noise = {"noise": others["noise"]} if "noise" in others else {}
+            image = model.decode(fresh, **noise)  # type: ignore[arg-type]
+            programs.append(_Program("decode", _Decode(model, tokens), given, others, (image,)))
         for each in programs:
-            file = folder / f"{each.part}{SUFFIXES[form]}"
             try:
-                program, free = _traced(each, model)
-                wanted = each.module(*each.others.values())
-                outputs = ("signal",) if each.part == "decode" else _level_names(len(wanted))
-                found = _write(program, file, form, tuple(each.arguments), outputs)(each.others)
-                agreement = _agreement(wanted, found, model, each.part, form)
-            except BaseException:
-                file.unlink(missing_ok=True)
-                raise
-            done.append(Exported(file, each.part, free, tuple(each.arguments), outputs, agreement))
+                done.append(_exported(each, model, folder / f"{each.part}{SUFFIXES[form]}", form))
+            except NoProgramError as error:
+                done.append(Exported(each.part, None, str(error)))
+    if not any(program.file for program in done):
+        raise ExportError("; ".join(program.reason for program in done))
     return done
+
+
+def _exported(each: _Program, model: Tokenizer, file: Path, form: Form) -> Exported:
+    try:
+        program, free = _traced(each, model)
+        outputs = ("signal",) if each.part == "decode" else _level_names(len(each.wanted))
+        found = _write(program, file, form, tuple(each.arguments), outputs)(each.others)
+        agreement = _agreement(each.wanted, found, model, each.part, form)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return Exported(each.part, file, "", free, tuple(each.arguments), outputs, agreement)
+
+
+def _halts(model: Tokenizer) -> bool:
+    """Whether the model chooses how many tokens a signal gets."""
+    return type(model)._encode_batch is not Tokenizer._encode_batch
+
+
+def _full(model: Tokenizer, signal: Tensor) -> Tokens:
+    """Tokens as programs know them: all rows are full, and codecs that normalise keep no loudness beside them."""
+    tokens = model.encode(signal)
+    levels = model.encode_levels(signal)[0] if _halts(model) else tokens.levels
+    extent = tokens.extent and replace(tokens.extent, gains=None, places=None)
+    return replace(tokens, levels=levels, lengths=None, extent=extent)
 
 
 @dataclass(frozen=True)
 class _Program:
-    """What is traced, and by name the tensors that it is traced with, and others to run it on."""
+    """What is traced, by name the tensors that it is traced with and others to run it on, and what these give."""
 
     part: Literal["encode", "decode"]
     module: nn.Module
     arguments: dict[str, Tensor]
     others: dict[str, Tensor]
+    wanted: tuple[Tensor, ...]
 
 
 def _level_names(count: int) -> tuple[str, ...]:
@@ -131,8 +158,8 @@ class _Encode(nn.Module):
 
     def forward(self, signal: Tensor) -> tuple[Tensor, ...]:
         levels, lengths = self.model.encode_levels(signal)
-        if lengths is not None:
-            raise ExportError(f"{self.model.name}: the number of its tokens depends on the signal")
+        if lengths is not None or _halts(self.model):
+            raise NoProgramError(f"encode of {self.model.name}: the number of its tokens depends on the signal")
         return tuple(levels)
 
 
@@ -197,7 +224,7 @@ def _traced(each: _Program, model: Tokenizer) -> tuple[torch.export.ExportedProg
             raise
         except Exception as error:  # the tracer raises nearly anything
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-    raise ExportError(f"{each.part} of {model.name} cannot be traced into one program: {reasons[-1]}")
+    raise NoProgramError(f"{each.part} of {model.name} cannot be traced into one program: {reasons[-1]}")
 
 
 def _freedoms(model: Tokenizer) -> Iterator[tuple[str, ...]]:
@@ -253,11 +280,16 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
 
 def _write(
     program: torch.export.ExportedProgram, file: Path, form: Form, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> Callable[[dict[str, Tensor]], Any]:
+) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
     """Write it, and give what runs the file."""
     if form == "torch-export":
         torch.export.save(program, file)
-        return lambda given: torch.export.load(file).module()(*given.values())
+
+        def load_and_run(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            found = torch.export.load(file).module()(*given.values())
+            return found if isinstance(found, tuple) else (found,)
+
+        return load_and_run
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch needs it
@@ -268,20 +300,19 @@ def _write(
         exported.save(str(file), external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise ExportError(
+        raise NoProgramError(
             f"{file.stem} has an operation that ONNX lacks: {reason[-1] if reason else error!r}"
         ) from error
 
-    def run(given: dict[str, Tensor]) -> Any:
+    def run(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         found = session.run(list(outputs), {name: value.numpy() for name, value in given.items()})
-        signals = [torch.from_numpy(value) for value in found]
-        return tuple(signals) if file.stem == "encode" else signals[0]
+        return tuple(torch.from_numpy(value) for value in found)
 
     return run
 
 
-def _agreement(wanted: Any, found: Any, model: Tokenizer, part: str, form: Form) -> float:
+def _agreement(wanted: tuple[Tensor, ...], found: tuple[Tensor, ...], model: Tokenizer, part: str, form: Form) -> float:
     if part == "encode":
         pairs = list(zip(wanted, found, strict=True))
         same = sum(int((a == b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)
@@ -289,7 +320,7 @@ def _agreement(wanted: Any, found: Any, model: Tokenizer, part: str, form: Form)
             raise ExportError(f"encode of {model.name} as {form}: {1 - same:.2%} of the tokens are others")
         return same
     low, high = model.spec.value_range
-    difference = float((wanted - found).abs().max()) / (high - low)
+    difference = float((wanted[0] - found[0]).abs().max()) / (high - low)
     if not difference < SIGNALS_AGREE:
         raise ExportError(f"decode of {model.name} as {form}: samples differ by {difference:.2g} of the value range")
     return difference

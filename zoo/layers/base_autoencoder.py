@@ -132,6 +132,8 @@ class VariationalBaseConfig(BaseConfig):
     dim: int = 16
     attention: tuple[bool, ...] = (False, False, False, False, True)  # of the encoder, one per level
     scale: float = 0.2325  # that the latents are multiplied by; the decoder learns to take them so
+    shift: float = 0.0  # that is taken off the latents before
+    projections: bool = True  # 1x1 convolutions before and after the latents
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,15 +153,15 @@ class VariationalBase(Base):
         widths, dim, groups = config.widths, config.dim, config.norm_groups
         down = levels(widths, config.blocks, config.attention)
         up = levels(widths[::-1], config.blocks + 1, [False] * len(widths))
-        self.scale = config.scale
+        self.scale, self.shift = config.scale, config.shift
         self.encoder = Encoder(3, config.channels, down, 2 * dim, groups)
-        self.to_posterior = nn.Conv2d(2 * dim, 2 * dim, 1)
-        self.from_latent = nn.Conv2d(dim, dim, 1)
+        self.to_posterior = nn.Conv2d(2 * dim, 2 * dim, 1) if config.projections else nn.Identity()
+        self.from_latent = nn.Conv2d(dim, dim, 1) if config.projections else nn.Identity()
         self.decoder = Decoder(dim, up, 3, groups)
 
     def latent(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         posterior = Posterior.of(self.to_posterior(self.encoder(x)).movedim(1, -1))
-        return self.scale * (posterior.mean if noise is None else posterior.sample(noise))
+        return self.scale * ((posterior.mean if noise is None else posterior.sample(noise)) - self.shift)
 
     def latent_of(self, prediction: Tensor) -> Tensor:
         return prediction

@@ -1,7 +1,8 @@
 """Convolutions over time with the channels innermost in memory, where that is faster: on CPUs, without gradients.
 
-oneDNN runs them 1.2 to 3 times as fast as with time innermost, unless there are very many channels. The layout is that
-of torch's `channels_last` for images of height 1, and passes through activations and sums by itself.
+oneDNN runs them 1.2 to 3 times as fast as with time innermost. The layout is that of torch's `channels_last` for images
+of height 1, and passes through activations and sums by itself. In it a stride of `s` is a matter of taking `s`
+positions for one with `s` times the channels, so that strided convolutions and transposed ones become plain ones.
 """
 
 from __future__ import annotations
@@ -9,30 +10,42 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
-_MOST_CHANNELS = 256  # that a convolution takes in; a transposed one twice as many
-_packed = WeakIdKeyDictionary()  # weight -> its state when it was laid out, and the copy
+from zoo.layers import packed
+
+_MANY = 4096  # channels times kernel size, from which on oneDNN needs help with strides
 
 
 def conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
 ) -> Tensor:
     """As `torch.nn.functional.conv1d`, of (B, C, T)."""
-    if not _faster(x, weight, _MOST_CHANNELS):
+    if x.ndim != 3 or not packed.can_be_packed(x, weight):
         return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
-    y = F.conv2d(_image(x), _laid_out(weight), bias, (1, stride), (0, padding), (1, dilation), groups)
-    return y.squeeze(2)
+    kernel = weight.shape[2]
+    if kernel == stride == groups == 1 and padding == 0:
+        return packed.linear(_inside(x).transpose(1, 2), weight, bias).transpose(1, 2)
+    if stride > 1 and kernel % stride == 0 and dilation == groups == 1 and weight.shape[1] * kernel >= _MANY:
+        return _conv_of_blocks(x, weight, bias, stride, padding)
+    return packed.convolution(_image(x), weight, bias, stride, padding, dilation, groups).squeeze(2)
 
 
 def conv_transpose1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, output_padding: int, groups: int
 ) -> Tensor:
     """As `torch.nn.functional.conv_transpose1d`, of (B, C, T)."""
-    if not _faster(x, weight, 2 * _MOST_CHANNELS):
+    plain = groups == 1 and weight.shape[2] % stride == 0 and output_padding <= padding
+    if x.ndim != 3 or not plain or not packed.can_be_packed(x, weight):
         return F.conv_transpose1d(x, weight, bias, stride, padding, output_padding, groups)
-    steps = ((1, stride), (0, padding), (0, output_padding))
-    return F.conv_transpose2d(_image(x), _laid_out(weight), bias, *steps, groups).squeeze(2)
+    taps, width = weight.shape[2] // stride, weight.shape[1]
+
+    def prepare(weight: Tensor) -> Tensor:  # (I, O, taps * stride) -> (stride * O, I, taps)
+        return weight.unflatten(2, (taps, stride)).flip(2).permute(3, 1, 0, 2).flatten(0, 1)
+
+    biases = None if bias is None else bias.repeat(stride)
+    y = packed.convolution(_image(x), weight, biases, 1, taps - 1, 1, 1, prepare)  # (B, stride * O, 1, T + taps - 1)
+    y = y.permute(0, 3, 1, 2).reshape(x.shape[0], -1, width)
+    return y[:, padding : y.shape[1] - padding + output_padding].transpose(1, 2)
 
 
 class WaveConv1d(nn.Conv1d):
@@ -70,35 +83,30 @@ def added(x: Tensor, y: Tensor) -> Tensor:
     return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
 
 
-def _faster(x: Tensor, weight: Tensor, most: int) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.shape[1] <= most
-        and x.ndim == 3
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-    )
+def _conv_of_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """A convolution whose kernel is a multiple of its stride, as a plain one of blocks of `stride` positions."""
+    taps = weight.shape[2] // stride
+
+    def prepare(weight: Tensor) -> Tensor:  # (O, I, taps * stride) -> (O, stride * I, taps)
+        return weight.unflatten(2, (taps, stride)).permute(0, 3, 1, 2).flatten(1, 2)
+
+    blocks = (x.shape[2] + 2 * padding) // stride
+    more = blocks * stride - x.shape[2] - padding  # fewer than none: positions that no output sees
+    rows = F.pad(x.transpose(1, 2), (0, 0, padding, more)).contiguous()  # (B, blocks * stride, C)
+    joined = rows.view(x.shape[0], blocks, -1).transpose(1, 2)
+    return packed.convolution(_image(joined), weight, bias, 1, 0, 1, 1, prepare).squeeze(2)
+
+
+def _inside(x: Tensor) -> Tensor:
+    """(B, C, T), channels innermost and items one after the other."""
+    batch, channels, time = x.shape
+    if are_inside(x) and (batch == 1 or x.stride(0) == channels * time):
+        return x
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _image(x: Tensor) -> Tensor:
     """(B, C, T) -> (B, C, 1, T), channels innermost."""
     batch, channels, time = x.shape
-    if not are_inside(x) or (batch > 1 and x.stride(0) != channels * time):
-        x = x.transpose(1, 2).contiguous().transpose(1, 2)
     # strides of dimensions of size 1 tell torch the layout too
-    return x.as_strided((batch, channels, 1, time), (channels * time, 1, channels * time, channels))
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """(O, I, K) -> (O, I, 1, K), I innermost; kept as long as the weight is and stays as it is."""
-    if weight.is_inference():
-        return _image(weight)
-    state = (weight.data_ptr(), weight._version)
-    known = _packed.get(weight)
-    if known is None or known[0] != state:
-        known = (state, _image(weight.detach()))
-        _packed[weight] = known
-    return known[1]
+    return _inside(x).as_strided((batch, channels, 1, time), (channels * time, 1, channels * time, channels))

@@ -30,7 +30,9 @@ def pad1d(x: Tensor, left: int, right: int, mode: PadMode = "reflect") -> Tensor
     Returns:
         (B, C, left + T + right).
     """
-    if mode != "reflect" or left == right == 0:
+    if left == right == 0:
+        return x
+    if mode != "reflect":
         return F.pad(x, (left, right), mode=mode)
     length = x.shape[-1]
     missing = max(0, max(left, right) - length + 1)

@@ -69,7 +69,7 @@ def ddim(
     for time in times:
         now = share[time]
         then = share[time - hop] if time >= hop else torch.ones_like(now)
-        output = predict(x, torch.full((len(x),), time, device=x.device))
+        output = predict(x, torch.full((x.shape[0],), time, device=x.device))
         if prediction == "epsilon":
             clean, residue = (x - (1 - now).sqrt() * output) / now.sqrt(), output
         elif prediction == "v_prediction":

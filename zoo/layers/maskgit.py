@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.channels_inside import added
+from zoo.layers.inference import channels_last, silu
 from zoo.layers.resnet import Downsample, Upsample
 
 
@@ -31,9 +32,9 @@ class MaskGITBlock(nn.Module):
         self.shortcut = None if in_channels == out_channels else nn.Conv2d(out_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return x + h if self.shortcut is None else h + self.shortcut(h)
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return added(h, x) if self.shortcut is None else added(self.shortcut(h), h)
 
 
 def _blocks(in_channels: int, out_channels: int, count: int, groups: int, dropout: float) -> nn.Sequential:
@@ -52,7 +53,7 @@ class _Level(nn.Module):
 
 
 class MaskGITEncoder(nn.Module):
-    """Images (B, 3, H, W) -> (B, out_channels, H / f, W / f), f = 2 ** (number of levels - 1).
+    """Images (B, in_channels, H, W) -> (B, out_channels, H / f, W / f), f = 2 ** (number of levels - 1).
 
     Args:
         channels: width after the first convolution.
@@ -72,9 +73,10 @@ class MaskGITEncoder(nn.Module):
         *,
         strided_convolution: bool,
         middle_blocks: int | None = None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.levels = nn.Sequential()
         for i, (before, width) in enumerate(pairwise([channels, *widths])):
             halve = Downsample(width) if strided_convolution else nn.AvgPool2d(2)
@@ -85,12 +87,12 @@ class MaskGITEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.levels(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.mid(self.levels(self.conv_in(channels_last(x))))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class MaskGITDecoder(nn.Module):
-    """(B, in_channels, h, w) -> images (B, 3, h * f, w * f), f = 2 ** (number of levels - 1).
+    """(B, in_channels, h, w) -> images (B, out_channels, h * f, w * f), f = 2 ** (number of levels - 1).
 
     Args:
         widths: of the levels, coarsest first.
@@ -106,6 +108,7 @@ class MaskGITDecoder(nn.Module):
         dropout: float = 0.0,
         *,
         middle_blocks: int | None = None,
+        out_channels: int = 3,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
@@ -115,8 +118,8 @@ class MaskGITDecoder(nn.Module):
             resample = Upsample(width) if i < len(widths) - 1 else nn.Identity()
             self.levels.append(_Level(_blocks(before, width, blocks, groups, dropout), resample))
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.levels(self.mid(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        x = self.levels(self.mid(self.conv_in(channels_last(x))))
+        return self.conv_out(silu(self.norm_out(x))).contiguous()

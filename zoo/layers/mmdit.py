@@ -130,7 +130,7 @@ class MMDiT(nn.Module):
         patches, time = self.patches(x), self.time(1000 * times)
         context = self.from_context(context) + self.context_positions
         count, cells = context.shape[1], patches.shape[1]
-        mask = torch.cat([seen, seen.new_ones(len(x), cells)], 1)[:, None].repeat(1, count + cells, 1)
+        mask = torch.cat([seen, seen.new_ones(x.shape[0], cells)], 1)[:, None].repeat(1, count + cells, 1)
         if not self.context_sees_image:
             mask[:, :count, count:] = False
         for block in self.blocks:

@@ -69,8 +69,8 @@ class QueryEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)
-        head = self.class_token.expand(len(x), 1, -1)
-        queries = (self.queries + self.query_positions).expand(len(x), -1, -1)
+        head = self.class_token.expand(x.shape[0], 1, -1)
+        queries = (self.queries + self.query_positions).expand(x.shape[0], -1, -1)
         sequence = torch.cat([torch.cat([head, patches], 1) + self.positions, queries], 1)
         return self.transformer(sequence, kept=slice(-queries.shape[1], None))
 
@@ -106,13 +106,13 @@ class QueryDecoder(nn.Module):
             raise ValueError(f"expected 1 to {most} tokens, got {count}")
         latents = self.embed(codes) + self.query_positions[:count]
         grid = torch.cat([self.class_token[None], self.mask_token.expand(cells, -1)]) + self.positions
-        parts = [grid.expand(len(codes), -1, -1).to(latents.dtype), latents]
+        parts = [grid.expand(codes.shape[0], -1, -1).to(latents.dtype), latents]
         if context is not None:
             parts.append(context.to(latents.dtype))
         mask = None
         if lengths is not None:
             seen = torch.arange(count, device=codes.device) < lengths.to(codes.device)[:, None]
-            others = seen.new_ones(len(codes), 1).expand(-1, sum(part.shape[1] for part in parts) - count)
+            others = seen.new_ones(codes.shape[0], 1).expand(-1, sum(part.shape[1] for part in parts) - count)
             mask = torch.cat([others[:, : 1 + cells], seen, others[:, 1 + cells :]], 1)[:, None, None]
         hidden = self.transformer(torch.cat(parts, 1), kept=slice(1, 1 + cells), mask=mask)
         return hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))

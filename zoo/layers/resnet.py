@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.channels_inside import added
+from zoo.layers.inference import conv_of_doubled, silu
+
 CONVOLUTIONS: dict[Literal[1, 2], type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
@@ -40,9 +43,9 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.shortcut(x) + h
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return added(h, self.shortcut(x))
 
 
 class PlainResBlock(nn.Module):
@@ -83,4 +86,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels or channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return conv_of_doubled(x, self.conv.weight, self.conv.bias)

@@ -6,18 +6,18 @@ As EnCodec has them (arXiv 2210.13438), and after it Mimi, SpeechTokenizer, DM-C
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.channels_inside import added
+from zoo.layers.channels_inside import added, are_inside
 from zoo.layers.conv1d import LSTM, Conv1d, ConvTranspose1d, PadMode, TimeNorm
 from zoo.layers.snake import Snake
 from zoo.layers.streaming import Stream, Sum, stream_of
+from zoo.ops.activations import elu
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,35 @@ class SEANetConfig(Config):
         return [SEANetBlock(self, channels, self.dilation_base**i) for i in range(self.residual_layers)]
 
 
+_TRANSFORMERS_FIELDS = {
+    "audio_channels": "channels", "num_filters": "filters", "num_residual_layers": "residual_layers",
+    "dilation_growth_rate": "dilation_base", "compress": "compress", "use_conv_shortcut": "shortcut",
+    "kernel_size": "kernel_size", "last_kernel_size": "last_kernel_size",
+    "residual_kernel_size": "residual_kernel_size", "use_causal_conv": "causal", "pad_mode": "pad_mode",
+    "trim_right_ratio": "trim_right_ratio",
+}  # fmt: skip
+
+
+def seanet_from_transformers(fields: Mapping[str, Any], **further: Any) -> SEANetConfig:
+    """The network of transformers' EncodecConfig or MimiConfig, and what these say in other ways."""
+    known = {ours: fields[theirs] for theirs, ours in _TRANSFORMERS_FIELDS.items()}
+    known["trim_right_ratio"] = float(known["trim_right_ratio"])
+    return SEANetConfig(strides=tuple(fields["upsampling_ratios"][::-1]), **known, **further)
+
+
+def seanet_to_transformers(config: SEANetConfig) -> dict[str, Any]:
+    """The values of these configs."""
+    known = {theirs: getattr(config, ours) for theirs, ours in _TRANSFORMERS_FIELDS.items()}
+    return {"upsampling_ratios": list(config.strides[::-1]), **known}
+
+
 class ELU(nn.Module):
-    """max(x, 0) + exp(min(x, 0)) - 1, without gradients by vector instructions, which torch's own does not use."""
+    """max(x, 0) + exp(min(x, 0)) - 1."""
 
     pointwise = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return F.elu(x)
-        below = x.clamp_max(0).exp_().sub_(1)
-        return torch.maximum(x, below, out=below)
+        return elu(x.transpose(1, 2)).transpose(1, 2) if x.ndim == 3 and are_inside(x) else elu(x)
 
 
 class SEANetBlock(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, added
+from zoo.ops.activations import snake
 
 _DILATIONS = (1, 3, 9)
 
@@ -25,11 +26,7 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(1, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = (self.alpha + 1e-9).reciprocal()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return torch.addcmul(x, torch.sin(self.alpha * x).square(), scale)
-        wave = torch.mul(x, self.alpha).sin_()
-        return wave.square_().mul_(scale).add_(x)
+        return snake(x.transpose(1, 2), self.alpha.flatten()).transpose(1, 2)
 
 
 class SnakeUnit(nn.Module):

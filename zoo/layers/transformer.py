@@ -12,19 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.inference import Linear
+from zoo.layers.packed import PackedLinear
 from zoo.layers.streaming import Stream
 
 RotaryPairs = Literal["neighbours", "halves"]
 
 
 class SelfAttention(nn.Module):
-    """Full attention over the positions of (B, N, C), in `heads` heads, scaled by the inverse root of their width."""
+    """Full attention over the positions of (B, N, C), in `heads` heads, scaled by the inverse root of their width.
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
+    `linear`: the kind of the linear layers.
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: bool = True, linear: type[nn.Linear] = Linear) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.proj = nn.Linear(width, width, bias=bias)
+        self.qkv = linear(width, 3 * width, bias=bias)
+        self.proj = linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, N, C) -> the same. `mask`: bool, broadcast to (B, heads, N, N), True where a query sees a key."""
@@ -59,16 +64,16 @@ class CausalAttention(SelfAttention):
     def __init__(
         self, width: int, heads: int, window: int, *, base: float = 10_000.0, pairs: RotaryPairs = "neighbours"
     ) -> None:
-        super().__init__(width, heads, bias=False)
+        super().__init__(width, heads, bias=False, linear=PackedLinear)
         self.window, self.base, self.pairs = window, base, pairs
 
     def forward(  # type: ignore[override]  # its window is its mask
         self, x: Tensor, state: AttentionState | None = None
     ) -> Tensor:
         """(B, N, C) -> the same. With a `state` x goes on where the last call ended, and the state is updated."""
-        q, k, v = self.split(x)
+        qkv = self.split(x)
         start = 0 if state is None else state.position
-        q, k = (rotate(part, start, self.base, self.pairs) for part in (q, k))
+        (q, k), v = rotate(qkv[:2], start, self.base, self.pairs), qkv[2]
         if state is not None:
             if state.keys is not None and state.values is not None:
                 k, v = torch.cat([state.keys, k], 2), torch.cat([state.values, v], 2)
@@ -79,7 +84,7 @@ class CausalAttention(SelfAttention):
 
 
 def rotate(x: Tensor, start: int, base: float = 10_000.0, pairs: RotaryPairs = "neighbours") -> Tensor:
-    """Rotary positions start, start + 1, ... on (B, heads, N, C), in float32.
+    """Rotary positions start, start + 1, ... on (..., N, C), in float32.
 
     `pairs`: channels 2 i and 2 i + 1 are pair i ("neighbours"), or i and i + C / 2 ("halves"); weights tell which.
     """
@@ -88,7 +93,8 @@ def rotate(x: Tensor, start: int, base: float = 10_000.0, pairs: RotaryPairs = "
     angle = torch.arange(start, start + x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rate
     axis, shape = (-1, (half, 2)) if pairs == "neighbours" else (-2, (2, half))
     one, other = x.float().unflatten(-1, shape).unbind(axis)
-    turned = torch.stack([one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], dim=axis)
+    cos, sin = angle.cos(), angle.sin()
+    turned = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=axis)
     return turned.flatten(-2).to(x.dtype)
 
 
@@ -116,13 +122,21 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear, activation, linear: (..., C) -> (..., C)."""
+    """Linear, activation, linear: (..., C) -> (..., C). `linear`: the kind of the linear layers."""
 
-    def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: type[nn.Module] = nn.GELU,
+        *,
+        bias: bool = True,
+        linear: type[nn.Linear] = Linear,
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc1 = linear(width, hidden, bias=bias)
         self.activation = activation()
-        self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.fc2 = linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -133,9 +147,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, width, bias=False)
-        self.fc3 = nn.Linear(width, hidden, bias=False)
+        self.fc1 = Linear(width, hidden, bias=False)
+        self.fc2 = Linear(hidden, width, bias=False)
+        self.fc3 = Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
@@ -215,7 +229,7 @@ class CausalTransformer(nn.Module):
             TransformerBlock(
                 width,
                 CausalAttention(width, heads, window, base=base, pairs=pairs),
-                MLP(width, hidden, bias=False),
+                MLP(width, hidden, bias=False, linear=PackedLinear),
                 layer_scale=layer_scale,
             )
             for _ in range(layers)

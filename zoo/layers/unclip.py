@@ -92,7 +92,7 @@ class UnCLIP(nn.Module):
         Raises:
             ValueError: noise of another shape, or steps out of range.
         """
-        config, count = self.config, len(embedding)
+        config, count = self.config, embedding.shape[0]
         steps = config.steps if steps is None else steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         shape = (count, *config.latent_shape)
@@ -102,9 +102,9 @@ class UnCLIP(nn.Module):
         condition = given if scale == 1 else torch.cat([torch.zeros_like(given), given])
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            repeats = len(condition) // count
+            repeats = 1 if scale == 1 else 2
             x, time = x.repeat(repeats, 1, 1, 1).to(embedding.dtype), time.repeat(repeats)
-            prompt = self.prompt.expand(len(x), -1, -1)
+            prompt = self.prompt.expand(x.shape[0], -1, -1)
             found = self.unet(x, time, prompt, class_labels=condition, return_dict=False)[0]
             if scale == 1:
                 return found
@@ -120,5 +120,5 @@ class UnCLIP(nn.Module):
         """Embeddings at the least level of noise, without the noise, and that level: (B, 2 * embedding_width)."""
         normal = (embedding - self.mean) / self.deviation
         least = normal * self.config.embedding_share**0.5 * self.deviation + self.mean
-        level = waves(least.new_zeros(len(least)), least.shape[1]).to(least.dtype)
+        level = waves(least.new_zeros(least.shape[0]), least.shape[1]).to(least.dtype)
         return torch.cat([least, level], 1)

@@ -68,18 +68,29 @@ class SpectralHead(nn.Module):
             log_magnitude, phase = predicted.float().chunk(2, dim=1)
             magnitude = log_magnitude.exp().clamp(max=MAGNITUDE_LIMIT)
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-            return self._overlap_add(spectrum)[:, None].to(x.dtype)
+            return overlap_add(spectrum, self.window.float(), self.hop_length)[:, None].to(x.dtype)
 
-    def _overlap_add(self, spectrum: Tensor) -> Tensor:
-        """(B, n_fft / 2 + 1, T) -> (B, T x hop_length): windowed frames over the sum of the squared windows."""
-        window, frames = self.window.float(), spectrum.shape[-1]
-        signal = self._sum(torch.fft.irfft(spectrum, self.n_fft, dim=1) * window[:, None])
-        envelope = self._sum(window.square()[None, :, None].expand(1, -1, frames))
-        return signal / envelope
 
-    def _sum(self, frames: Tensor) -> Tensor:
-        """Frames (B, n_fft, T) added at their places, without the outer (n_fft - hop_length) / 2 samples."""
-        length = (frames.shape[-1] - 1) * self.hop_length + self.n_fft
-        total = F.fold(frames, (1, length), (1, self.n_fft), stride=(1, self.hop_length))[:, 0, 0]
-        cut = (self.n_fft - self.hop_length) // 2
-        return total[:, cut : length - cut]
+def overlap_add(spectrum: Tensor, window: Tensor, hop_length: int) -> Tensor:
+    """The signal of frames' spectra: windowed frames over the sum of the squared windows.
+
+    Args:
+        spectrum: (B, n_fft / 2 + 1, T), complex.
+        window: (n_fft,).
+        hop_length: samples from frame to frame; half of n_fft - hop_length is cut at both ends (of an odd difference
+            one sample more is left).
+
+    Returns:
+        (B, T x hop_length), and that sample.
+    """
+    frames = torch.fft.irfft(spectrum, len(window), dim=1) * window[:, None]
+    envelope = window.square()[None, :, None].expand(1, -1, spectrum.shape[-1])
+    return _sum(frames, hop_length) / _sum(envelope, hop_length)
+
+
+def _sum(frames: Tensor, hop_length: int) -> Tensor:
+    """Frames (B, n_fft, T) added at their places, without the outer (n_fft - hop_length) / 2 samples."""
+    n_fft, length = frames.shape[1], (frames.shape[-1] - 1) * hop_length + frames.shape[1]
+    total = F.fold(frames, (1, length), (1, n_fft), stride=(1, hop_length))[:, 0, 0]
+    cut = (n_fft - hop_length) // 2
+    return total[:, cut : length - cut]

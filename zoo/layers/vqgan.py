@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.attention import SpatialAttention
+from zoo.layers.inference import channels_last, silu
 from zoo.layers.resnet import Downsample, ResBlock, Upsample
 
 
@@ -108,11 +108,11 @@ class Encoder(nn.Module):
         self.final_activation = final_activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(channels_last(x))
         for level in self.levels:
             x = level(x)
         x = self.norm_out(self.mid(x))
-        return self.conv_out(F.silu(x) if self.final_activation else x)
+        return self.conv_out(silu(x) if self.final_activation else x)
 
 
 class Decoder(nn.Module):
@@ -149,8 +149,8 @@ class Decoder(nn.Module):
         self.final_activation = final_activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+        x = self.mid(self.conv_in(channels_last(x)))
         for level in self.levels:
             x = level(x)
         x = self.norm_out(x)
-        return self.conv_out(F.silu(x) if self.final_activation else x)
+        return self.conv_out(silu(x) if self.final_activation else x).contiguous()

@@ -7,10 +7,8 @@ and the mean assignment is one matrix product of the joint probabilities of the 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.ops.bit_tables import joint_probabilities, sum_by_bit
 from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.entropy_floor import added_by_floor
 
 _CHUNK = 1 << 19  # elements of a half table at a time: 2 MB in float32
 _CERTAIN = 300.0  # log odds beyond which a bit is certain even in float64's entropies
@@ -37,7 +36,7 @@ def binary_entropy(
         z: (N, D) latents; gradients flow to it. Of no latents at all both entropies are 0.
         temperature: T > 0 of the softmax of 2 z.c / T.
         floor: lower clamp of each probability inside the logarithms (MaskBit and vector-quantize-pytorch: 1e-5); 0 is
-            exact. It costs a sort of the half tables, no table of 2^D a row, and keeps (N, D) for the backward pass.
+            exact. It looks at all 2^D products of a row without keeping them; (N, D) are kept for the backward pass.
         shift: added to the mean probabilities inside the logarithm (Open-MAGVIT2: 1e-5); 0 is exact.
         group_bits: bits of a group, a divisor of D, at most 24; None puts all D in one. Groups are runs of consecutive
             channels; the entropies of the groups are added. For the first that changes nothing but what `floor` clamps;
@@ -173,7 +172,7 @@ def _total(logits: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor | None]
         one, zero, low, high = _halves(logits[..., start : start + width])
         total.baddbmm_(high, low.transpose(1, 2))
         if slope is not None:
-            more, of_low, of_high = _added_by_floor(low, high, floor)
+            more, of_low, of_high = added_by_floor(low, high, floor)
             added += more
             slope[..., start : start + width] = _by_log_odds(of_low, of_high, one, zero)
     return total, added, slope
@@ -191,52 +190,3 @@ def _codebook_slope(mean: Tensor, floor: float, shift: float) -> Tensor:
     if floor > 0 or shift > 0:
         slope -= torch.where(wide > floor, wide / inside, 0)
     return slope - (slope * wide).sum(dim=(1, 2), keepdim=True)
-
-
-# -- the clamp ---------------------------------------------------------------------------------------------------------
-# A clamped entropy -sum p log(max(p, floor)) is the exact one plus the sum of p (log p - log floor) over the p < floor.
-# These p are products a b of an entry of each half; for a given a, they are the b below floor / a. So with the b sorted
-# and their running sums, the sum over all b is read off at one place.
-
-
-def _added_by_floor(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """That sum over the tokens of a chunk, and its derivatives by the logarithms of both tables, of their shapes."""
-    shape = low.shape[0], low.shape[2]
-    low, high = _tokens_first(low), _tokens_first(high)
-
-    def slopes(table: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives, and sums of p < floor for each entry of the table."""
-        mass, entropy = _sums_below(other, table, floor)
-        below = table * mass
-        return table * entropy + _times_log(table) * mass + below * (1 - math.log(floor)), below
-
-    of_low, _ = slopes(low, high)
-    of_high, below = slopes(high, low)
-    added = (of_high - below).sum(dtype=_wide(low))
-    return added, *(by.unflatten(0, shape).transpose(1, 2) for by in (of_low, of_high))
-
-
-def _tokens_first(table: Tensor) -> Tensor:
-    """(groups, 2^bits, n) -> (groups n, 2^bits), contiguous."""
-    return table.transpose(1, 2).contiguous().flatten(0, 1)
-
-
-def _sums_below(table: Tensor, factors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Of rows p of `table`, sums of p and of p log p where p * factor < floor, for each of the row's factors."""
-    ascending = _sorted(table)
-    places = torch.searchsorted(ascending, floor / factors)
-    mass = F.pad(ascending.cumsum(1), (1, 0)).gather(1, places)
-    entropy = F.pad(_times_log(ascending).cumsum(1), (1, 0)).gather(1, places)
-    return mass, entropy
-
-
-def _sorted(table: Tensor) -> Tensor:
-    """Each row sorted; on the CPU by NumPy, whose sort is tens of times faster than torch's for short rows."""
-    if table.device.type == "cpu":
-        return torch.from_numpy(np.sort(table.numpy(), axis=1))
-    return table.sort(dim=1).values
-
-
-def _times_log(p: Tensor) -> Tensor:
-    """p log p, 0 at 0; faster than `torch.special.xlogy`."""
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p)

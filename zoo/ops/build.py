@@ -1,6 +1,6 @@
 """Compiles a C++ file with the system's compiler at its first use, and keeps the library for the next process.
 
-A library lies in the cache under a name that holds the hash of everything it was made from (source, compiler, flags,
+A library lies in the cache under a name that holds the hash of everything it was made from (sources, compiler, flags,
 processor, version of this package) and the hash of its own bytes: one that is not whole is not loaded.
 """
 
@@ -37,7 +37,7 @@ def load(source: Path, trial: Path, check: Callable[[ctypes.CDLL], None]) -> cty
     Any number of processes may do so at once: each compiles beside the cache and moves what is whole into it.
 
     Args:
-        source: the C++ file.
+        source: the C++ file; it may include headers (*.h) that lie beside it.
         trial: a Python file that is run with the path of a newly compiled library, in a process of its own, before the
             library is loaded here; it exits with 0 where the library can be used.
         check: called with a library that has been loaded; raises `BuildError` where it is not to be trusted. Such a
@@ -86,7 +86,8 @@ def _key(source: Path, compiler: Sequence[str], command: Sequence[str]) -> str:
     import zoo
 
     version = _run([*compiler, "--version"], _OTHER_SECONDS, "the C++ compiler")
-    parts = (source.read_text(encoding="utf-8"), *command, version, _processor(), zoo.__version__)
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, *command, version, _processor(), zoo.__version__)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed
 from torch import Tensor
 
@@ -27,3 +28,12 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     from torch.distributed.nn import all_reduce  # slow to import, and warns where distributed training is not built in
 
     return all_reduce(x) / world_size()
+
+
+def joined_over_ranks(x: Tensor) -> Tensor:
+    """The batches (B, ...) of all processes as one, differentiable like `mean_over_ranks`; all are of one size."""
+    if world_size() == 1:
+        return x
+    from torch.distributed.nn import all_gather
+
+    return torch.cat(all_gather(x))

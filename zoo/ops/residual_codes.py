@@ -60,4 +60,4 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
 
 @_residual_codes.register_fake
 def _(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
-    return x.new_empty(len(x), len(codebooks), dtype=torch.int64)
+    return x.new_empty(x.shape[0], len(codebooks), dtype=torch.int64)

@@ -170,6 +170,16 @@ def test_fashioniq_keeps_the_reference_and_averages_categories(tmp_path: Path) -
     assert mean_of_parts(values) == {"R@10": pytest.approx(200 / 3), "R@50": 100.0}
 
 
+def test_the_union_of_fashioniq_searches_what_queries_name(tmp_path: Path) -> None:
+    whole, union = (read_benchmark("fashioniq", fashion(tmp_path), NOWHERE, split)[0] for split in ("val", "val-union"))
+    assert [picture.name for picture in union.pictures] == ["B0.jpg", "B1.jpg"]
+    assert (len(whole.gallery), union.gallery) == (12, (0, 1))
+    assert whole.protocol != union.protocol
+    assert union.metrics(torch.tensor([[1.0, 0.5]]), torch.eye(2)) == {"R@10": 100.0, "R@50": 100.0}
+    with pytest.raises(ValueError, match="got test"):
+        read_benchmark("fashioniq", tmp_path, NOWHERE, "test-union")
+
+
 def test_pic2word_asks_fashioniq_once_and_in_its_own_way(tmp_path: Path) -> None:
     parts = read_benchmark("fashioniq", fashion(tmp_path), NOWHERE, family="pic2word")
     assert parts[0].queries[0].prompts == ("a photo of $ ,  has sleeves,  and is red.",)
@@ -249,6 +259,43 @@ def test_boxes_grow_and_become_squares_on_black(tmp_path: Path) -> None:
     assert padded.shape == (10, 10, 3)
     assert padded[3:7].min() == 255
     assert padded[[0, 1, 2, 7, 8, 9]].max() == 0
+
+
+def test_genecis_reads_both_kinds_of_images_from_their_own_folders(tmp_path: Path) -> None:
+    """COCO's beside Visual Genome's two parts; the crop of a box is grown by 0.7 of its sides and made a square."""
+    box = {"image_id": 5, "instance_bbox": [2, 2, 4, 2]}
+    objects = [{"condition": "dog", "reference": {"val_image_id": 7}, "target": {"val_image_id": 7},
+                "gallery": [{"val_image_id": 7}]}]  # fmt: skip
+    attributes = [{"condition": "red", "reference": box, "target": {**box, "image_id": 6}, "gallery": [box]}]
+    write(tmp_path, focus_attribute__json=attributes, change_object__json=objects)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(1, 255, (20, 20, 3), dtype=np.uint8)
+    for folder, name in (("VG_100K", "5.png"), ("VG_100K_2", "6.png"), ("val2017", "000000000007.png")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / name)
+        (tmp_path / folder / name).rename((tmp_path / folder / name).with_suffix(".jpg"))
+    attribute, coco = read_benchmark("genecis", tmp_path, tmp_path)
+    assert [attribute.part, coco.part] == ["focus_attribute", "change_object"]
+    plain = ImageInput(6, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert coco.pictures[0].load(plain).shape == (3, 6, 6)
+    # left max(0, 2 - 2.8), top max(0, 2 - 1.4), right 0 + 6.8, bottom 0.6 + 3.4, cut to whole pixels
+    crop = np.zeros((6, 6, 3), np.uint8)
+    crop[1:5] = pixels[0:4, 0:6]
+    for picture in attribute.pictures:
+        found = (picture.load(plain) * 255).round().permute(1, 2, 0).numpy()
+        assert np.array_equal(found, crop)
+
+
+def test_genecis_takes_galleries_of_any_length(tmp_path: Path) -> None:
+    def one(*ids: int) -> dict[str, Any]:
+        reference, target, *others = ({"val_image_id": i} for i in ids)
+        return {"condition": "dog", "reference": reference, "target": target, "gallery": others}
+
+    write(tmp_path, focus_object__json=[one(0, 1, 2), one(0, 1, 2, 3), one(0, 1, 2, 3)])
+    (part,) = read_benchmark("genecis", tmp_path, NOWHERE)
+    queries = mixed({1: 1.0}, {1: 0.5, 2: 0.6, 3: 0.7}, {1: 0.5, 2: 0.6})
+    values = part.metrics(queries, axes(0, 1, 2, 3))
+    assert values == {"R@1": pytest.approx(100 / 3), "R@2": pytest.approx(200 / 3), "R@3": 100.0}
 
 
 # -- domain conversion ---------------------------------------------------------------------------------------------

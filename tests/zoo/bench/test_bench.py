@@ -96,7 +96,16 @@ def test_full_sizes_are_those_of_the_goals() -> None:
     assert names["rvq"] == [f"8 x 1024 x 128, {frames} frames" for frames in (750, 6000)]
     assert names["ema-step"] == ["K=8192 D=32 N=16384"]
     with_goals = {case for case in CASES for p in harness.problems(case, "cpu", quick=False) if p.goals()}
-    assert with_goals == {"quantize", "entropy", "rvq", "ema-step", "recompute", "tokenize"}
+    assert with_goals == {
+        "quantize",
+        "entropy",
+        "rvq",
+        "ema-step",
+        "encode-audio",
+        "decode-audio",
+        "recompute",
+        "tokenize",
+    }
     for case in with_goals:
         for device in ("cpu", "cuda"):
             for problem in harness.problems(case, device, quick=False):

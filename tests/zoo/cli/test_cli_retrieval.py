@@ -14,6 +14,7 @@ from tiny_open_clip import save_tiny_clip
 
 import zoo
 from tokenizers_visual.inversion.backbones import load_pair
+from tokenizers_visual.inversion.cir_benchmarks import read_benchmark
 from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.rtd import save_text_encoder
 
@@ -175,6 +176,46 @@ def test_a_text_encoder_of_rtd_answers_otherwise(
     assert [row["score"] for row in plain] != pytest.approx([row["score"] for row in trained])
 
 
+@pytest.fixture(scope="module")
+def freedom(clip: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """FreeDom for small galleries, and a vocabulary."""
+    folder = tmp_path_factory.mktemp("freedom")
+    model = zoo.create_model("freedom_vit_l14", backbone=clip, neighbours=2, words_per_image=2, words=3)
+    zoo.save_model(model, folder / "model")
+    (folder / "words.csv").write_text('dog,/m/1\n"a red, old car",/m/2\ncat,/m/3\nhouse,/m/4\n')
+    return folder / "model", folder / "words.csv"
+
+
+def test_freedom_asks_by_the_words_that_the_gallery_votes_for(
+    run: Callable, gallery: Path, clip: str, freedom: tuple[Path, Path]
+) -> None:
+    model, vocabulary = freedom
+    asked = ("retrieve", "--gallery", gallery, "--query", gallery / "0.png", "--text", "sketch", "--device", "cpu")
+    result = json.loads(run(*asked, "--projector", model, "--vocabulary", vocabulary, "--json").stdout)
+    pair, preprocess, words = load_pair(clip), ImageInput(32), ["dog", "a red, old car", "cat", "house"]
+    files = sorted(gallery.rglob("*.png"))
+    features = torch.stack([pair.image_features(preprocess(file)[None])[0] for file in files])
+    method = zoo.create_model("freedom_vit_l14", backbone=clip, neighbours=2, words_per_image=2, words=3)
+    given = (features[[files.index(gallery / "0.png")]], features, (words, pair.text_features(words)))
+    direction = method.compose(pair, *given, "sketch")
+    cosines = torch.nn.functional.cosine_similarity(direction, features)
+    order = [place for place in cosines.argsort(descending=True).tolist() if files[place].name != "0.png"]
+    assert [Path(row["file"]).name for row in result["results"]] == [files[place].name for place in order]
+    assert [row["score"] for row in result["results"]] == pytest.approx(cosines[order].tolist(), abs=1e-5)
+    labels = method.invert(given[0], features, given[2][1]).labels[0].tolist()
+    assert result["prompt"] == ", ".join(words[label] for label in labels if label >= 0) + ": sketch"
+    told = run(*asked, "--projector", model, expect=1).stderr
+    assert "--vocabulary: expected a file of words" in told
+    assert "expected at least 20 images in memory, got 6" in run(
+        *asked, "--projector", saved_freedom(clip, model.parent / "published"), "--vocabulary", vocabulary, expect=1
+    ).stderr.replace("\n", " ")
+
+
+def saved_freedom(clip: str, folder: Path) -> Path:
+    zoo.save_model(zoo.create_model("freedom_vit_l14", backbone=clip, words_per_image=2), folder)
+    return folder
+
+
 # -- eval-cir ------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +252,39 @@ def test_domain_conversion_of_all_methods_from_kept_features(
     table = run(*asked).stdout
     assert "photo to sketch" in table
     assert "trapezoids" in table
+
+
+def test_freedom_is_a_method_beside_the_others(
+    run: Callable, domains: Path, projector: Path, clip: str, freedom: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, vocabulary = freedom
+    asked = ("eval-cir", "domains", domains, "--images", domains, "--device", "cpu", "--json",
+             "--features", tmp_path / "f.sqlite", "--vocabulary", vocabulary)  # fmt: skip
+    found = json.loads(run(*asked, "--projector", model).stdout)["metrics"]
+    assert set(found) == {"composed"}
+    pair, preprocess, words = load_pair(clip), ImageInput(32), ["dog", "a red, old car", "cat", "house"]
+    (part, _) = read_benchmark("domains", domains, domains)
+    features = torch.stack(
+        [pair.image_features(preprocess(domains / picture.file)[None])[0] for picture in part.pictures]
+    )
+    method = zoo.create_model("freedom_vit_l14", backbone=clip, neighbours=2, words_per_image=2, words=3)
+    queries = features[[query.reference for query in part.queries]]
+    memory = features[list(part.gallery)]
+    direction = method.compose(pair, queries, memory, (words, pair.text_features(words)), "sketch")
+    expected = part.metrics(torch.nn.functional.normalize(direction, dim=-1), features)
+    assert found["composed"]["photo to sketch"] == pytest.approx(expected)
+    both = json.loads(run(*asked, "--projector", model, "--methods", "freedom,image,sum").stdout)["metrics"]
+    assert both["freedom"] == found["composed"]
+    assert set(both) == {"freedom", "image", "sum"}
+    (kept,) = (tmp_path / "zoo_cache" / "features").glob("*.sqlite")  # the words' features
+    stamp = kept.stat().st_mtime_ns
+    run(*asked, "--projector", model)
+    assert kept.stat().st_mtime_ns == stamp
+    # of the published settings four images are too few
+    told = run(*asked, "--clip", clip, "--methods", "freedom", expect=1).stderr.replace("\n", " ")
+    assert "expected at least 20 images in memory, got 4" in told
+    told = run("eval-cir", "domains", domains, "--images", domains, "--clip", clip, "--methods", "freedom", expect=1)
+    assert "--vocabulary: expected a file of words" in told.stderr
 
 
 def cirr(folder: Path, split: str) -> Path:

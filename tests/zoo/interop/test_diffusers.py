@@ -253,7 +253,18 @@ def variational(draw: st.DrawFn) -> KLArchitecture:
         latent_channels=draw(st.integers(1, 4)),
         norm_groups=draw(st.sampled_from([1, 2, 4])),
         scale=draw(st.sampled_from([0.18215, 0.5, 1.0])),
+        shift=draw(st.sampled_from([0.0, 0.3, -0.1])),
+        projections=draw(st.booleans()),
     )
+
+
+def scaled(theirs: AutoencoderKL, latents: Tensor) -> Tensor:
+    """As the pipelines of diffusers take latents."""
+    return (latents - (theirs.config.shift_factor or 0)) * theirs.config.scaling_factor
+
+
+def unscaled(theirs: AutoencoderKL, latents: Tensor) -> Tensor:
+    return latents / theirs.config.scaling_factor + (theirs.config.shift_factor or 0)
 
 
 @settings(max_examples=12)
@@ -263,12 +274,12 @@ def test_an_autoencoder_kl_gives_the_same_latents_and_images_in_the_zoo(shape: K
     ours = from_diffusers(theirs)
     x = images(8 * ours.spec.multiple // 2)
     with torch.no_grad():
-        latents = theirs.encode(x).latent_dist.mean * theirs.config.scaling_factor
+        latents = scaled(theirs, theirs.encode(x).latent_dist.mean)
         torch.testing.assert_close(ours.latent(x).movedim(-1, 1), latents, rtol=0, atol=1e-5)
         tokens = ours.encode(x)
         codes = ours.codes(tokens).movedim(-1, 1)
         assert (codes - latents).abs().max() < 0.5 or latents.abs().max() > 4  # a bin's width inside the limit
-        expected = theirs.decode(codes / theirs.config.scaling_factor).sample
+        expected = theirs.decode(unscaled(theirs, codes)).sample
     torch.testing.assert_close(ours.decode(tokens), expected, rtol=0, atol=1e-5)
 
 
@@ -280,7 +291,8 @@ def test_an_autoencoder_kl_there_and_back_is_the_same(shape: KLArchitecture) -> 
     assert KLArchitecture.of(ours) == shape
     again = to_diffusers(ours)
     assert isinstance(again, AutoencoderKL)
-    assert again.config.scaling_factor == theirs.config.scaling_factor
+    settings = ("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv")
+    assert all(again.config[name] == theirs.config[name] for name in settings)
     state = theirs.state_dict()
     assert state.keys() == again.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in again.state_dict().items())
@@ -289,8 +301,8 @@ def test_an_autoencoder_kl_there_and_back_is_the_same(shape: KLArchitecture) -> 
 @pytest.mark.parametrize(
     ("kwargs", "why"),
     [
-        ({"use_quant_conv": False}, "use_quant_conv=True"),
-        ({"shift_factor": 0.1}, "shift_factor=None"),
+        ({"use_quant_conv": False}, "use_post_quant_conv=False"),
+        ({"latents_mean": [0.1] * 3}, "latents_mean=None"),
         ({"mid_block_add_attention": False}, "tokenbridge: expected attention in the middle"),
         ({"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")}, "tokenbridge: .*none at the levels"),
     ],
@@ -305,6 +317,49 @@ def test_a_family_of_the_other_kind_is_refused() -> None:
         from_diffusers(variational_peer(KLArchitecture(**KL)), family="taming_vqgan")
     with pytest.raises(ValueError, match="'tokenbridge'"):
         from_diffusers(peer(architecture()), family="tokenbridge")
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {  # as their config.json states them, but for names of files
+    "stable diffusion 1.5": {"latent_channels": 4, "sample_size": 512},
+    "stable diffusion xl": {
+        "latent_channels": 4, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True,
+        "latents_mean": None, "latents_std": None,
+    },
+    "stable diffusion 3": {
+        "latent_channels": 16, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+        "use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True,
+    },
+    "flux": {
+        "latent_channels": 16, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+        "use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": True,
+        "mid_block_add_attention": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_autoencoders_become_tokenizers_and_come_back(name: str) -> None:
+    kwargs = {
+        "in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_num_groups": 4, "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [8, 16, 32, 32],  # of 128, 256, 512, 512
+        **PUBLISHED[name],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    theirs, x = AutoencoderKL(**kwargs).double().eval(), images(32).double()
+    ours = from_diffusers(theirs)
+    tokens = ours.encode(x)
+    assert tokens.levels[0].shape == (2, 4, 6)
+    assert len(tokens.levels) == kwargs["latent_channels"]
+    with torch.no_grad():
+        latents = scaled(theirs, theirs.encode(x).latent_dist.mean)
+        torch.testing.assert_close(ours.latent(x).movedim(-1, 1), latents, rtol=0, atol=1e-9)
+        expected = theirs.decode(unscaled(theirs, ours.codes(tokens).double().movedim(-1, 1))).sample
+    torch.testing.assert_close(ours.decode(tokens), expected, rtol=0, atol=1e-6)  # codes are of single precision
+    state = theirs.state_dict()
+    again = to_diffusers(ours).state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in again.items())
 
 
 @pytest.mark.slow

@@ -2,15 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
+
 import zoo
-from zoo.interop.export import ExportError, export
 from zoo.interop.export import _nearest_code as plain_search
+from zoo.interop.export import export
 from zoo.ops.nearest_code import METRICS, nearest_code
+from zoo.registry import registry
 
 _WITHOUT_ZOO = """
 import sys, numpy, torch
@@ -53,21 +58,70 @@ def test_a_program_needs_nothing_of_the_zoo(tmp_path, form):
     np.testing.assert_allclose(found["image"][same], image[same], atol=1e-4)
 
 
-def test_what_depends_on_the_signal_is_refused(tmp_path):
-    """A model that chooses how many tokens an image gets is no fixed program; nothing is left behind."""
-    model = zoo.create_model("compact_f8.photos", pretrained=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torch-export", "onnx"])
+@pytest.mark.parametrize("name", ["snac", "flextok", "selftok"])
+def test_noise_is_an_input_of_a_decoder_that_draws_it(tmp_path, name, form):
+    """The result is that of the model with the same noise, for another batch than the traced one."""
+    if form == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    model = tiny.build(name)
+    _, decode = export(model, tmp_path, form, size=tiny.size(model.spec))
+    assert decode.inputs[-1] == "noise"
+    assert decode.free[0] == "batch"
+    tokens = model.encode(tiny.signal(model, 3))
+    noise = torch.randn(model.noise_shape(model.codes(tokens)), generator=torch.Generator().manual_seed(7))
+    given = dict(zip(decode.inputs, [*tokens.levels, noise], strict=True))
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(decode.file)
+        assert [entry.name for entry in session.get_inputs()] == list(decode.inputs)
+        (found,) = session.run(["signal"], {key: value.numpy() for key, value in given.items()})
+    else:
+        found = torch.export.load(decode.file).module()(*given.values())
+    expected = model.decode(tokens, noise=noise)
+    torch.testing.assert_close(torch.as_tensor(found).detach(), expected, atol=1e-4, rtol=1e-4)
+    other = model.decode(tokens, noise=noise + 1)
+    assert not torch.allclose(other, expected, atol=1e-3)
 
-    class Choosy(type(model)):
-        def encode_levels(self, x, **options):
-            levels, _ = super().encode_levels(x, **options)
-            return tuple(level.flatten(1) for level in levels), torch.tensor([64] * len(x))
 
-    model.__class__ = Choosy
-    model.layout = "sequence"
-    model.decode_codes = lambda codes, tokens, **options: codes
-    with pytest.raises(ExportError, match="depends on the signal"):
-        export(model, tmp_path, "torch-export", size=(64, 64))
-    assert list(tmp_path.iterdir()) == []
+def test_noise_of_another_shape_is_refused():
+    model = tiny.build("snac")
+    tokens = model.encode(tiny.signal(model))
+    shape = model.noise_shape(model.codes(tokens))
+    with pytest.raises(ValueError, match="noise: expected"):
+        model.decode(tokens, noise=torch.zeros(shape[0], shape[1] + 1))
+    with pytest.raises(ValueError, match="decodes without noise"):
+        tiny.build("bsq_vit").noise_shape(torch.zeros(1, 4, 3))
+
+
+def test_what_depends_on_the_signal_is_told(tmp_path):
+    """KARL chooses how many tokens an image gets, so that encoding is no fixed program; decoding is."""
+    model = tiny.build("karl")
+    encode, decode = export(model, tmp_path, "torch-export")
+    assert encode.file is None
+    assert "the number of its tokens depends on the signal" in encode.reason
+    assert [path.name for path in tmp_path.iterdir()] == ["decode.pt2"]
+    assert decode.free == ("batch",)
+
+
+NO_FIXED_NUMBER = "the number of its tokens depends on the signal"
+REASONS = {"karl": NO_FIXED_NUMBER, "elastictok": NO_FIXED_NUMBER}  # of encoders that are no program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*tiny.FAMILIES])
+def test_every_family_is_exported_or_says_why_not(tmp_path, name):
+    model = tiny.build(name)
+    for program in export(model, tmp_path, "torch-export", size=tiny.size(model.spec)):
+        if program.part == "encode" and name in REASONS:
+            assert REASONS[name] in program.reason
+            assert all(REASONS[name] in registry.card(card).notes for card in zoo.list_models(family=name))
+        else:
+            assert program.file is not None, program.reason
+            assert program.free[0] == "batch"
+    again = zoo.create_model(str(zoo.save_model(model, tmp_path / "saved")))
+    assert again.source == model.source
 
 
 @pytest.mark.parametrize("metric", METRICS)

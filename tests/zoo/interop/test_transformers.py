@@ -39,8 +39,8 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "sliding_window": 20, "upsample_groups": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
     }),
     "janus": ("JanusVQVAE", {
-        "embed_dim": 4, "num_embeddings": 50, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1, 1, 2],
-        "num_res_blocks": 1, "num_patches": 64,
+        "embed_dim": 4, "num_embeddings": 50, "latent_channels": 8, "base_channels": 32, "num_patches": 64,
+        "channel_multiplier": [1, 1, 2], "num_res_blocks": 1,
     }),
 }  # fmt: skip
 FULL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,6 +69,8 @@ def peer(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
                 value.copy_(nn.functional.normalize(torch.randn_like(value), dim=-1))
             elif key.endswith("layer_scale.scale"):
                 value.fill_(0.3)
+            elif key.startswith("decoder.conv_out"):
+                value.mul_(0.1)
     return model
 
 
@@ -142,6 +144,10 @@ def test_the_config_of_every_published_model_has_its_peer(family: str) -> None:
     assert len(cards) >= 3
     for name in cards:
         config = registry.family(family).config.from_dict(dict(registry.card(name).config))
+        if name == "dac_44khz.16kbps":  # its latents are narrower than its encoder
+            with pytest.raises(ValueError, match="and its quantizer"):
+                layout.to_fields(config)
+            continue
         fields = getattr(transformers, layout.config)(**layout.to_fields(config)).to_dict()
         with torch.device("meta"):
             before, after = (registry.family(family).model(each) for each in (config, layout.to_config(fields)))  # type: ignore[call-arg]
@@ -156,16 +162,18 @@ def test_precision_is_kept() -> None:
 
 
 def test_what_transformers_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="transformers has too .*mimi.*, got compact"):
+    with pytest.raises(ValueError, match=r"transformers has too .*mimi.*, got compact"):
         to_transformers(zoo.create_model("compact_f8.photos", pretrained=True))
     ours = from_transformers(peer(*SMALL["dac"]))
     other = registry.family("dac").model(ours.config.replace(decoder_strides=(2, 4, 4)))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="the decoder mirroring the encoder"):
         to_transformers(other)
     llama = transformers.LlamaModel(
-        transformers.LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+        transformers.LlamaConfig(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9
+        )
     )
-    with pytest.raises(ValueError, match="expected one of DacModel, .*, got LlamaModel"):
+    with pytest.raises(ValueError, match=r"expected one of DacModel, .*, got LlamaModel"):
         from_transformers(llama)
 
 

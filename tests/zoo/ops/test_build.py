@@ -81,7 +81,7 @@ def test_a_library_is_compiled_once_and_then_taken_from_the_cache(
 
 
 @needs_compiler
-def test_another_source_compiler_flag_processor_or_version_is_another_library(
+def test_another_source_header_compiler_flag_processor_or_version_is_another_library(
     source: Path, trial: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import zoo
@@ -93,9 +93,11 @@ def test_another_source_compiler_flag_processor_or_version_is_another_library(
     assert load(source, trial, trust).answer() == 43
     monkeypatch.setattr(zoo, "__version__", "0.0.1")
     assert load(source, trial, trust).answer() == 43
-    source.write_text(source.read_text().replace("ANSWER; }", "ANSWER + 1; }"))
-    assert load(source, trial, trust).answer() == 44
-    assert len({path.name.split("-")[1] for path in files(cache)}) == len(files(cache)) == 5
+    source.write_text('#include "more.h"\n' + source.read_text().replace("ANSWER; }", "ANSWER + MORE; }"))
+    for more in (1, 2):
+        source.with_name("more.h").write_text(f"#define MORE {more}\n")
+        assert load(source, trial, trust).answer() == 43 + more
+    assert len({path.name.split("-")[1] for path in files(cache)}) == len(files(cache)) == 6
 
 
 @needs_compiler
@@ -250,12 +252,12 @@ def test_the_kernel_can_be_switched_off(
 def test_a_kernel_that_answers_wrongly_is_not_used(
     untried: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = nearest_code_compiled._SOURCE.read_text()
-    wrong = text.replace("book.metric != COSINE ? 1 :", "true ? 1 :")  # which the trial, Euclidean, does not see
+    folder = shutil.copytree(nearest_code_compiled._SOURCE.parent, tmp_path / "csrc")
+    text = (folder / "codebook.h").read_text()
+    wrong = text.replace("metric != COSINE ? 1 :", "true ? 1 :")  # which the trial, Euclidean, does not see
     assert wrong != text
-    (tmp_path / "nearest_code.cpp").write_text(wrong)
-    shutil.copy(nearest_code_compiled._SOURCE.with_name("trial.py"), tmp_path)
-    monkeypatch.setattr(nearest_code_compiled, "_SOURCE", tmp_path / "nearest_code.cpp")
+    (folder / "codebook.h").write_text(wrong)
+    monkeypatch.setattr(nearest_code_compiled, "_SOURCE", folder / "nearest_code.cpp")
     codebook = torch.randn(30, 4)
     assert nearest_code(codebook, codebook).tolist() == list(range(30))
     (record,) = caplog.records

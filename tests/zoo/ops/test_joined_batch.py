@@ -1,44 +1,50 @@
-"""Statistics and choices of the joined batch, in one process; two processes train in test_distributed.py."""
+"""Batches of all processes in one: a loss over pairs of items has the gradient of one process on the joined batch."""
 
-import math
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import torch.distributed
+import torch.multiprocessing
+from torch import Tensor
 
-from zoo.ops.joined_batch import joined_code_sums, joined_sample, joined_seed
-
-
-@given(st.integers(0, 20), st.integers(0, 25), st.integers(0, 99))
-def test_a_sample_has_different_rows_of_the_batch(count: int, wanted: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    x = torch.randn(count, 3)
-    sample = joined_sample(x, wanted)
-    assert sample.shape == (min(count, wanted), 3)
-    assert len(sample.unique(dim=0)) == len(sample)
-    assert all(bool((x == row).all(1).any()) for row in sample)
-    if wanted >= count:
-        assert torch.equal(sample, x)
+from zoo.ops.collective import joined_over_ranks
 
 
-def test_every_row_is_drawn_as_often() -> None:
-    x = torch.arange(5.0)[:, None]
-    counts = torch.cat([joined_sample(x, 2) for _ in range(2000)]).flatten().long().bincount()
-    torch.testing.assert_close(counts / 2000, torch.full((5,), 0.4), rtol=0, atol=0.05)
+def loss(weight: Tensor, x: Tensor) -> Tensor:
+    """One that sets every item against every other."""
+    features = joined_over_ranks(x @ weight)
+    return torch.nn.functional.cross_entropy(features @ features.T, torch.arange(len(features)))
 
 
-def test_rows_that_are_not_finite_are_never_drawn_and_do_not_count() -> None:
-    x = torch.tensor([[1.0, 2], [math.nan, 0], [3, 4], [math.inf, 0], [5, 6]])
-    assert torch.equal(joined_sample(x, 9), x[[0, 2, 4]])
-    assert joined_sample(x[[1, 3]], 1).shape == (0, 2)
-    sums, counts = joined_code_sums(x, torch.tensor([1, 0, 1, 0, 2]), 4)
-    assert torch.equal(sums, torch.tensor([[0.0, 0], [4, 6], [5, 6], [0, 0]]))
-    assert torch.equal(counts, torch.tensor([0.0, 2, 1, 0]))
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 2, generator=generator), torch.randn(4, 3, generator=generator)
 
 
-def test_a_seed_is_drawn_from_the_global_generator() -> None:
-    torch.manual_seed(3)
-    first, second = joined_seed(torch.device("cpu")), joined_seed(torch.device("cpu"))
-    assert first != second
-    torch.manual_seed(3)
-    assert joined_seed(torch.device("cpu")) == first
+def _process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    weight, x = data()
+    weight.requires_grad_()
+    value = loss(weight, x[2 * rank : 2 * rank + 2])
+    value.backward()
+    torch.save((value.detach(), weight.grad), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_the_mean_gradient_of_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    weight, x = data()
+    expected = loss(weight.requires_grad_(), x)
+    expected.backward()
+    assert all(torch.allclose(value, expected) for value, _ in found)
+    torch.testing.assert_close((found[0][1] + found[1][1]) / 2, weight.grad)

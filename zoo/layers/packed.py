@@ -1,0 +1,89 @@
+"""Linear maps and convolutions with weights laid out once as oneDNN multiplies by them: on CPUs, without gradients.
+
+torch lays the weights of a convolution out anew in every call, which for a second of sound takes longer than many a
+convolution itself, and gives linear maps to a library that uses half the width of some CPUs' vector units. The
+operators here are those that `torch.compile` calls. A packed copy lives as long as its weight stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+_TIME = 4096  # positions that layouts of convolutions are chosen for; other numbers run as fast
+_SAMPLES = 32  # values that show changes of which torch keeps no count (through `.data`, or by sharding)
+_kept = WeakIdKeyDictionary()  # weight -> its state and use when it was packed, some values, and the packed copy
+
+
+def can_be_packed(x: Tensor, weight: Tensor) -> bool:
+    """Whether a map of `x` by `weight` may run here: float32 on a CPU, without gradients, not traced or compiled."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and x.numel() > 0
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`; the weight (O, I) may have further axes of length 1."""
+    if not can_be_packed(x, weight):
+        return F.linear(x, weight.flatten(1), bias)
+
+    def pack(weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
+
+    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", pack), bias, "none", [], "")
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    prepare: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> Tensor:
+    """A convolution of (B, C, 1, T), channels innermost in memory -> (B, O, 1, T'), the same.
+
+    `x` and `weight` are such that `can_be_packed`. `prepare`: weight -> the kernel (O, C / groups, K).
+    """
+    settings = ((0, padding), (1, stride), (1, dilation), groups)
+
+    def pack(weight: Tensor) -> Tensor:
+        kernel = prepare(weight).unsqueeze(2).contiguous()
+        size = (1, kernel.shape[1] * groups, 1, max(_TIME, (kernel.shape[3] - 1) * dilation + 1))
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(kernel.to_mkldnn(), *settings, size)
+
+    form = packed(weight, settings, pack)
+    return torch.ops.mkldnn._convolution_pointwise(x, form, bias, *settings, "none", [], "")
+
+
+def packed(weight: Tensor, use: Hashable, pack: Callable[[Tensor], Tensor]) -> Tensor:
+    """`pack(weight)`, kept until the weight changes, goes, or is used in another way."""
+    if weight.is_inference():  # does not tell when it changes
+        return pack(weight)
+    state = (weight.data_ptr(), weight._version, use)
+    sample = weight.detach()[(slice(None, None, len(weight) // _SAMPLES + 1), *[0] * (weight.ndim - 1))]
+    known = _kept.get(weight)
+    if known is None or known[0] != state or not torch.equal(known[1], sample):
+        known = (state, sample.clone(), pack(weight.detach()))
+        _kept[weight] = known
+    return known[2]
+
+
+class PackedLinear(nn.Linear):
+    """A linear map that runs with a packed weight where that can be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

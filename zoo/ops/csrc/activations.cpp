@@ -1,0 +1,107 @@
+// Snake and ELU of rows of channels, in float32, in one pass over memory.
+//
+// Any number of threads may call the same function with the same task: each takes block after block of its rows.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Task {
+    const float* x;      // (rows, width), one row after the other
+    float* y;            // the same; may be x
+    const float* alpha;  // (width), of Snake
+    const float* scale;  // (width), of Snake
+    int64_t rows;
+    int64_t width;
+    int64_t block;  // rows taken at a time
+    int64_t next;   // the first row that nobody has taken
+};
+
+inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+// the nearest whole number, of |x| < 2^22
+inline float nearest(float x) {
+    const float shift = 12582912.0f;
+    return (x + shift) - shift;
+}
+
+// sin(t)^2, whose period is pi; a polynomial in the square of the rest (Chebyshev fit, |u| <= pi / 2)
+inline float sine_squared(float t) {
+    const float n = nearest(t * 0.31830988618f);
+    float u = multiply_add(n, -3.140625f, t);  // pi in three parts, the first two of few digits
+    u = multiply_add(n, -9.67502593994140625e-4f, u);
+    u = multiply_add(n, -1.509957990978376432e-7f, u);
+    const float v = u * u;
+    float p = 8.30463302e-08f;
+    p = multiply_add(p, v, -4.24583068e-06f);
+    p = multiply_add(p, v, 0.000141055791f);
+    p = multiply_add(p, v, -0.00317458149f);
+    p = multiply_add(p, v, 0.0444444399f);
+    p = multiply_add(p, v, -0.333333333f);
+    return multiply_add(p * v, v, v);
+}
+
+// exp(x) - 1, of x <= 0: 2^n (exp(u) - 1) + (2^n - 1) with |u| <= log(2) / 2, and the Taylor polynomial of exp(u) - 1
+inline float exp_minus_one(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const float n = nearest(x * 1.44269504089f);
+    float u = multiply_add(n, -0.693359375f, x);  // log(2) in two parts
+    u = multiply_add(n, 2.12194440e-4f, u);
+    float p = 1.0f / 5040;
+    p = multiply_add(p, u, 1.0f / 720);
+    p = multiply_add(p, u, 1.0f / 120);
+    p = multiply_add(p, u, 1.0f / 24);
+    p = multiply_add(p, u, 1.0f / 6);
+    p = multiply_add(p, u, 0.5f);
+    p = multiply_add(p * u, u, u);
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return multiply_add(power, p, power - 1.0f);
+}
+
+// calls rows(first, end) until all rows are done
+template <typename Rows>
+void share(Task* task, Rows rows) {
+    for (;;) {
+        const int64_t first = __atomic_fetch_add(&task->next, task->block, __ATOMIC_RELAXED);
+        if (first >= task->rows) return;
+        rows(first, std::min(first + task->block, task->rows));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// x + scale * sin(alpha x)^2
+void zoo_snake(Task* task) {
+    const float *alpha = task->alpha, *scale = task->scale;
+    const int64_t width = task->width;
+    share(task, [=](int64_t first, int64_t end) {
+        for (int64_t r = first; r < end; ++r) {
+            const float* x = task->x + r * width;
+            float* y = task->y + r * width;
+            for (int64_t i = 0; i < width; ++i) y[i] = multiply_add(scale[i], sine_squared(alpha[i] * x[i]), x[i]);
+        }
+    });
+}
+
+// x where x > 0, exp(x) - 1 elsewhere
+void zoo_elu(Task* task) {
+    share(task, [=](int64_t first, int64_t end) {
+        const float* x = task->x;
+        float* y = task->y;
+        for (int64_t i = first * task->width; i < end * task->width; ++i) y[i] = x[i] > 0 ? x[i] : exp_minus_one(x[i]);
+    });
+}
+}
