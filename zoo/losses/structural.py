@@ -54,8 +54,9 @@ class StructuralDistance(nn.Module):
         return similarity.mean(1)
 
     def _blurred(self, x: Tensor) -> Tensor:
-        """(N, B, C, H, W) -> weighted means of all windows, (N, B, C, H - 10, W - 10); as matrix products, which on a CPU
-        take half the time of convolutions by channel.
+        """(N, B, C, H, W) -> weighted means of all windows, (N, B, C, H - 10, W - 10).
+
+        As matrix products, which on a CPU take half the time of convolutions by channel.
         """
         return self._windows(x.shape[-2]) @ (x @ self._windows(x.shape[-1]).T)
 
