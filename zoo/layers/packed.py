@@ -82,7 +82,7 @@ def packed(weight: Tensor, use: Hashable, pack: Callable[[Tensor], Tensor]) -> T
     return known[2]
 
 
-class PackedLinear(nn.Linear):
+class Linear(nn.Linear):
     """A linear map that runs with a packed weight where that can be."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,24 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.inference import Linear
-from zoo.layers.packed import PackedLinear
+from zoo.layers.packed import Linear
 from zoo.layers.streaming import Stream
 
 RotaryPairs = Literal["neighbours", "halves"]
 
 
 class SelfAttention(nn.Module):
-    """Full attention over the positions of (B, N, C), in `heads` heads, scaled by the inverse root of their width.
+    """Full attention over the positions of (B, N, C), in `heads` heads, scaled by the inverse root of their width."""
 
-    `linear`: the kind of the linear layers.
-    """
-
-    def __init__(self, width: int, heads: int, *, bias: bool = True, linear: type[nn.Linear] = Linear) -> None:
+    def __init__(self, width: int, heads: int, *, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = linear(width, 3 * width, bias=bias)
-        self.proj = linear(width, width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """(B, N, C) -> the same. `mask`: bool, broadcast to (B, heads, N, N), True where a query sees a key."""
@@ -64,7 +60,7 @@ class CausalAttention(SelfAttention):
     def __init__(
         self, width: int, heads: int, window: int, *, base: float = 10_000.0, pairs: RotaryPairs = "neighbours"
     ) -> None:
-        super().__init__(width, heads, bias=False, linear=PackedLinear)
+        super().__init__(width, heads, bias=False)
         self.window, self.base, self.pairs = window, base, pairs
 
     def forward(  # type: ignore[override]  # its window is its mask
@@ -122,21 +118,13 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear, activation, linear: (..., C) -> (..., C). `linear`: the kind of the linear layers."""
+    """Linear, activation, linear: (..., C) -> (..., C)."""
 
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        activation: type[nn.Module] = nn.GELU,
-        *,
-        bias: bool = True,
-        linear: type[nn.Linear] = Linear,
-    ) -> None:
+    def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU, *, bias: bool = True) -> None:
         super().__init__()
-        self.fc1 = linear(width, hidden, bias=bias)
+        self.fc1 = Linear(width, hidden, bias=bias)
         self.activation = activation()
-        self.fc2 = linear(hidden, width, bias=bias)
+        self.fc2 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -229,7 +217,7 @@ class CausalTransformer(nn.Module):
             TransformerBlock(
                 width,
                 CausalAttention(width, heads, window, base=base, pairs=pairs),
-                MLP(width, hidden, bias=False, linear=PackedLinear),
+                MLP(width, hidden, bias=False),
                 layer_scale=layer_scale,
             )
             for _ in range(layers)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo.layers.inference import Linear, channels_last, conv_of_doubled, linear, silu
+from zoo.layers.inference import channels_last, conv_of_doubled, silu
 from zoo.layers.maskgit import MaskGITBlock, MaskGITDecoder
+from zoo.layers.packed import Linear, linear
 from zoo.layers.resnet import ResBlock, Upsample
 from zoo.layers.vqgan import Decoder, Encoder, levels
 

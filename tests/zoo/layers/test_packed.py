@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 
 from zoo.layers import packed
 from zoo.layers.channels_inside import WaveConv1d
-from zoo.layers.packed import PackedLinear
+from zoo.layers.packed import Linear
 
 
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), bias=st.booleans())
 def test_linear_map_is_that_of_torch(rows: int, width: int, out: int, bias: bool) -> None:
-    layer, x = PackedLinear(width, out, bias=bias), torch.randn(2, rows, width)
+    layer, x = Linear(width, out, bias=bias), torch.randn(2, rows, width)
     with torch.no_grad():
         y = layer(x)
     torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_pass() -> None:
-    layer, x = PackedLinear(3, 4), torch.randn(2, 3, requires_grad=True)
+    layer, x = Linear(3, 4), torch.randn(2, 3, requires_grad=True)
     y = layer(x)
     assert torch.equal(y, F.linear(x, layer.weight, layer.bias))
     y.sum().backward()
     assert layer.weight.grad is not None
 
 
-@pytest.mark.parametrize("make", [lambda: PackedLinear(64, 48), lambda: WaveConv1d(64, 48, 3)], ids=["linear", "conv"])
+@pytest.mark.parametrize("make", [lambda: Linear(64, 48), lambda: WaveConv1d(64, 48, 3)], ids=["linear", "conv"])
 def test_every_change_of_a_weight_counts(make: object) -> None:
     layer = make().eval()  # type: ignore[operator]
     x = torch.randn(1, 64, 64)
@@ -64,7 +64,7 @@ def test_copies_go_with_their_owner() -> None:
 
 
 def test_state_and_type_are_those_of_a_linear_layer() -> None:
-    layer = PackedLinear(3, 4)
+    layer = Linear(3, 4)
     with torch.no_grad():
         layer(torch.randn(1, 3))
     assert sorted(layer.state_dict()) == ["bias", "weight"]
@@ -72,7 +72,7 @@ def test_state_and_type_are_those_of_a_linear_layer() -> None:
 
 
 def test_other_precisions_and_autocast_run_as_before() -> None:
-    layer, x = PackedLinear(3, 4), torch.randn(5, 3)
+    layer, x = Linear(3, 4), torch.randn(5, 3)
     with torch.no_grad():
         double = copy.deepcopy(layer).double()
         assert torch.equal(double(x.double()), F.linear(x.double(), double.weight, double.bias))
