@@ -1,4 +1,4 @@
-"""Ten hours of sound from a file to tokens and back, in the memory that a minute takes."""
+"""Ten hours of sound from a file to tokens and back, in a small part of the memory that the samples would take."""
 
 import json
 import os
@@ -55,7 +55,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_ten_hours_take_the_memory_of_a_minute_beside_their_tokens(tmp_path: Path) -> None:
+def test_ten_hours_never_lie_in_memory(tmp_path: Path) -> None:
     seconds = HOURS * 3600
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "hours.wav"), str(RATE), str(seconds)]
@@ -65,7 +65,6 @@ def test_ten_hours_take_the_memory_of_a_minute_beside_their_tokens(tmp_path: Pat
     assert found["samples"] == found["extent"] == seconds * RATE
     assert found["frames"] == -(-seconds * RATE // 640)
     assert found["starts alike"]
-    ids = 8 * found["levels"] * found["frames"]
-    # tokens as they come and joined at the end; the samples, which are 3.5 GB in float32, never lie in memory
-    assert found["encoded"] - found["before"] < 3 * ids + 2**25, found
-    assert found["decoded"] - found["before"] < 3 * ids + 2**25, found
+    whole = 4 * seconds * RATE  # bytes of all samples in float32, which never lie in memory
+    assert found["encoded"] - found["before"] < whole / 20, found
+    assert found["decoded"] - found["before"] < whole / 20, found
