@@ -118,6 +118,11 @@ def goals_table() -> str:
     return report.goal_table(record for case in CASES for record in benchmark_records(case))
 
 
+def speed_table() -> str:
+    """How fast the zoo is beside its peers."""
+    return report.peer_table(record for case in CASES for record in benchmark_records(case))
+
+
 def recipe_table(*tasks: str) -> str:
     """Every recipe of some tasks: what its head says, and the model."""
     lines = ["| recipe | model | what it is |", "|---|---|---|"]
@@ -179,6 +184,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "inversion": inversion_table,
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
+    "speed": speed_table,
     "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask"),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),

@@ -9,6 +9,11 @@ from typing import Any
 
 HEAD = ("contender", "time", "middle half", "times ours", "CPU time", "extra memory", "of the limit", "rate", "result")
 
+PEERS = (
+    "vector-quantize-pytorch", "torch.cdist", "faiss", "scikit-learn", "diffusers", "transformers", "original",
+    "Pillow and torchvision", "loop of Pillow and torchvision",
+)  # fmt: skip
+"""Contenders that do the whole of a case, by others' code."""
 Record = Mapping[str, Any]
 
 
@@ -98,6 +103,24 @@ def goal_table(records: Iterable[Record]) -> str:
             met = {None: "", True: "met", False: "not met"}[goal["met"]]
             setting = f"{record['problem']} ({record['device']})"
             lines.append(f"| {record['case']} | {setting} | {goal['text']} | {reached} | {met} |")
+    return "\n".join(lines)
+
+
+def peer_table(records: Iterable[Record]) -> str:
+    """One line a setting: the time of "zoo", and how many times as fast it is as each peer."""
+    lines = ["| case | setting | zoo | times as fast as |", "|---|---|---:|---|"]
+    for record in records:
+        times = {result["contender"]: result.get("wall_seconds") for result in record["results"]}
+        if (ours := times.get("zoo")) is None:
+            continue
+        against = [
+            f"{name}: {'cannot run' if seconds is None else f'{figures(seconds / ours)}x'}"
+            for name, seconds in times.items()
+            if name in PEERS
+        ]
+        if against:
+            setting = f"{record['problem']} ({record['device']})"
+            lines.append(f"| {record['case']} | {setting} | {duration(ours)} | {', '.join(against)} |")
     return "\n".join(lines)
 
 

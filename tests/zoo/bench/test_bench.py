@@ -387,6 +387,11 @@ def test_tables_in_markdown(tmp_path: Path) -> None:
     assert text.count("Measured on ") == 1
     assert "goal: zoo: at least 2x faster than faiss: 2.50x, met" in text
     assert "| kmeans | K=32 D=8 N=2048, 3 iterations (cpu) | zoo: at least 2x" in report.goal_table(records)
+    times = {result["contender"]: result["wall_seconds"] for result in records[0]["results"]}
+    ratio = report.figures(times["vector-quantize-pytorch"] / times["zoo"])
+    (line,) = report.peer_table(records).splitlines()[2:]
+    assert f"| {report.duration(times['zoo'])} | vector-quantize-pytorch: {ratio}x" in line
+    assert "pure torch" not in line
 
 
 @pytest.mark.parametrize(
