@@ -73,7 +73,8 @@ def encode(
     length: dict[str, Any] = {"num_tokens": num_tokens, "quality": None if psnr is None else Quality(psnr=psnr)}
     adaptive = {name: value for name, value in length.items() if value is not None}
     if (sound and (tile or adaptive or refine)) or (bitrate and not sound):
-        raise ValueError("expected --tile, --num-tokens, --psnr and --refine for images, and --bitrate for recordings")
+        for_images = "--tile, --num-tokens, --psnr and --refine"
+        raise ValueError(f"expected {for_images} for images alone, and --bitrate for recordings")
     if tile and (adaptive or refine):
         raise ValueError("expected --tile, or --num-tokens, --psnr or --refine, got both")
     if refine and psnr is not None:

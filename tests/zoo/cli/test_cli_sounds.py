@@ -22,6 +22,7 @@ SMALL = {
     "encoder_blocks": (1, 1),
     "decoder_widths": (8, 8),
     "decoder_blocks": (1, 1),
+    "envelope_bands": 0,
     "quantizer": {"kind": "residual", "level": {"kind": "vector", "codebook_size": 16, "dim": 4}, "num_levels": 3},
 }
 
