@@ -200,7 +200,7 @@ def overlap_add(parts: list[Tensor], stride: int) -> Tensor:
     return total / weight
 
 
-_NORMS = {"weight_norm": "none", "none": "none", "time_group_norm": "time_group_norm"}
+NORMS = {"weight_norm": "none", "none": "none", "time_group_norm": "time_group_norm"}
 
 
 def config_from_original(meta: dict[str, Any]) -> EncodecConfig:
@@ -223,7 +223,7 @@ def config_from_original(meta: dict[str, Any]) -> EncodecConfig:
         lstm_layers=network["lstm"],
         causal=network["causal"],
         pad_mode=network["pad_mode"],
-        norm=_NORMS[network["norm"]],  # type: ignore[arg-type]
+        norm=NORMS[network["norm"]],  # type: ignore[arg-type]
         trim_right_ratio=network.get("trim_right_ratio", 1.0),
     )
     codebooks = residual_codebooks(
@@ -246,7 +246,7 @@ def config_from_transformers(kwargs: dict[str, Any]) -> EncodecConfig:
         "use_conv_shortcut": True,
     }  # fmt: skip
     values = {**defaults, **kwargs}
-    seanet = seanet_from_transformers(values, lstm_layers=values["num_lstm_layers"], norm=_NORMS[values["norm_type"]])
+    seanet = seanet_from_transformers(values, lstm_layers=values["num_lstm_layers"], norm=NORMS[values["norm_type"]])
     size = values["codebook_size"]
     count = int(1000 * values["target_bandwidths"][-1] // _codebook_rate(values["sampling_rate"], seanet, size))
     return EncodecConfig(

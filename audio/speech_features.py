@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -88,31 +89,45 @@ class Wav2Vec2BertFeatures(SpeechFeatures):
             )
         super().__init__(config, sample_rate, hop_length)
         self._model: Any = None
-        self._extractor: Any = None
 
     def compute(self, x: Tensor) -> Tensor:
-        model = self._loaded(x.device)
-        padded = F.pad(x[:, 0], (self.stride // 2, self.stride // 2))
-        return torch.cat([self._item(model, signal) for signal in padded])
+        model, layer = self.network.to(x.device), self.config.layer
+        inputs = filter_banks(x).split(1)
+        return torch.cat([model(item, output_hidden_states=True).hidden_states[layer] for item in inputs])
 
-    def _item(self, model: Any, signal: Tensor) -> Tensor:
-        inputs = self._extractor(signal.cpu().numpy(), sampling_rate=self.rate, return_tensors="pt")
-        hidden = model(inputs.input_features.to(signal.device), output_hidden_states=True).hidden_states
-        return hidden[self.config.layer]
-
-    def _loaded(self, device: torch.device) -> Any:
+    @property
+    def network(self) -> Any:
+        """The speech model, a model of transformers, which is read when it is first needed."""
         if self._model is None:
-            from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
+            from transformers import Wav2Vec2BertModel
 
             logger.info("reading %s for the semantic features", self.config.repo)
-            self._extractor = SeamlessM4TFeatureExtractor()
-            model = _published(Wav2Vec2BertModel, self.config.repo).float().eval()
-            model.encoder.layers = model.encoder.layers[: max(1, self.config.layer)]  # the later ones are not needed
-            self._model = model.requires_grad_(False)
-        return self._model.to(device)
+            self.use(_published(Wav2Vec2BertModel, self.config.repo).float())
+        return self._model
+
+    def use(self, model: Any) -> None:
+        """Take the features of this model of transformers instead of reading the published one."""
+        model.encoder.layers = model.encoder.layers[: max(1, self.config.layer)]  # the later ones are not needed
+        model.config.num_hidden_layers = len(model.encoder.layers)
+        self._model = model.eval().requires_grad_(False)
 
 
 Wav2Vec2BertConfig.features = Wav2Vec2BertFeatures
+
+
+def filter_banks(x: Tensor) -> Tensor:
+    """Signals (B, 1, T) at 16 kHz -> what w2v-BERT takes, (B, T / 320, 160); each is normalised by itself."""
+    half = Wav2Vec2BertFeatures.stride // 2
+    clips = F.pad(x[:, 0], (half, half)).cpu().numpy()
+    options = {"sampling_rate": Wav2Vec2BertFeatures.rate, "return_tensors": "pt"}
+    return torch.cat([_filter_bank()(clip, **options).input_features for clip in clips]).to(x.device)
+
+
+@cache
+def _filter_bank() -> Any:
+    from transformers import SeamlessM4TFeatureExtractor
+
+    return SeamlessM4TFeatureExtractor()
 
 
 @dataclass(frozen=True)
@@ -162,13 +177,18 @@ class HiddenStates(SpeechFeatures):
         return max(0, (samples + 2 * self.config.padding - self.frame) // self.stride + 1)
 
     def compute(self, x: Tensor) -> Tensor:
+        model = self.network.to(x.device)
+        return torch.cat([self.mixed(hidden_states(model, self.prepared(item)[None])) for item in x[:, 0]])
+
+    @property
+    def network(self) -> Any:
+        """The speech model, a model of transformers, which is read when it is first needed."""
         if self._model is None:
             from transformers import AutoModel
 
             logger.info("reading %s for the features of speech", self.config.repo)
             self.use(_published(AutoModel, self.config.repo).float())
-        model = self._model.to(x.device)
-        return torch.cat([self.mixed(hidden_states(model, self.prepared(item)[None])) for item in x[:, 0]])
+        return self._model
 
     def use(self, model: Any) -> None:
         """Take the features of this model of transformers instead of reading the published one."""

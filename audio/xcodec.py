@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from audio.encodec import CODEBOOK_TRANSFORMS, codebook_keys, residual_codebooks
 from audio.speech_features import HiddenStatesConfig, MelFeaturesConfig, SpeechFeaturesConfig
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.transformers import SpeechModel, TransformersLayout, codec_extractor
 from zoo.layers.snake import SnakeDecoder, SnakeEncoder, check_sizes
 from zoo.quantizers import Quantized, QuantizerConfig
 from zoo.registry import register
@@ -168,6 +170,82 @@ def config_from_original(meta: dict[str, Any]) -> XCodecConfig:
     )
 
 
+_SEMANTIC_FIELDS = {  # of transformers, whose semantic networks may have other sizes
+    "kernel_size": 3, "channel_ratios": [1] * _BLOCKS, "strides": [1] * _BLOCKS, "block_dilations": [1] * _UNITS,
+    "unit_kernel_size": 3,
+}  # fmt: skip
+
+
+def config_from_transformers(fields: dict[str, Any]) -> XCodecConfig:
+    """The config of the fields of transformers' XcodecConfig.
+
+    Raises:
+        ValueError: semantic networks of other sizes than X-Codec's, or a speech model that normalises at its end.
+    """
+    acoustic, speech, size = fields["acoustic_model_config"], fields["semantic_model_config"], fields["codebook_size"]
+    found = {name: list(value) if isinstance(value := fields[name], tuple) else value for name in _SEMANTIC_FIELDS}
+    if found != _SEMANTIC_FIELDS:
+        raise ValueError(f"expected X-Codec's semantic networks, {_SEMANTIC_FIELDS}, got {found}")
+    if speech.get("do_stable_layer_norm"):
+        raise ValueError("expected a speech model with norms after its layers, got do_stable_layer_norm")
+    strides, width = tuple(acoustic["downsampling_ratios"]), acoustic["hidden_size"] + speech["hidden_size"]
+    if (tuple(acoustic["upsampling_ratios"]), fields["codebook_dim"]) != (strides, width):
+        raise ValueError(
+            f"expected upsampling by {strides} and codes of {width}, got {acoustic['upsampling_ratios']} and "
+            f"{fields['codebook_dim']}"
+        )
+    hop = math.prod(strides)
+    rate = _codebook_rate(fields["sample_rate"], hop, size)
+    return XCodecConfig(
+        sample_rate=fields["sample_rate"],
+        channels=acoustic["encoder_hidden_size"],
+        strides=strides,
+        decoder_channels=acoustic["decoder_hidden_size"],
+        acoustic_dim=acoustic["hidden_size"],
+        features=HiddenStatesConfig(
+            speech["hidden_size"], padding=hop // 2, repo=speech.get("_name_or_path") or "the XcodecModel's own"
+        ),
+        quantizer=residual_codebooks(size, width, int(1000 * fields["target_bandwidths"][-1] // rate)),
+    )
+
+
+def _codebook_rate(sample_rate: int, hop_length: int, size: int) -> int:
+    """Bits per second of a codebook as transformers counts them."""
+    return -(-sample_rate // hop_length) * (size - 1).bit_length()
+
+
+def fields_for_transformers(config: XCodecConfig) -> dict[str, Any]:
+    """Values of transformers' XcodecConfig without the speech model's; bandwidths of 1, 2, 4, ... and all codebooks.
+
+    Raises:
+        ValueError: features or a quantizer that XcodecModel does not have.
+    """
+    quantizer, features, hop = config.quantizer, config.features, config.hop_length
+    size, count = quantizer.vocab_sizes[0], len(quantizer.vocab_sizes)
+    width = config.acoustic_dim + features.width
+    means = isinstance(features, HiddenStatesConfig) and features == HiddenStatesConfig(
+        features.width, padding=hop // 2, repo=features.repo
+    )
+    if not means or quantizer != residual_codebooks(size, width, count):
+        raise ValueError(f"expected the mean of a speech model's hidden states and X-Codec's quantizer, got {config}")
+    rate = _codebook_rate(config.sample_rate, hop, size)
+    counts = sorted({count, *(2**i for i in range(count.bit_length()))})
+    return {
+        "target_bandwidths": [rate * number / 1000 for number in counts],
+        "sample_rate": config.sample_rate,
+        "codebook_size": size,
+        "codebook_dim": width,
+        "acoustic_model_config": {
+            "model_type": "dac",
+            "encoder_hidden_size": config.channels,
+            "downsampling_ratios": list(config.strides),
+            "decoder_hidden_size": config.decoder_channels,
+            "upsampling_ratios": list(config.strides),
+            "hidden_size": config.acoustic_dim,
+        },
+    }
+
+
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The mean of the levels' commitment losses."""
     return {"loss.commit": quantized.losses["commitment"]}
@@ -230,4 +308,16 @@ KEY_MAP_TRANSFORMERS = KeyMap(
         "semantic_model.*": None,  # as it was published
     },
     transforms=CODEBOOK_TRANSFORMS,
+)
+
+
+TRANSFORMERS = TransformersLayout(
+    "XcodecModel",
+    "XcodecConfig",
+    KEY_MAP_TRANSFORMERS,
+    config_from_transformers,
+    fields_for_transformers,
+    extractor=partial(codec_extractor, "DacFeatureExtractor"),
+    speech=SpeechModel("semantic_model", "semantic_model_config"),
+    training=("fc1.", "decoder_semantic."),
 )

@@ -1,6 +1,6 @@
 """X-codec2, Llasa's speech tokenizer: BigCodec's encoder and a speech model, finite scalars, a Vocos decoder.
 
-Paper: arXiv 2502.04128. Original: zhenye234/X-Codec-2.0 (MIT); transformers' Xcodec2Model has its own layout.
+Paper: arXiv 2502.04128. Original: zhenye234/X-Codec-2.0 (MIT); files of transformers' Xcodec2Model load too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio.bigcodec import SpareFrameSpec, alias_free_keys
-from audio.speech_features import MelFeaturesConfig, SpeechFeaturesConfig, Wav2Vec2BertConfig
+from audio.speech_features import MelFeaturesConfig, SpeechFeaturesConfig, Wav2Vec2BertConfig, filter_banks
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.interop.transformers import SpeechModel, TransformersLayout
 from zoo.layers.alias_free import AliasFreeEncoder
 from zoo.layers.resnet import ResBlock
 from zoo.layers.transformer import MLP, RMSNorm, SelfAttention, TransformerBlock
@@ -184,6 +185,61 @@ def config_from_original(meta: dict[str, Any]) -> XCodec2Config:
     )
 
 
+_FIXED_FIELDS = {  # of transformers, where they may be others
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "quantization_levels": [4] * 8,
+}  # fmt: skip
+
+
+def config_from_transformers(fields: dict[str, Any]) -> XCodec2Config:
+    """The config of the fields of transformers' Xcodec2Config.
+
+    Raises:
+        ValueError: a network that is not X-codec2's.
+    """
+    speech, width, heads = fields["semantic_model_config"], fields["hidden_size"], fields["num_attention_heads"]
+    latent = width + speech["hidden_size"]
+    wanted = _FIXED_FIELDS | {
+        "intermediate_size": 4 * width, "num_key_value_heads": heads, "head_dim": width // heads,
+        "quantization_dim": latent,
+    }  # fmt: skip
+    found = {name: list(value) if isinstance(value := fields[name], tuple) else value for name in wanted}
+    if found != wanted:
+        raise ValueError(f"expected X-codec2's network, {wanted}, got {found}")
+    plain = (speech["model_type"], speech["add_adapter"], (fields["rope_parameters"] or {}).get("rope_type", "default"))
+    if plain != ("wav2vec2-bert", False, "default"):
+        raise ValueError(f"expected w2v-BERT without an adapter and default rotations, got {plain}")
+    repo = speech.get("_name_or_path") or "the Xcodec2Model's own"
+    return XCodec2Config(
+        channels=fields["encoder_hidden_size"],
+        strides=tuple(fields["downsampling_ratios"]),
+        features=Wav2Vec2BertConfig(speech["hidden_size"], speech["num_hidden_layers"], repo),
+        width=width,
+        layers=fields["num_hidden_layers"],
+        heads=heads,
+        dropout=fields["activation_dropout"],
+        sample_rate=fields["sampling_rate"],
+        quantizer=scalars(latent),
+    )
+
+
+def fields_for_transformers(config: XCodec2Config) -> dict[str, Any]:
+    """Values of transformers' Xcodec2Config without the speech model's.
+
+    Raises:
+        ValueError: features, a network or a quantizer that Xcodec2Model does not have.
+    """
+    features, latent = config.features, config.width + config.features.width
+    plain = isinstance(features, Wav2Vec2BertConfig) and features.layer >= 1 and config.dilations == (1, 3, 9)
+    if not plain or config.quantizer != scalars(latent):
+        raise ValueError(f"expected a layer of w2v-BERT, dilations of 1, 3 and 9 and X-codec2's scalars, got {config}")
+    return {
+        "hidden_size": config.width, "intermediate_size": 4 * config.width, "head_dim": config.width // config.heads,
+        "num_hidden_layers": config.layers, "num_attention_heads": config.heads, "num_key_value_heads": config.heads,
+        "encoder_hidden_size": config.channels, "downsampling_ratios": list(config.strides),
+        "sampling_rate": config.sample_rate, "activation_dropout": config.dropout, "quantization_dim": latent,
+    }  # fmt: skip
+
+
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The quantizer has none."""
     return {}
@@ -213,6 +269,28 @@ def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key in [key for key in result if key.endswith(".attention.q.weight")]:
         parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
         result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return result
+
+
+def weights_for_transformers(model: XCodec2) -> dict[str, Tensor]:
+    """The weights under the names that `from_transformers` joins."""
+    units, last = len(model.config.dilations), len(model.config.strides) + 1
+
+    def apart(found: re.Match[str]) -> str:
+        layer, number = int(found[1]), int(found[2] or 0)
+        if layer == 0:
+            return found[0]
+        if layer >= last:
+            return f"encoder.last.{layer - last}.{found[2] or ''}{found[3] or ''}"
+        stage = f"encoder.stages.{layer - 1}"
+        return f"{stage}.unit{number + 1}." if found[3] else f"{stage}.after.{number - units}."
+
+    result: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        if key.endswith(".qkv.weight"):
+            result |= {key.replace(".qkv.", f".{part}."): each for part, each in zip("qkv", value.chunk(3))}
+        else:
+            result[re.sub(r"^encoder\.layers\.(\d+)\.(?:(\d+)\.(block\.)?)?", apart, key)] = value
     return result
 
 
@@ -296,4 +374,22 @@ KEY_MAP_TRANSFORMERS = KeyMap(
         "acoustic_decoder.head.linear.*": "decoder.head.out.*",
     },
     finish=from_transformers,
+)
+
+
+def _encode_there(peer: Any, x: Tensor) -> Tensor:
+    padded = F.pad(x, (0, peer.hop_length - x.shape[-1] % peer.hop_length))
+    codes: Tensor = peer.encode(padded, filter_banks(padded)).audio_codes
+    return codes
+
+
+TRANSFORMERS = TransformersLayout(
+    "Xcodec2Model",
+    "Xcodec2Config",
+    KEY_MAP_TRANSFORMERS,
+    config_from_transformers,
+    fields_for_transformers,
+    weights_for_transformers,
+    encode=_encode_there,
+    speech=SpeechModel("semantic_encoder", "semantic_model_config"),
 )

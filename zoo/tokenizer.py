@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo import tiling
+from zoo import tiled
 from zoo.adaptive import Quality, cut, fewest
 from zoo.config import Config
 from zoo.model import Model
@@ -392,18 +391,7 @@ class Tokenizer(Model):
                 attention over maps, or whose quantizer takes more than single positions.
         """
         self._require("encoder")
-        self._check_tiles("encode_tiled", tile)
-        self.spec.check(x)
-        padded, multiple = self.pad(x), self.spec.multiple
-        plan = self._passes("latent", padded, (2, 3))
-        grid = self.positions(tuple(padded.shape[2:]))
-        levels = tuple(torch.empty(len(x), *grid, dtype=torch.int64, device=x.device) for _ in self.vocab_sizes)
-        with self._evaluating():
-            parts = tiling.outputs(self, "latent", plan, padded, (2, 3), tile=tile, multiple=multiple)
-            for rows, columns, latent in parts:
-                for level, found in zip(levels, self.quantizer(latent).levels, strict=True):
-                    level[:, rows, columns] = found.to(x.device)
-        return Tokens(levels, self.vocab_sizes, self.layout, None, self.source, self.extent_of(x), self.prefix)
+        return tiled.encode(self, x, tile)
 
     @torch.no_grad()
     def decode_tiled(self, tokens: Tokens, *, tile: int = 512) -> Tensor:
@@ -420,61 +408,7 @@ class Tokenizer(Model):
             ValueError: tokens as in `decode`, and a model as in `encode_tiled`.
         """
         self._require("decoder")
-        self._check_tiles("decode_tiled", tile)
-        self._check_tokens(tokens)
-        indices, multiple = torch.stack(tokens.levels, dim=-1), self.spec.multiple  # (B, h, w, levels)
-        codes = torch.empty(*indices.shape[:3], self.quantizer.config.dim, device="meta")
-        plan = self._passes("reconstruct", codes, (1, 2))
-        padded = [side * multiple for side in indices.shape[1:3]]
-        size = padded if tokens.extent is None else [max(sides) for sides in zip(*tokens.extent.sizes)]
-        image = torch.empty(len(tokens), self.spec.channels, *size, dtype=self.dtype, device=tokens.device)
-        with self._evaluating():
-            parts = tiling.outputs(
-                self,
-                "reconstruct",
-                plan,
-                indices,
-                (1, 2),
-                tile=tile // multiple,
-                load=lambda given: self.quantizer.indices_to_codes(*given.unbind(-1)).to(self.dtype),
-            )
-            for rows, columns, signal in parts:
-                target = image[:, :, rows, columns]
-                target.copy_(signal[:, :, : target.shape[2], : target.shape[3]])
-        return image
-
-    def _check_tiles(self, verb: str, tile: int) -> None:
-        """Raise a ValueError where images of this model cannot be cut into tiles of that size."""
-        multiple = self.spec.multiple
-        if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:
-            raise ValueError(f"tile: expected a positive multiple of {multiple} pixels, got {tile!r}")
-        own = ("encode_levels", "decode_codes", "positions")
-        plain = all(getattr(type(self), name) is getattr(Tokenizer, name) for name in own)
-        if self.spec.modality != "image" or self.spec.size is not None or self.layout != "grid" or not plain:
-            raise ValueError(f"{verb}: expected a model of images of any size on a plain grid, got {self.name}")
-        if set(self.quantizer.config.level_shapes((4, 6))) != {(4, 6)}:
-            raise ValueError(f"{verb}: expected a quantizer of single positions, got {self.quantizer.config.kind}")
-
-    def _passes(
-        self, part: Literal["latent", "reconstruct"], given: Tensor, axes: tuple[int, int]
-    ) -> list[tiling.Pass]:
-        """How a part of the network goes over tiles of what it is given."""
-        verb, multiple = "encode_tiled" if part == "latent" else "decode_tiled", self.spec.multiple
-        scale = Fraction(multiple) if part == "latent" else Fraction(1, multiple)
-        least = 4 * multiple if part == "latent" else 4  # the reach is followed on sides that differ from 1
-        sides = [max(side, least) if axis in axes else side for axis, side in enumerate(given.shape)]
-        with torch.device("meta"):  # as large, but without numbers
-            outline = type(self)(self.config).to(self.dtype).eval()  # type: ignore[call-arg]
-            example = torch.empty(sides, dtype=self.dtype)
-        try:
-            plan = tiling.passes(outline, part, example, axes)
-        except ValueError as error:
-            raise ValueError(f"{verb}: {self.name} cannot be cut into tiles with exact seams: {error}") from error
-        if plan[-1].maps == 0 and any(reach.scale != scale for reach in plan[-1].seen.reaches):
-            raise ValueError(
-                f"{verb}: expected a token for {multiple} x {multiple} pixels, got {plan[-1].seen.reaches}"
-            )
-        return plan
+        return tiled.decode(self, tokens, tile)
 
     def forward(self, x: Tensor) -> Output:
         """One pass for training: `Output` with a reconstruction of the size of `x`.
@@ -574,6 +508,10 @@ class Tokenizer(Model):
 
     def _check_tokens(self, tokens: Tokens) -> None:
         tokens.require_from(self.source, self.layout, self.vocab_sizes, self.prefix)
+
+    def overrides(self, *methods: str) -> bool:
+        """Whether the family has its own way for one of these methods."""
+        return any(getattr(type(self), name) is not getattr(Tokenizer, name) for name in methods)
 
     def _require(self, part: str) -> None:
         if part == "decoder" and not self.has_decoder:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenizers_visual.compact import Compact, CompactConfig
 from tokenizers_visual.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from tokenizers_visual.taming_vqgan import TamingVQGAN, TamingVQGANConfig
-from zoo import tiling
+from zoo import tiled, tiling
 from zoo.layers.haar import haar, inverse_haar
 from zoo.layers.resnet import Downsample, Upsample
 from zoo.quantizers import BinaryConfig, FiniteScalarConfig, ResidualConfig, VectorConfig
@@ -300,7 +300,7 @@ def test_passes_start_from_maps_that_may_be_held(part: str, monkeypatch: pytest.
     plans = {}
     for held in (0, largest - 1, 4 * largest):
         monkeypatch.setattr(tiling, "HELD", held)
-        plans[held] = model._passes(part, given.to("meta"), axes)  # type: ignore[arg-type]
+        plans[held] = tiled._passes(model, part, given.to("meta"), axes)  # type: ignore[arg-type]
     attention = ["encoder.mid.1" if part == "latent" else "decoder.mid.1"]
     none, some, all_of_them = ([step.module for step in plan if step.module is not None] for plan in plans.values())
     assert none == attention

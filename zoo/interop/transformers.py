@@ -6,6 +6,7 @@ through the files that transformers itself writes and reads, so that its release
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,21 @@ def codec_extractor(kind: str, config: Any) -> Any:
     fields = {"hop_length": "hop_length", "chunk_length_s": "chunk_length_s", "overlap": "overlap"}
     known = {field: getattr(config, name) for field, name in fields.items() if hasattr(config, name)}
     channels = getattr(config, "audio_channels", 1)
-    return getattr(transformers, kind)(feature_size=channels, sampling_rate=config.sampling_rate, **known)
+    rate = config.sampling_rate if hasattr(config, "sampling_rate") else config.sample_rate
+    return getattr(transformers, kind)(feature_size=channels, sampling_rate=rate, **known)
+
+
+@dataclass(frozen=True)
+class SpeechModel:
+    """A published speech model, which transformers holds among the weights of a codec and ours uses as `features`.
+
+    Attributes:
+        module: its name in the codec of transformers.
+        config: the field of its config.
+    """
+
+    module: str
+    config: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,9 @@ class TransformersLayout:
         weights: of a model, by the names that the key map gives before it finishes.
         encode, decode: of its model: a batch -> indices as `Tokens.indices` has them; tokens -> a batch.
         extractor: its config -> what prepares signals for it.
+        speech: the speech model that it holds.
+        training: what the names of weights begin with that only its training needs. Ours do not have them; they stay as
+            a new model has them.
     """
 
     model: str
@@ -74,6 +92,8 @@ class TransformersLayout:
     encode: Callable[[Any, Tensor], Tensor] = encode_codec
     decode: Callable[[Any, Tokens], Tensor] = decode_codec
     extractor: Callable[[Any], Any] | None = None
+    speech: SpeechModel | None = None
+    training: tuple[str, ...] = ()
 
     def file(self, model: Tokenizer, examples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights under the names of the files, in the shapes and types of `examples`.
@@ -82,7 +102,11 @@ class TransformersLayout:
             ValueError: weights that transformers does not have, or that the model does not have.
         """
         own, used, found = self.weights(model), set(), {}
+        apart = self.training if self.speech is None else (*self.training, f"{self.speech.module}.")
         for key, example in examples.items():
+            if key.startswith(apart):
+                found[key] = example
+                continue
             plain, part = _without_norm(key)
             name = self.key_map.name(plain, examples)
             if name not in own:
@@ -102,10 +126,11 @@ def from_transformers(peer: PreTrainedModel) -> Tokenizer:
     precision.
 
     Args:
-        peer: EncodecModel, DacModel, MimiModel or JanusVQVAE, of any sizes.
+        peer: EncodecModel, DacModel, MimiModel, XcodecModel, Xcodec2Model, WavTokenizerModel or JanusVQVAE, of any sizes.
 
     Returns:
-        A model whose tokens and signals are those of `peer`.
+        A model whose tokens and signals are those of `peer`. It takes over a copy of the speech model that `peer`
+        holds; a folder written of it holds the name of that alone.
 
     Raises:
         ValueError: another class, or a network that the family does not hold.
@@ -119,6 +144,8 @@ def from_transformers(peer: PreTrainedModel) -> Tokenizer:
     with TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
         load_into(model, layout.key_map(read(Path(folder))))
+    if layout.speech is not None:
+        model.features.use(copy.deepcopy(getattr(peer, layout.speech.module)).float())  # type: ignore[operator, union-attr]
     return model.to(peer.device, peer.dtype).eval()
 
 
@@ -128,19 +155,27 @@ def to_transformers(model: Tokenizer) -> PreTrainedModel:
 
     Raises:
         ValueError: a family, or a network, that transformers does not have.
+        OSError: the speech model, which it holds, cannot be read.
     """
     import transformers
     from safetensors.torch import save_file
 
     layout = _layout_of(model)
-    kind = getattr(transformers, layout.model)
-    outline = kind(getattr(transformers, layout.config)(**layout.to_fields(model.config)))
+    kind, fields = getattr(transformers, layout.model), layout.to_fields(model.config)
+    speech = None if layout.speech is None else model.features.network  # type: ignore[union-attr]
+    if layout.speech is not None:
+        fields[layout.speech.config] = copy.deepcopy(speech.config)  # type: ignore[union-attr]
+    config = getattr(transformers, layout.config)(**fields)
+    layout.to_config(config.to_dict())  # refuses a speech model that runs otherwise there
+    outline = kind(config)
     with TemporaryDirectory() as folder:
         outline.save_pretrained(folder)
         examples = read(Path(folder))
         (file,) = Path(folder).glob("*.safetensors")
         save_file(layout.file(model, examples), file, metadata={"format": "pt"})
         peer: PreTrainedModel = kind.from_pretrained(folder)
+    if layout.speech is not None:
+        getattr(peer, layout.speech.module).load_state_dict(speech.state_dict())  # type: ignore[union-attr]
     parameter = next(model.parameters())
     return peer.to(parameter.device, parameter.dtype).eval()  # type: ignore[no-any-return, arg-type]
 
