@@ -126,7 +126,8 @@ def from_transformers(peer: PreTrainedModel) -> Tokenizer:
     precision.
 
     Args:
-        peer: EncodecModel, DacModel, MimiModel, XcodecModel, Xcodec2Model, WavTokenizerModel or JanusVQVAE, of any sizes.
+        peer: EncodecModel, DacModel, MimiModel, XcodecModel, Xcodec2Model, WavTokenizerModel or JanusVQVAE, of any
+            sizes.
 
     Returns:
         A model whose tokens and signals are those of `peer`. It takes over a copy of the speech model that `peer`
