@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.layers": {"zoo.config", "zoo.ops"},
     "zoo.reach": set(),
     "zoo.tiling": {"zoo.reach"},
-    "zoo.tiled": {"zoo.tiling", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.tiled": {"zoo.tiling", "zoo.tokens"},
     "zoo.bpe": set(),
     "zoo.bpe_parity": {"zoo", "zoo.bpe"},
     "zoo.model": {"zoo.cards", "zoo.config", "zoo.tokens"},

@@ -1,9 +1,12 @@
-"""`encode_tiled` and `decode_tiled` of tokenizers: images of any size, tile by tile, in the passes of `zoo.tiling`."""
+"""`encode_tiled` and `decode_tiled` of tokenizers: images of any size, tile by tile, in the passes of `zoo.tiling`.
+
+`model` is a `zoo.tokenizer.Tokenizer`, which imports this module for the two methods.
+"""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +14,8 @@ from torch import Tensor
 from zoo import tiling
 from zoo.tokens import Tokens
 
-if TYPE_CHECKING:
-    from zoo.tokenizer import Tokenizer
 
-
-def encode(model: Tokenizer, x: Tensor, tile: int) -> Tokens:
+def encode(model: Any, x: Tensor, tile: int) -> Tokens:
     """As `Tokenizer.encode_tiled`."""
     _check("encode_tiled", model, tile)
     model.spec.check(x)
@@ -31,7 +31,7 @@ def encode(model: Tokenizer, x: Tensor, tile: int) -> Tokens:
     return Tokens(levels, model.vocab_sizes, model.layout, None, model.source, model.extent_of(x), model.prefix)
 
 
-def decode(model: Tokenizer, tokens: Tokens, tile: int) -> Tensor:
+def decode(model: Any, tokens: Tokens, tile: int) -> Tensor:
     """As `Tokenizer.decode_tiled`."""
     _check("decode_tiled", model, tile)
     model._check_tokens(tokens)
@@ -57,7 +57,7 @@ def decode(model: Tokenizer, tokens: Tokens, tile: int) -> Tensor:
     return image
 
 
-def _check(verb: str, model: Tokenizer, tile: int) -> None:
+def _check(verb: str, model: Any, tile: int) -> None:
     """Raise a ValueError where images of this model cannot be cut into tiles of that size."""
     multiple = model.spec.multiple
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1 or tile % multiple:
@@ -70,7 +70,7 @@ def _check(verb: str, model: Tokenizer, tile: int) -> None:
 
 
 def _passes(
-    model: Tokenizer, part: Literal["latent", "reconstruct"], given: Tensor, axes: tuple[int, int]
+    model: Any, part: Literal["latent", "reconstruct"], given: Tensor, axes: tuple[int, int]
 ) -> list[tiling.Pass]:
     """How a part of the network goes over tiles of what it is given."""
     verb, multiple = "encode_tiled" if part == "latent" else "decode_tiled", model.spec.multiple
@@ -78,7 +78,7 @@ def _passes(
     least = 4 * multiple if part == "latent" else 4  # the reach is followed on sides that differ from 1
     sides = [max(side, least) if axis in axes else side for axis, side in enumerate(given.shape)]
     with torch.device("meta"):  # as large, but without numbers
-        outline = type(model)(model.config).to(model.dtype).eval()  # type: ignore[call-arg]
+        outline = type(model)(model.config).to(model.dtype).eval()
         example = torch.empty(sides, dtype=model.dtype)
     try:
         plan = tiling.passes(outline, part, example, axes)
