@@ -19,6 +19,8 @@ from zoo.streaming import CodecStream
 from zoo.tokenizer import Tokenizer
 from zoo.tokens import Extent, Tokens
 
+_SEPARATE = 64  # pieces of tokens that are kept apart
+
 
 @torch.no_grad()
 def encode_pieces(
@@ -51,12 +53,19 @@ def encode_pieces(
             raise ValueError(f"expected pieces (1, {model.spec.channels}, n), got {tuple(piece.shape)}")
         samples += piece.shape[-1]
         found += coder.step(piece.to(model.device, model.dtype))
+        if len(found) >= _SEPARATE:  # thousands of small tensors would take more memory than what they hold
+            found = [_joined(found)]
     if samples == 0:
         raise ValueError("expected at least one piece, got none")
     found += coder.end()
-    levels = tuple(torch.cat(parts, dim=1) for parts in zip(*found))
+    levels = tuple(_joined(found))
     extent = Extent(((samples,),), model.spec.sample_rate)
     return Tokens(levels, model.vocab_sizes[: len(levels)], model.layout, None, model.source, extent, model.prefix)
+
+
+def _joined(found: list[list[Tensor]]) -> list[Tensor]:
+    """Pieces of all levels -> each level as one."""
+    return [torch.cat(parts, dim=1) for parts in zip(*found)]
 
 
 @torch.no_grad()
@@ -186,11 +195,11 @@ def _decoded(model: Tokenizer, tokens: Tokens, seconds: float) -> Iterator[Tenso
     rate = model.spec.sample_rate or 1
     if model.spec.causal:
         step = max(1, round(seconds * rate / model.spec.multiple))
-        indices = tokens.indices
+        positions = tokens.levels[0].shape[1]
         with _stream(model, len(tokens.levels)) as stream:
-            for start in range(0, indices.shape[-1], step):
-                last = start + step >= indices.shape[-1]
-                yield stream.decode(indices[..., start : start + step], last=last)
+            for start in range(0, positions, step):
+                part = torch.stack([level[:, start : start + step] for level in tokens.levels], dim=1)
+                yield stream.decode(part, last=start + step >= positions)
         return
     if tokens.layout != "frames":
         raise ValueError(f"expected frames of one rate, got {tokens.layout}: decode {model.name} at once")

@@ -65,6 +65,7 @@ def test_ten_hours_never_lie_in_memory(tmp_path: Path) -> None:
     assert found["samples"] == found["extent"] == seconds * RATE
     assert found["frames"] == -(-seconds * RATE // 640)
     assert found["starts alike"]
-    whole = 4 * seconds * RATE  # bytes of all samples in float32, which never lie in memory
-    assert found["encoded"] - found["before"] < whole / 20, found
-    assert found["decoded"] - found["before"] < whole / 20, found
+    ids = 8 * found["levels"] * found["frames"]
+    # tokens as they come and joined at the end; the samples, which are 3.5 GB in float32, never lie in memory
+    assert found["encoded"] - found["before"] < 3 * ids + 2**25, found
+    assert found["decoded"] - found["before"] < 3 * ids + 2**25, found

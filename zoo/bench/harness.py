@@ -29,7 +29,7 @@ from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops.nearest_code import backend
 
 _BUDGET = {"cpu": 12.0, "cuda": 1.5}  # seconds that the rounds of a problem should take
-_PATIENCE = 15.0  # seconds after which a slow contender leaves the rounds, once it has run three times
+_PATIENCE = 30.0  # seconds after which a slow contender leaves the rounds, once it has run three times
 _SHORT = 0.2  # a contender faster than this gets an untimed call first: the one before it has emptied the caches
 _SAMPLE = 0.05  # seconds of calls that make one sample of a fast contender
 

@@ -52,6 +52,8 @@ def compare_families(
         for card in steps:
             try:
                 model = _loaded(card, random_weights=random_weights, device=device)
+                if model.spec.channels != 3:
+                    continue  # it takes features, no pictures
                 crop = model.spec.size or (None if size is None else (size, size))
                 results, pixels = dict[Path, list[Entry]](), Counter[str]()
                 for path in paths:

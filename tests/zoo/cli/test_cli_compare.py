@@ -190,8 +190,7 @@ def test_every_family_runs_with_random_weights(run: Callable, folder: Path) -> N
     content = json.loads(out.read_text())
     left_out = {name: reason for name, reason in content["protocol"].items() if name.endswith(", left out")}
     assert len(content["rows"]) >= 24
-    reasons = ("parameters", "no decoder", "channels")  # too large for a test, one way alone, features of no picture
-    assert all(any(reason in text for reason in reasons) for text in left_out.values()), left_out
+    assert all("parameters" in reason or "no decoder" in reason for reason in left_out.values()), left_out
 
 
 def test_refined_tokens_are_nearer_at_equal_bytes(run: Callable, folder: Path) -> None:
