@@ -33,7 +33,7 @@ def test_wheel_holds_the_five_packages_and_their_data(wheel: Path) -> None:
     assert tops == {"zoo", "tokenizers_visual", "audio", "trainers", "weights"}
     shipped = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("weights/**/*") if path.is_file()}
     shipped |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("trainers/configs/*.yaml")}
-    shipped |= {"zoo/py.typed", "zoo/ops/csrc/nearest_code.cpp", "zoo/ops/csrc/trial.py"}
+    shipped |= {"zoo/py.typed", "zoo/ops/csrc/nearest_code.cpp", "zoo/ops/csrc/trial_nearest_code.py"}
     shipped |= {"zoo/ops/csrc/activations.cpp", "zoo/ops/csrc/trial_activations.py"}
     shipped |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("zoo/ops/csrc/*.*")}
     assert {name for name in shipped if "__pycache__" not in name} <= set(names)

@@ -7,9 +7,8 @@ rounding; where there is no compiler, or `ZOO_COMPILED=0`, they are torch's.
 from __future__ import annotations
 
 import ctypes
-import logging
+import functools
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,17 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops.build import BuildError, load
+from zoo.ops.build import BuildError, Kernel
 
-_SOURCE = Path(__file__).parent / "csrc" / "activations.cpp"
 _BLOCK = 1 << 14  # values that a thread takes at a time
 _SHARED = 1 << 17  # values from which on threads share the work
-
-_log = logging.getLogger(__name__)
-_lock = threading.Lock()
-_tried = False
-_library: ctypes.CDLL | None = None
-_team: Callable[..., None] | None = None
 
 
 class _Task(ctypes.Structure):
@@ -61,19 +53,7 @@ def elu(x: Tensor) -> Tensor:
 
 def available() -> bool:
     """Whether the kernel can be used; the first call builds or loads it, and logs why where it cannot be had."""
-    global _tried, _library, _team
-    if os.environ.get("ZOO_COMPILED") == "0":
-        return False
-    if not _tried:
-        with _lock:
-            if not _tried:
-                try:
-                    _library = load(_SOURCE, _SOURCE.with_name("trial_activations.py"), _check)
-                    _team = _threads_of_torch()
-                except BuildError as error:
-                    _log.warning("activations are computed by torch, which is slower: %s", error)
-                _tried = True
-    return _library is not None
+    return _KERNEL.library() is not None
 
 
 def _can_run(x: Tensor) -> bool:
@@ -90,9 +70,10 @@ def _can_run(x: Tensor) -> bool:
 
 
 def _run(name: str, x: Tensor, *channels: Tensor) -> Tensor:
-    if _library is None:
+    library = _KERNEL.library()
+    if library is None:
         raise RuntimeError("the compiled kernel is not available")
-    return _call(_library, name, x, *channels)
+    return _call(library, name, x, *channels)
 
 
 def _call(library: ctypes.CDLL, name: str, x: Tensor, *channels: Tensor) -> Tensor:
@@ -102,13 +83,15 @@ def _call(library: ctypes.CDLL, name: str, x: Tensor, *channels: Tensor) -> Tens
     pointers = [tensor.data_ptr() for tensor in channels] or [None, None]
     task = _Task(x.data_ptr(), y.data_ptr(), *pointers, x.numel() // width, width, max(1, _BLOCK // width), 0)
     action, threads = getattr(library, name), torch.get_num_threads()
-    if _team is None or threads == 1 or x.numel() < _SHARED:
+    team = _threads_of_torch() if threads > 1 and x.numel() >= _SHARED else None
+    if team is None:
         action(ctypes.byref(task))
     else:
-        _team(action, ctypes.byref(task), ctypes.c_uint(threads), ctypes.c_uint(0))
+        team(action, ctypes.byref(task), ctypes.c_uint(threads), ctypes.c_uint(0))
     return y
 
 
+@functools.cache
 def _threads_of_torch() -> Callable[..., None] | None:
     """Runs a function in the threads of torch's OpenMP: others would fight for the processor with those, which wait in
     a loop. None where torch has another library of threads; then the kernel runs in one.
@@ -130,3 +113,6 @@ def _check(library: ctypes.CDLL) -> None:
         got = _call(library, name, x, *((alpha, scale) if name == "zoo_snake" else ()))
         if not torch.allclose(got, right, rtol=1e-5, atol=1e-5):
             raise BuildError("its answers are wrong")
+
+
+_KERNEL = Kernel(Path(__file__).parent / "csrc" / "activations.cpp", _check, "activations are computed by torch")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,8 +29,44 @@ _OTHER_SECONDS = 20
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
 
 
+_log = logging.getLogger(__name__)
+
+
 class BuildError(RuntimeError):
     """There is no library; the message says why."""
+
+
+class Kernel:
+    """The library of a C++ file, had at the first use and then kept.
+
+    Args:
+        source: the C++ file; `trial_<its name>.py` lies beside it (see `load`).
+        check: see `load`.
+        without: what torch does instead where there is no library, for the log: "codes are searched by torch".
+    """
+
+    def __init__(self, source: Path, check: Callable[[ctypes.CDLL], None], without: str) -> None:
+        self.source = source
+        self._check = check
+        self._without = without
+        self._lock = threading.Lock()
+        self._tried = False
+        self._library: ctypes.CDLL | None = None
+
+    def library(self) -> ctypes.CDLL | None:
+        """The library; None with `ZOO_COMPILED=0`, or where it cannot be had: the log says why, once."""
+        if os.environ.get("ZOO_COMPILED") == "0":
+            return None
+        if not self._tried:
+            with self._lock:
+                if not self._tried:
+                    try:
+                        trial = self.source.with_name(f"trial_{self.source.stem}.py")
+                        self._library = load(self.source, trial, self._check)
+                    except BuildError as error:
+                        _log.warning("%s, which is slower: %s", self._without, error)
+                    self._tried = True
+        return self._library
 
 
 def load(source: Path, trial: Path, check: Callable[[ctypes.CDLL], None]) -> ctypes.CDLL:

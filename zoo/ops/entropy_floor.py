@@ -6,10 +6,7 @@ A clamped entropy -sum p log(max(p, floor)) is the exact one plus the sum of p (
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops.build import BuildError, load
-
-_SOURCE = Path(__file__).parent / "csrc" / "entropy_floor.cpp"
+from zoo.ops.build import BuildError, Kernel
 
 
 def added_by_floor(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,18 +31,8 @@ def added_by_floor(low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Ten
         The sum over tokens and groups (), in float64 where the device has it, and its derivatives by the logarithms of
         both tables, of their shapes.
     """
-    library = _library() if low.device.type == "cpu" and os.environ.get("ZOO_COMPILED") != "0" else None
+    library = _KERNEL.library() if low.device.type == "cpu" else None
     return _sorted_sums(low, high, floor) if library is None else _call(library, low, high, floor)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The kernel; where it cannot be had, the log says why, once."""
-    try:
-        return load(_SOURCE, _SOURCE.with_name("trial_entropy_floor.py"), _check)
-    except BuildError as error:
-        logging.getLogger(__name__).warning("clamped entropies are computed by torch, which is slower: %s", error)
-        return None
 
 
 def _call(library: ctypes.CDLL, low: Tensor, high: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,6 +62,11 @@ def _check(library: ctypes.CDLL) -> None:
         for got, expected in zip(_call(library, low, high, 0.1), _sorted_sums(low, high, 0.1)):
             if not torch.allclose(got, expected, rtol=1e-4, atol=1e-5):
                 raise BuildError("its answers are wrong")
+
+
+_KERNEL = Kernel(
+    Path(__file__).parent / "csrc" / "entropy_floor.cpp", _check, "clamped entropies are computed by torch"
+)
 
 
 # -- by torch ----------------------------------------------------------------------------------------------------------

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,41 +10,25 @@ import torch
 from torch import Tensor
 
 from zoo.ops import nearest_code_torch
-from zoo.ops.build import BuildError, load
+from zoo.ops.build import BuildError, Kernel
 
-_SOURCE = Path(__file__).parent / "csrc" / "nearest_code.cpp"
 _METRICS = {"euclidean": 0, "cosine": 1, "dot": 2}  # enum Metric of the source
 _CONVERTED = 1 << 20  # values of vectors of another type that are converted at a time
 _WORK_OF_A_THREAD = 1 << 22  # multiplications that are worth starting one for
 _ROWS_OF_A_THREAD = 128  # each thread packs all codes for itself, which costs as much as the search for about 100 rows
 
-_log = logging.getLogger(__name__)
-_lock = threading.Lock()
-_tried = False
-_library: ctypes.CDLL | None = None
-
 
 def available() -> bool:
     """Whether the kernel can be used; the first call builds or loads it, and logs why where it cannot be had."""
-    global _tried, _library
-    if os.environ.get("ZOO_COMPILED") == "0":
-        return False
-    if not _tried:
-        with _lock:
-            if not _tried:
-                try:
-                    _library = load(_SOURCE, _SOURCE.with_name("trial.py"), _check)
-                except BuildError as error:
-                    _log.warning("nearest codes are searched by torch, which is slower: %s", error)
-                _tried = True
-    return _library is not None
+    return _KERNEL.library() is not None
 
 
 def search(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
     """As `residual_codes`, for CPU tensors where no size is 0; needs `available()`."""
-    if _library is None:
+    library = _KERNEL.library()
+    if library is None:
         raise RuntimeError("the compiled kernel is not available")
-    return _search(_library, x, codebooks, metric)
+    return _search(library, x, codebooks, metric)
 
 
 def _search(library: ctypes.CDLL, x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
@@ -91,3 +72,6 @@ def _check(library: ctypes.CDLL) -> None:
             rest = nearest_code_torch.search(x - codes[expected], codes, metric)
             if not torch.equal(_search(library, x, [codes, codes], metric), torch.stack([expected, rest], dim=1)):
                 raise BuildError("its answers are wrong")
+
+
+_KERNEL = Kernel(Path(__file__).parent / "csrc" / "nearest_code.cpp", _check, "nearest codes are searched by torch")

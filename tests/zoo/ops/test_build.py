@@ -214,8 +214,9 @@ def test_a_compiler_that_is_not_there_is_named(
 @pytest.fixture
 def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process."""
-    monkeypatch.setattr(nearest_code_compiled, "_tried", False)
-    monkeypatch.setattr(nearest_code_compiled, "_library", None)
+    kernel = nearest_code_compiled._KERNEL
+    monkeypatch.setattr(kernel, "_tried", False)
+    monkeypatch.setattr(kernel, "_library", None)
     monkeypatch.delenv("ZOO_COMPILED", raising=False)
 
 
@@ -252,12 +253,13 @@ def test_the_kernel_can_be_switched_off(
 def test_a_kernel_that_answers_wrongly_is_not_used(
     untried: None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = shutil.copytree(nearest_code_compiled._SOURCE.parent, tmp_path / "csrc")
+    kernel = nearest_code_compiled._KERNEL
+    folder = shutil.copytree(kernel.source.parent, tmp_path / "csrc")
     text = (folder / "codebook.h").read_text()
     wrong = text.replace("metric != COSINE ? 1 :", "true ? 1 :")  # which the trial, Euclidean, does not see
     assert wrong != text
     (folder / "codebook.h").write_text(wrong)
-    monkeypatch.setattr(nearest_code_compiled, "_SOURCE", folder / "nearest_code.cpp")
+    monkeypatch.setattr(kernel, "source", folder / "nearest_code.cpp")
     codebook = torch.randn(30, 4)
     assert nearest_code(codebook, codebook).tolist() == list(range(30))
     (record,) = caplog.records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ from nearest_definition import assert_nearest
 from torch import Tensor
 
 from zoo.ops import METRICS, nearest_code, nearest_code_compiled, residual_codes
-from zoo.ops.build import load
+from zoo.ops.build import Kernel
 
 BUILDS = {"this processor": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -23,21 +22,22 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 @pytest.fixture(scope="module", params=BUILDS)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     if not shutil.which("c++"):
         pytest.skip("no C++ compiler")
-    source = nearest_code_compiled._SOURCE
+    kernel = Kernel(nearest_code_compiled._KERNEL.source, nearest_code_compiled._check, "torch searches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", f"{os.environ.get('CXX', 'c++')} {BUILDS[request.param]}")
         patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load(source, source.with_name("trial.py"), nearest_code_compiled._check)
+        patch.setenv("ZOO_COMPILED", "1")
+        assert kernel.library() is not None
+    return kernel
 
 
 @pytest.fixture(autouse=True)
-def compiled(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_COMPILED", "1")
-    monkeypatch.setattr(nearest_code_compiled, "_tried", True)
-    monkeypatch.setattr(nearest_code_compiled, "_library", library)
+    monkeypatch.setattr(nearest_code_compiled, "_KERNEL", kernel)
 
 
 def draw(kind: str, n: int, k: int, d: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Calls a freshly compiled library once, in a process of its own, so that a crash of it is nobody else's.
 
-Usage: python trial.py LIBRARY. Exits with 0 where the answers are right: vector n lies beside code n.
+Usage: python trial_nearest_code.py LIBRARY. Exits with 0 where the answers are right: vector n lies beside code n.
 """
 
 import ctypes
