@@ -48,7 +48,8 @@ class _Against(Problem[Data]):
     @property
     def name(self) -> str:
         model, size = self.setting.model.partition(".")[0], " x ".join(map(str, self.setting.size))
-        options = "".join(f", {value} {name}" for name, value in self.setting.options.items())
+        stated = {**self.setting.options, **self.setting.decoding}
+        options = "".join(f", {value} {name}" for name, value in stated.items())
         return f"{model}, {self.setting.batch} of {size}{options}"
 
     def sizes(self) -> dict[str, Any]:
@@ -136,11 +137,15 @@ class Decode(_Against):
         return Work(_flops(self.setting, "reconstruct"))
 
     def _our_action(self, data: Data) -> Callable[[], Tensor]:
-        return lambda: data.ours.decode(data.tokens)
+        options = self._options(data)
+        return lambda: data.ours.decode(data.tokens, **options)
 
     def _their_action(self, data: Data) -> Callable[[], Tensor]:
-        indices = data.tokens.indices
-        return torch.no_grad()(lambda: data.original.decode(indices))
+        indices, options = data.tokens.indices, self._options(data)
+        return torch.no_grad()(lambda: data.original.decode(indices, **options))
+
+    def _options(self, data: Data) -> dict[str, Any]:
+        return {**data.original.conditions(data.tokens.indices), **self.setting.decoding}
 
 
 def problems(case: str, device: str, *, quick: bool, originals: Mapping[str, Path]) -> list[_Against]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from zoo.bench.originals import audio, image
+from zoo.bench.originals import audio, image, one_dimension, titok
 from zoo.bench.originals.adapter import Adapter
 
-ADAPTERS: dict[str, Adapter] = {**image.ADAPTERS, **audio.ADAPTERS}
+ADAPTERS: dict[str, Adapter] = {**image.ADAPTERS, **titok.ADAPTERS, **one_dimension.ADAPTERS, **audio.ADAPTERS}
 
 
 def find(name: str) -> Adapter:

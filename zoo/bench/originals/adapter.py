@@ -5,11 +5,11 @@ Nothing of an original is part of this project: an adapter imports the checkout'
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -27,6 +27,12 @@ PACKAGES = {
 }
 
 
+class Fields(dict[str, Any]):
+    """A config whose fields are read as attributes and as entries."""
+
+    __getattr__ = dict.__getitem__
+
+
 @dataclass(frozen=True)
 class Original:
     """A model that the original's code built, with random weights, in evaluation mode, on the CPU.
@@ -35,12 +41,15 @@ class Original:
         module: holds the weights under their published names.
         encode: signals (B, C, ...) in the value range of our model, and the options of the setting -> indices in the
             form of `Tokens.indices`.
-        decode: such indices -> signals (B, C, ...).
+        decode: such indices, and by name their conditions and the setting's options of decoding -> signals (B, C, ...).
+        conditions: indices -> what both sides' decoding takes beside them, under the names of our `decode`, the same
+            each time: features of text, say.
     """
 
     module: nn.Module
     encode: Callable[..., Tensor]
-    decode: Callable[[Tensor], Tensor]
+    decode: Callable[..., Tensor]
+    conditions: Callable[[Tensor], Mapping[str, Any]] = lambda indices: {}
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,14 @@ class Setting:
         batch: signals at once.
         size: of a signal: (height, width) or (samples,).
         options: of encoding, on both sides: {"num_codebooks": 8}, say.
+        decoding: options of decoding, on both sides: {"steps": 4}, say.
     """
 
     model: str
     batch: int
     size: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,12 +113,12 @@ class Adapter:
                 raise ValueError(f"{self.repository} cannot use the installed libraries: {error}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _first(checkout: Path) -> Iterator[None]:
-    """Modules are looked for in a folder first; afterwards those of the folder are forgotten by name, and ours, whose
-    names it may have too, are back. What pip installed there or elsewhere stays.
+    """Modules are looked for in a folder first, and files from there; afterwards its modules are forgotten by name, and
+    ours, whose names it may have too, are back. What pip installed there or elsewhere stays.
     """
-    root = checkout.resolve()
+    root, path = checkout.resolve(), list(sys.path)
     provided = {place.stem for place in root.iterdir()}
     hidden = {
         name: module
@@ -117,11 +128,12 @@ def _first(checkout: Path) -> Iterator[None]:
     for name in hidden:
         del sys.modules[name]
     sys.path.insert(0, str(root))
-    importlib.invalidate_caches()
     try:
-        yield
+        with contextlib.chdir(root):
+            importlib.invalidate_caches()
+            yield
     finally:
-        sys.path.remove(str(root))
+        sys.path[:] = path
         loaded = list(sys.modules.items())
         for name in [name for name, module in loaded if _lies_in(module, root) and not _installed(module)]:
             del sys.modules[name]

@@ -1,4 +1,4 @@
-"""Originals of the image families."""
+"""Originals of the image families whose tokens lie on a grid."""
 
 from __future__ import annotations
 
@@ -10,36 +10,10 @@ from torch import Tensor, nn
 from zoo.bench.originals.adapter import Adapter, Original, Setting
 
 _CONVOLUTIONAL = {"cpu": 1.15, "cuda": 1.5}
-_SIDE = 256
 
 
-def _images(*models: str, batch: int = 8) -> tuple[Setting, ...]:
-    return tuple(Setting(model, batch, (_SIDE, _SIDE)) for model in models)
-
-
-# -- TiTok ---------------------------------------------------------------------------------------------------------
-
-_TITOK = {
-    "titok_s128.imagenet": ("small", 128),
-    "titok_b64.imagenet": ("base", 64),
-    "titok_l32.imagenet": ("large", 32),
-}
-
-
-def _titok(model: str) -> Original:
-    size, tokens = _TITOK[model]
-    network = {
-        "codebook_size": 4096, "token_size": 12, "use_l2_norm": True, "commitment_cost": 0.25,
-        "vit_enc_model_size": size, "vit_dec_model_size": size, "vit_enc_patch_size": 16, "vit_dec_patch_size": 16,
-        "num_latent_tokens": tokens, "finetune_decoder": True,
-    }  # fmt: skip
-    config = {"model": {"vq_model": network}, "dataset": {"preprocessing": {"crop_size": _SIDE}}}
-    module = importlib.import_module("modeling.titok").TiTok(config).eval()
-    return Original(
-        module,
-        lambda images: module.encode(images)[1]["min_encoding_indices"][:, 0],
-        lambda indices: module.decode_tokens(indices[:, None]),
-    )
+def _image(model: str) -> tuple[Setting]:
+    return (Setting(model, batch=1, size=(256, 256)),)
 
 
 # -- LlamaGen ------------------------------------------------------------------------------------------------------
@@ -114,17 +88,16 @@ def _open_magvit2(model: str) -> Original:
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "titok": Adapter("bytedance/1d-tokenizer", "modeling.titok", _images(*_TITOK), _titok, {"cpu": 1.3, "cuda": 1.3}),
     "llamagen_vq": Adapter(
-        "FoundationVision/LlamaGen", "tokenizer.tokenizer_image.vq_model", _images("llamagen_vq_f16.c2i", batch=1),
+        "FoundationVision/LlamaGen", "tokenizer.tokenizer_image.vq_model", _image("llamagen_vq_f16.c2i"),
         _llamagen, _CONVOLUTIONAL,
     ),
     "maskbit": Adapter(
-        "markweberdev/maskbit", "modeling.conv_vqgan", _images("maskbit_lfq_14bit.imagenet", batch=1), _maskbit,
+        "markweberdev/maskbit", "modeling.conv_vqgan", _image("maskbit_lfq_14bit.imagenet"), _maskbit,
         _CONVOLUTIONAL,
     ),
     "open_magvit2": Adapter(
         "TencentARC/SEED-Voken", "src.Open_MAGVIT2.modules.diffusionmodules.improved_model",
-        _images("open_magvit2_256.imagenet", batch=1), _open_magvit2, _CONVOLUTIONAL,
+        _image("open_magvit2_256.imagenet"), _open_magvit2, _CONVOLUTIONAL,
     ),
 }  # fmt: skip
