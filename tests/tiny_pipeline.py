@@ -1,8 +1,16 @@
 """A whole Stable Diffusion with random weights and CLIP's own vocabulary, small enough for tests."""
 
+from typing import Any
+
 import open_clip
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 16  # of the text encoder
@@ -27,15 +35,17 @@ def text_encoder(layers: int = 3) -> CLIPTextModel:
     return CLIPTextModel(config).eval()
 
 
-def stable_diffusion(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """The same each time; images are 8 pixels wide."""
+def stable_diffusion(tokenizer: CLIPTokenizer, *, inpainting: bool = False) -> Any:
+    """The same each time; images are 8 pixels wide. With `inpainting` its U-Net takes a mask and masked latents too."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=WIDTH,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=4,
+        in_channels=9 if inpainting else 4, sample_size=8, block_out_channels=(8,), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=WIDTH, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
     )  # fmt: skip
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
-    pipeline = StableDiffusionPipeline(
+    kind = StableDiffusionInpaintPipeline if inpainting else StableDiffusionPipeline
+    pipeline = kind(
         vae=vae, text_encoder=text_encoder(), tokenizer=tokenizer, unet=unet,
         scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip

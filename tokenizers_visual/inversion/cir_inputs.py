@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -60,6 +61,15 @@ class ImageInput(Config):
         image = image.crop((left, top, left + self.size, top + self.size))
         unit = torch.from_numpy(to_unit(np.asarray(image))).permute(2, 0, 1)
         return (unit - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def stretched(self, images: Tensor) -> Tensor:
+        """Whole pictures (B, 3, H, W) in [0, 1] -> (B, 3, size, size), normalised; sides need not keep their ratio."""
+        if images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(
+                images, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
 
     def padded(self, image: Image.Image) -> Image.Image:
         """The picture with black on its long sides' edges, where it is longer than `pad_ratio`."""

@@ -102,6 +102,16 @@ class OpenClipPair(ClipPair):
         last = outputs[0]
         return last.flatten(2).transpose(1, 2) if last.ndim == 4 else last
 
+    def joint_tokens(self, tokens: Tensor) -> Tensor:
+        visual: Any = self.model.visual
+        if not hasattr(visual, "ln_post") or getattr(visual, "proj", None) is None:
+            return super().joint_tokens(tokens)
+        return visual.ln_post(tokens) @ visual.proj
+
+    def joint_hidden(self, hidden: Tensor) -> Tensor:
+        projection = self._tower[0].text_projection
+        return projection(hidden) if isinstance(projection, nn.Module) else hidden @ projection
+
     def _text(self, ids: Tensor) -> TextOutput:
         tower = self._tower[0]
         if not hasattr(tower, "ln_final"):  # of transformers
@@ -188,6 +198,13 @@ class TransformersPair(ClipPair):
 
     def image_tokens(self, images: Tensor) -> Tensor:
         return self._image(images).last_hidden_state
+
+    def joint_tokens(self, tokens: Tensor) -> Tensor:
+        normed = self.model.vision_model.post_layernorm(tokens)  # type: ignore[union-attr, operator]
+        return self.model.visual_projection(normed)  # type: ignore[operator]
+
+    def joint_hidden(self, hidden: Tensor) -> Tensor:
+        return self._projection[0](hidden)
 
     def _image(self, images: Tensor) -> Any:
         if not hasattr(self.model, "vision_model"):

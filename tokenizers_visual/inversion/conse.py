@@ -177,6 +177,9 @@ class ConsePair(ClipPair):
     def image_tokens(self, images: Tensor) -> Tensor:
         raise ValueError(f"{CONSE} has no image tokens; expected a projector of pooled features")
 
+    def joint_hidden(self, hidden: Tensor) -> Tensor:
+        return hidden
+
     @property
     def logit_scale(self) -> Tensor:
         """That of MiniLM's own training with cosines."""

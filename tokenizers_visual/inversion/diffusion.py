@@ -114,7 +114,13 @@ def _layer(layers: Sequence[Tensor], skip: int) -> Tensor:
 
 
 def denoising_loss(
-    unet: nn.Module, scheduler: Any, latents: Tensor, states: Tensor, times: Tensor, noise: Tensor
+    unet: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    states: Tensor,
+    times: Tensor,
+    noise: Tensor,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """The loss by which words are learned from images: how well a frozen U-Net denoises them, told the prompts.
 
@@ -125,11 +131,15 @@ def denoising_loss(
         states: (B, L, D), `to_prompt_embeds(...).prompt`, through which gradients reach the words.
         times: (B,) of diffusion.
         noise: (B, C, H, W), standard normal.
+        beside: (B, C', H, W), what a U-Net that paints in takes behind the noisy latents: a mask, and latents of the
+            image without what is to be painted.
 
     Raises:
         ValueError: a U-Net that predicts neither noise nor velocity.
     """
-    predicted = unet(scheduler.add_noise(latents, noise, times), times, encoder_hidden_states=states).sample
+    noisy = scheduler.add_noise(latents, noise, times)
+    entered = noisy if beside is None else torch.cat([noisy, beside], dim=1)
+    predicted = unet(entered, times, encoder_hidden_states=states).sample
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(f"expected a scheduler that predicts epsilon or v_prediction, got {kind!r}")

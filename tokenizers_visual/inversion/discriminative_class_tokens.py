@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.losses.efficientnet_lite import efficientnet_lite
+
 STEPS, GUIDANCE = 30, 7.0  # of generation
+TEMPLATES = ("A photo of $", "a high resolution realistic image of $", "A close-up photo of a $")
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, time, text states -> noise
 
 
-def prompt(class_name: str) -> str:
+def prompt(class_name: str, template: str = TEMPLATES[0]) -> str:
     """The prompt of a class: the word stands before its name."""
-    return f"A photo of $ {class_name}"
+    return f"{template} {class_name}"
 
 
 def generate(
@@ -54,6 +57,29 @@ def generate(
             plain, conditioned = denoise(torch.cat([scaled, scaled]), time, both).chunk(2)
             latents = scheduler.step(plain + guidance * (conditioned - plain), time, latents).prev_sample
     return latents
+
+
+def load_classifier(name: str) -> nn.Module:
+    """A frozen classifier (B, 3, 224, 224) -> logits: "efficientnet_lite0", whose weights come in a Python package, or
+    one of transformers, as a repository of the hub or a folder.
+    """
+    if name == "efficientnet_lite0":
+        return efficientnet_lite("lite0").requires_grad_(False)
+    from transformers import AutoModelForImageClassification
+
+    model: nn.Module = AutoModelForImageClassification.from_pretrained(name)
+    return _Logits(model.eval().requires_grad_(False))
+
+
+class _Logits(nn.Module):
+    """A classifier of transformers that gives nothing but logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(pixel_values=images).logits
 
 
 def classify(

@@ -1,11 +1,13 @@
 """FDT: finite discrete tokens, one dictionary whose few entries stand for an image's patches and for a text's words.
 
-Paper: arXiv 2303.14865. Original: yuxiaochen1103/FDT (Apache-2.0), whose text encoder is left out: words come as given.
+Paper: arXiv 2303.14865. Original: yuxiaochen1103/FDT (Apache-2.0). The model takes words as given; the text encoder
+that is trained beside it is `FDTTextEncoder`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from zoo.ops.sparsemax import sparsemax
 from zoo.registry import register
 
 LARGEST_SCALE = 100.0  # of cosines in the loss
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of its images, those of ImageNet
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Grounding:
 
 @register("fdt")
 class FDT(Model):
-    """Images (B, 3, S, S), normalised as CLIP's, and words (B, N, text_dim) -> weights of the dictionary's entries."""
+    """Images (B, 3, S, S), normalised by `MEAN` and `STD`, and words (B, N, text_dim) -> weights of the entries."""
 
     config: FDTConfig  # type: ignore[assignment]
 
@@ -161,6 +164,40 @@ class FDT(Model):
 
 def _query(width: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, dim))
+
+
+class FDTTextEncoder(nn.Module):
+    """Texts -> words (B, L, width) behind the last norm, start and end among them, and their padding.
+
+    CLIP's byte pairs; the ids of start and end are one larger than CLIP's, for one of a mask stands before them. Texts
+    that are too long lose their end.
+    """
+
+    def __init__(self, width: int = 512, layers: int = 12, heads: int = 8, context_length: int = 77) -> None:
+        import open_clip
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        super().__init__()
+        self._tokenizer = open_clip.SimpleTokenizer()
+        size = self._tokenizer.vocab_size + 1
+        self.start_id, self.end_id, self.context_length = size - 2, size - 1, context_length
+        self.transformer = TextTransformer(
+            context_length, size, width, heads, layers, proj_type="none", act_layer=QuickGELU, output_tokens=True
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, L), 0 behind the end, and bool (B, L), True there."""
+        rows = [self._tokenizer.encode(text)[: self.context_length - 2] for text in texts]
+        ids = torch.zeros(len(rows), self.context_length, dtype=torch.int64)
+        padding = torch.ones_like(ids, dtype=torch.bool)
+        for row, own in enumerate(rows):
+            ids[row, : len(own) + 2] = torch.tensor([self.start_id, *own, self.end_id])
+            padding[row, : len(own) + 2] = False
+        return ids, padding
+
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, padding = (part.to(self.transformer.positional_embedding.device) for part in self.tokenize(texts))
+        return self.transformer(ids)[1], padding
 
 
 def temperature(step: int, *, start: float = 1000.0, decay: float = 1.0, interval: int = 2700) -> float:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.pic2word import contrastive_losses
 from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, PseudoWords
+from zoo.losses.efficientnet_lite import EFFICIENTNET_LITE_WEIGHTS, efficientnet_lite
 from zoo.registry import register
 
 
@@ -74,6 +76,9 @@ class ISA(Projector):
 def light_encoder(config: ISAConfig, *, pretrained: bool = True) -> nn.Module:
     """The query's encoder, of timm, frozen or to be trained as the caller likes.
 
+    The weights of "tf_efficientnet_lite0" and "tf_efficientnet_lite2" come in Python packages, those of others from the
+    hub.
+
     Raises:
         ValueError: none in the config, or one whose map has another width.
     """
@@ -81,10 +86,21 @@ def light_encoder(config: ISAConfig, *, pretrained: bool = True) -> nn.Module:
 
     if not config.encoder:
         raise ValueError("expected the name of an encoder in the config, got none: the CLIP reads the queries itself")
-    model = timm.create_model(config.encoder, pretrained=pretrained, num_classes=0)
+    variant: Any = config.encoder.removeprefix("tf_efficientnet_")
+    if pretrained and variant in EFFICIENTNET_LITE_WEIGHTS:
+        model: Any = efficientnet_lite(variant)
+        model.reset_classifier(0)
+    else:
+        model = timm.create_model(config.encoder, pretrained=pretrained, num_classes=0)
     if model.num_features != config.image_dim:
         raise ValueError(f"{config.encoder}: expected maps of {config.image_dim} channels, got {model.num_features}")
     return model
+
+
+def encoder_input(encoder: Any, size: int) -> ImageInput:
+    """How images of some pixels a side go into a light encoder: normalised as timm says of it."""
+    about = encoder.pretrained_cfg
+    return ImageInput(size=size, mean=tuple(about["mean"]), std=tuple(about["std"]))
 
 
 def feature_map(encoder: Any, images: Tensor) -> Tensor:

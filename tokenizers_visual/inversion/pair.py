@@ -90,6 +90,18 @@ class ClipPair(nn.Module):
         """Images as above -> the image encoder's last hidden states (B, N, W), class token first, before its norm."""
         raise NotImplementedError
 
+    def joint_tokens(self, tokens: Tensor) -> Tensor:
+        """The image encoder's hidden states (B, N, W) -> (B, N, E): each as the class token goes to the joint space.
+
+        Raises:
+            ValueError: an image encoder that pools in another way.
+        """
+        raise ValueError(f"{self.backbone}: expected an image encoder that projects its class token")
+
+    def joint_hidden(self, hidden: Tensor) -> Tensor:
+        """The text encoder's hidden states (B, L, D) -> (B, L, E): each as the pooled one goes to the joint space."""
+        raise NotImplementedError
+
     def _text(self, ids: Tensor) -> TextOutput:
         raise NotImplementedError
 

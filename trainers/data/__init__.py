@@ -4,12 +4,18 @@ from trainers.data.audio import AudioFolderData
 from trainers.data.captions import CaptionData, TripletData
 from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
+from trainers.data.noise import NoiseData
+from trainers.data.rows import CaptionedImageData, CodedImageData, GarmentData
 
 __all__ = [
     "AudioFolderData",
     "CaptionData",
+    "CaptionedImageData",
+    "CodedImageData",
+    "GarmentData",
     "ImageData",
     "ImageFeatureData",
     "InvertedImageData",
+    "NoiseData",
     "TripletData",
 ]

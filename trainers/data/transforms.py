@@ -48,3 +48,27 @@ class RandomScaleCrop(v2.Transform):
 def augmentation(size: int, scale: tuple[float, float] = (1.0, 1.0)) -> v2.Transform:
     """`RandomScaleCrop`, then a horizontal flip of every second image."""
     return v2.Compose([RandomScaleCrop(size, scale), v2.RandomHorizontalFlip()])
+
+
+class ContrastiveAugmentation(v2.Compose):
+    """The augmentation of MoCo v2 (arXiv 2003.04297): crops of a fifth of the image or more, colours, blur, flips.
+
+    Args:
+        size: pixels a side.
+    """
+
+    def __init__(self, size: int = 224) -> None:
+        super().__init__(
+            [
+                v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(_blur_width(size), (0.1, 2.0))], p=0.5),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+
+
+def _blur_width(size: int) -> int:
+    """Pixels of the blur's window: SimCLR's tenth of the image, made odd."""
+    return max(3, size // 10 | 1)

@@ -1,21 +1,28 @@
 """What is trained and how: one LightningModule per kind of training."""
 
 from trainers.tasks.adaptive import AdaptiveTask
+from trainers.tasks.class_token import ClassTokenTask
 from trainers.tasks.codec import CodecTask
-from trainers.tasks.inversion import DistillationTask, LinCIRTask, Pic2WordTask, RTDTask
+from trainers.tasks.dictionary import DictionaryTask
+from trainers.tasks.inversion import DistillationTask, ISATask, LinCIRTask, Pic2WordTask, RTDTask
 from trainers.tasks.personalisation import PersonalisationTask
 from trainers.tasks.prediction import HaltingTask, ProxyTask, RollOutTask
+from trainers.tasks.projection import ProjectionTask
 from trainers.tasks.reconstruction import ReconstructionTask
 from trainers.tasks.semantic import SemanticTask
 
 __all__ = [
     "AdaptiveTask",
+    "ClassTokenTask",
     "CodecTask",
+    "DictionaryTask",
     "DistillationTask",
     "HaltingTask",
+    "ISATask",
     "LinCIRTask",
     "PersonalisationTask",
     "Pic2WordTask",
+    "ProjectionTask",
     "ProxyTask",
     "RTDTask",
     "ReconstructionTask",

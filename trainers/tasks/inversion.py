@@ -1,4 +1,4 @@
-"""Training of projectors into a frozen CLIP's token space: LinCIR, Pic2Word, SEARLE's distillation, and RTD after them.
+"""Training of projectors into a frozen CLIP's token space: LinCIR, Pic2Word, SEARLE's distillation, ISA, and RTD.
 
 A projector learns; the CLIP has no gradients, stays in evaluation mode, and is no part of checkpoints.
 """
@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import random
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 import zoo
-from tokenizers_visual.inversion import lincir, pic2word, rtd, searle
+from tokenizers_visual.inversion import isa, lincir, pic2word, rtd, searle
 from tokenizers_visual.inversion.backbones import load_pair
 from tokenizers_visual.inversion.cir_base import Metrics
 from tokenizers_visual.inversion.cir_benchmarks import mean_of_parts, query_features
@@ -32,18 +29,17 @@ from tokenizers_visual.inversion.retrieval import preprocessing
 from trainers.data.captions import Captions, CaptionTriplets
 from trainers.data.features import ImageFeatures, InvertedImages
 from trainers.data.retrieval import RetrievalPart
-from trainers.random_state import random_state, set_random_state
+from trainers.tasks.scheduled import ScheduledTask
+from zoo import checkpoint
 from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.registry import registry
 
-Schedule = Literal["constant", "cosine"]
 
-
-class InversionTask(lightning.LightningModule):
+class InversionTask(ScheduledTask):
     """Base of the tasks: a subclass writes `losses`.
 
-    The Trainer's precision, clipping, accumulation and strategies work as usual. Where the data module has a benchmark
-    (`val`), validation measures composed retrieval with the words of `averaged`: `val/R@1` and so on.
+    Where the data module has a benchmark (`val`), validation measures composed retrieval with the words of `averaged`:
+    `val/R@1` and so on.
 
     Args:
         model: name of a projector in the zoo.
@@ -52,12 +48,8 @@ class InversionTask(lightning.LightningModule):
         clip: name of the CLIP (see `load_pair`); None: the one of the projector's config. With another one the config's
             `backbone`, `image_dim` and `word_dim` become those of this one.
         clip_precision: of the CLIP's weights.
-        learning_rate: at the end of the warm-up.
-        betas, eps, weight_decay: of AdamW.
-        decay_biases: whether biases decay too.
-        warmup_steps: linear rise of the learning rate.
-        schedule: of the learning rate after the warm-up: "constant", or "cosine" to 0 at the last step.
         ema_decay: keeps a running average of the projector's weights, which export uses; None for none.
+        optimizer: the arguments of `ScheduledTask`.
 
     Raises:
         ValueError: a setting that cannot work; tells what was expected.
@@ -70,23 +62,13 @@ class InversionTask(lightning.LightningModule):
         init: str = "random",
         clip: str | None = None,
         clip_precision: Literal["float32", "float16", "bfloat16"] = "float32",
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        decay_biases: bool = True,
-        warmup_steps: int = 0,
-        schedule: Schedule = "constant",
         ema_decay: float | None = None,
+        **optimizer: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**optimizer)
         self.save_hyperparameters()
-        self._require(schedule in ("constant", "cosine"), "schedule", "constant or cosine", schedule)
         self._require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
         self.clip, self.clip_dtype = clip, getattr(torch, clip_precision)
-        self.learning_rate, self.betas, self.eps = learning_rate, tuple(betas), eps
-        self.weight_decay, self.decay_biases = weight_decay, decay_biases
-        self.warmup_steps, self.schedule = warmup_steps, schedule
         arguments: dict[str, Any] = {"pretrained": init == "pretrained"}
         if init not in ("random", "pretrained"):
             self._require(Path(init).is_file(), "init", "random, pretrained or a file", init)
@@ -95,12 +77,16 @@ class InversionTask(lightning.LightningModule):
         self._require(layout == "words", "model", "a projector (`zoo list --layout words`)", model)
         changes = dict(changes or {})
         if clip is not None:
-            changes = {**_widths(self.pair), **changes}
+            changes = {**self._fields(model, changes), **changes}
         self.model: Projector = zoo.create_model(model, **arguments, **changes)
         self.ema: AveragedModel | None = None
         if ema_decay is not None:
             self.ema = AveragedModel(self.model, multi_avg_fn=_RisingAverage(ema_decay))
             self.ema.requires_grad_(False).eval()
+
+    def _fields(self, model: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """The fields of the projector's config that the CLIP decides, whatever of the others is changed."""
+        return clip_widths(self.pair)
 
     @cached_property
     def _pairs(self) -> list[ClipPair]:
@@ -132,10 +118,6 @@ class InversionTask(lightning.LightningModule):
     def averaged(self) -> Projector:
         """The projector that export takes: the running average where there is one."""
         return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
-
-    def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of a batch by name; `total` is the one that is minimised."""
-        raise NotImplementedError
 
     def words(self, features: Tensor) -> PseudoWords:
         """The projector's words of features, with gradients."""
@@ -173,12 +155,6 @@ class InversionTask(lightning.LightningModule):
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        losses = self.losses(batch)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
-        self.log("loss", losses["total"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
-        return losses["total"]
-
     def setup(self, stage: str) -> None:
         self.model.check_backbone(self.pair)
 
@@ -195,43 +171,6 @@ class InversionTask(lightning.LightningModule):
         if getattr(self, "ema", None) is not None:
             self.ema.eval()  # type: ignore[union-attr]
         return self
-
-    def trained(self) -> nn.Module:
-        """What the optimizer changes."""
-        return self.model
-
-    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-        parameters = [parameter for parameter in self.trained().parameters() if parameter.requires_grad]
-        plain = [] if self.decay_biases else [p for p in parameters if p.ndim < 2]
-        decayed = [p for p in parameters if self.decay_biases or p.ndim >= 2]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}] if plain else [{"params": decayed}]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )
-        last = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: self.rate(step, last))
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-    def rate(self, step: int, last: int) -> float:
-        """Share of the learning rate in a step, of `last` steps in all."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        done = (step - self.warmup_steps) / max(1, last - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = random_state(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training and "random_state" in checkpoint:
-            set_random_state(checkpoint["random_state"], self.trainer.strategy.root_device)
-
-    @staticmethod
-    def _require(holds: bool, name: str, expected: str, got: object) -> None:
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {got!r}")
 
 
 class LinCIRTask(InversionTask):
@@ -322,6 +261,80 @@ class DistillationTask(InversionTask):
         return {"total": total, "distillation": distillation, "phrase": phrase}
 
 
+class ISATask(InversionTask):
+    """ISA (arXiv 2403.01431): a light encoder and the projector on its map learn from images alone.
+
+    Batches are images (B, 3, S, S) in [0, 1], as `ImageData` gives them. The sentence of an image leads to the CLIP's
+    own feature of it, among those of the batch (of all processes, in a distributed run), and each word to patches. The
+    paper's settings and the form of its local loss were not at hand. `ExportModel` writes the light encoder as
+    `encoder.safetensors` beside the projector. There is no validation by composed retrieval.
+
+    Args:
+        encoder_weights: of the light encoder: "random", or "pretrained" (see `light_encoder`).
+        local_weight: of the words' likeness to patches; the CLIP must project its class token. 0: left out.
+        temperature: of the words' attention to patches.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        encoder_weights: Literal["random", "pretrained"] = "pretrained",
+        local_weight: float = 1.0,
+        temperature: float = 0.07,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._require(isinstance(self.model, isa.ISA), "model", "an ISA", type(self.model).__name__)
+        self._require(self.ema is None, "ema_decay", "None, since the light encoder has no running average", "a value")
+        self._require(temperature > 0, "temperature", "a positive value", temperature)
+        self.local_weight, self.temperature = local_weight, temperature
+        config: isa.ISAConfig = self.model.config  # type: ignore[assignment]
+        self.encoder: Any = None
+        if config.encoder:
+            self.encoder = isa.light_encoder(config, pretrained=encoder_weights == "pretrained")
+
+    def _fields(self, model: str, changes: dict[str, Any]) -> dict[str, Any]:
+        fields = super()._fields(model, changes)
+        encoder = changes.get("encoder", registry.card(model).config["encoder"])
+        return {k: v for k, v in fields.items() if k != "image_dim"} | (
+            {} if encoder else {"image_dim": token_width(self.pair)}
+        )
+
+    def trained(self) -> nn.Module:
+        return self.model if self.encoder is None else nn.ModuleList([self.model, self.encoder])
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        pair = self.pair
+        with torch.no_grad():
+            pictures = image_input(pair).stretched(batch).to(self.clip_dtype)
+            images = pair.image_features(pictures).float()
+            patches = pair.image_tokens(pictures) if self.local_weight or self.encoder is None else batch
+        if self.encoder is None:
+            features = patches.float()
+        else:
+            features = isa.feature_map(self.encoder, isa.encoder_input(self.encoder, batch.shape[-1]).stretched(batch))
+        words = self.words(features)
+        ids, embeddings = pair.embed(PLACEHOLDER, words)
+        output = pair.encode_text(ids, embeddings)
+        sentences = output.features.float()
+        if world_size() > 1:
+            sentences, images = torch.cat(all_gather(sentences)), torch.cat(all_gather(images))
+        losses = {"global": isa.global_distillation_loss(sentences, images, pair.logit_scale.float())}
+        total = losses["global"]
+        if self.local_weight:
+            places = pair.joint_tokens(patches[:, 1:]).float()  # without the class token
+            own = (ids == pair.placeholder_id)[..., None]
+            states = pair.joint_hidden(output.hidden).masked_select(own).view(len(words), -1, places.shape[-1]).float()
+            losses["local"] = isa.local_alignment_loss(states, places, self.temperature)
+            total = total + self.local_weight * losses["local"]
+        return {"total": total, **losses}
+
+    def export_beside(self, folder: Path) -> None:
+        """Write the light encoder into the folder of the exported projector (see `ExportModel`)."""
+        if self.encoder is not None:
+            checkpoint.save(folder / "encoder.safetensors", self.encoder.state_dict(), {"format": "pt"})
+
+
 class RTDTask(InversionTask):
     """RTD (arXiv 2406.09188): a copy of the text encoder is fine-tuned beside a projector that stays as it is.
 
@@ -395,9 +408,16 @@ class _RisingAverage:
 
 
 @torch.no_grad()
-def _widths(pair: ClipPair) -> dict[str, Any]:
-    """The fields of a projector's config that its CLIP decides."""
+def clip_widths(pair: ClipPair) -> dict[str, Any]:
+    """The fields of a projector's config that its CLIP decides, of a projector of pooled features."""
     ids = torch.full((1, pair.context_length), pair.pad_id)
     ids[0, 0] = pair.pad_id if pair.end_id is None else pair.end_id
     image_dim, word_dim = pair.text_features(ids).shape[-1], pair.token_embeddings(ids).shape[-1]
     return {"backbone": pair.backbone, "image_dim": image_dim, "word_dim": word_dim}
+
+
+@torch.no_grad()
+def token_width(pair: ClipPair) -> int:
+    """The width of the hidden states that a CLIP's image encoder gives."""
+    size = image_input(pair).size
+    return pair.image_tokens(torch.zeros(1, 3, size, size, dtype=next(pair.parameters()).dtype)).shape[-1]

@@ -6,33 +6,30 @@ Textual inversion (arXiv 2208.01618), BaTex, CoRe (arXiv 2408.15914), Inspiratio
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
 from torch import Tensor
 
 import zoo
 from tokenizers_visual.inversion.batex import BaTex
-from tokenizers_visual.inversion.clip import PLACEHOLDER, TextOutput, TransformersPair
+from tokenizers_visual.inversion.clip import PLACEHOLDER, TextOutput
 from tokenizers_visual.inversion.core_ti import context_attention_loss, context_embedding_loss
 from tokenizers_visual.inversion.diffusion import (
     cross_attention_maps,
     denoising_loss,
     encode_prompt,
     save_learned_embeddings,
-    text_encoders,
 )
 from tokenizers_visual.inversion.inspiration_tree import timestep_weights
 from tokenizers_visual.inversion.layered_prompts import layered_prompts
 from tokenizers_visual.inversion.neti import Conditioning, NeTI
 from tokenizers_visual.inversion.textual_inversion import LearnedWords, rescaled
-from trainers.random_state import random_state, set_random_state
+from trainers.tasks.pipeline import PipelineTask
 
 
-class PersonalisationTask(lightning.LightningModule):
+class PersonalisationTask(PipelineTask):
     """Batches are images (B, 3, H, W) in [0, 1] of one concept, as `ImageData` gives them; prompts are drawn here.
 
     loss = how badly the U-Net denoises the images' latents, told the prompts, and the weighted regularisers. The
@@ -47,12 +44,11 @@ class PersonalisationTask(lightning.LightningModule):
         token: name of the words in the file of learned embeddings.
         changes: config fields to change; `backbone` and `word_dim` become those of the pipeline's text encoder.
         templates: prompts with "$"; None: the simple ones of ImageNet in open_clip.
-        learning_rate: constant, for the whole batch.
-        weight_decay: of AdamW.
         time_slope: how much more often noisy times are drawn (Inspiration Tree).
         sum_weight: of BaTex's regulariser.
         context_weight, attention_weight: of CoRe's regularisers, which compare with `initial` in the word's place.
         rescale: keep the norm of the words at that of `initial` (CoRe).
+        optimizer: the arguments of `ScheduledTask`.
 
     Raises:
         ValueError: a setting that cannot work; tells what was expected.
@@ -66,26 +62,23 @@ class PersonalisationTask(lightning.LightningModule):
         token: str = "<concept>",
         changes: dict[str, Any] | None = None,
         templates: list[str] | None = None,
-        learning_rate: float = 5e-4,
-        weight_decay: float = 0.01,
         time_slope: float = 0.0,
         sum_weight: float = 0.0,
         context_weight: float = 0.0,
         attention_weight: float = 0.0,
         rescale: bool = False,
+        **optimizer: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(pipeline, **optimizer)
         self.save_hyperparameters()
-        self.pipeline_name, self.token = pipeline, token
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.token = token
         self.sum_weight, self.context_weight, self.attention_weight = sum_weight, context_weight, attention_weight
         self.templates = templates or _simple_templates()
         for template in self.templates:
             if template.count(PLACEHOLDER) != 1:
                 raise ValueError(f"templates: expected one {PLACEHOLDER} in each, got {template!r}")
         self.register_buffer("time_weights", timestep_weights(slope=time_slope), persistent=False)
-        ids = self.pair.tokenize(initial)[0]
-        self.initial = ids[1 : int((ids == self.pair.end_id).int().argmax())]  # without start, end and padding
+        self.initial = self.ids_of(initial)
         self.model: Any = self._created(model, changes or {})
         compares = bool(context_weight or attention_weight or rescale)
         if compares and (not isinstance(self.model, LearnedWords) or self.model.config.words != 1):
@@ -111,41 +104,11 @@ class PersonalisationTask(lightning.LightningModule):
             model.load_state_dict(started.state_dict())
         return model
 
-    @cached_property
-    def _parts(self) -> tuple[Any, TransformersPair, Any]:
-        """Pipeline, text encoder and the scheduler of training, in a tuple: they are no part of the task's weights."""
-        from diffusers import DDPMScheduler, StableDiffusionPipeline
-
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.pipeline_name, safety_checker=None, requires_safety_checker=False
-        )
-        for part in (pipeline.unet, pipeline.vae):
-            part.eval().requires_grad_(False)
-        (pair,) = text_encoders(pipeline, [self.pipeline_name])
-        return pipeline, pair, DDPMScheduler.from_config(pipeline.scheduler.config)
-
-    @property
-    def pipeline(self) -> Any:
-        """The frozen pipeline."""
-        return self._parts[0]
-
-    @property
-    def pair(self) -> TransformersPair:
-        """Its text encoder."""
-        return self._parts[1]
-
-    @property
-    def averaged(self) -> Any:
-        """The model that export takes."""
-        return self.model
-
     # -- the loss --------------------------------------------------------------------------------------------------
 
     def losses(self, images: Tensor) -> dict[str, Tensor]:
         """The losses of images (B, 3, H, W) in [0, 1] by name; `total` is the one that is minimised."""
-        with torch.no_grad():
-            vae = self.pipeline.vae
-            latents = vae.encode(images * 2 - 1).latent_dist.sample() * vae.config.scaling_factor
+        latents = self.latents(images)
         noise = torch.randn_like(latents)
         times = torch.multinomial(self.time_weights, len(images), replacement=True)
         chosen = torch.randint(len(self.templates), (len(images),))
@@ -202,31 +165,10 @@ class PersonalisationTask(lightning.LightningModule):
 
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
-    def training_step(self, images: Tensor, batch_index: int) -> Tensor:
-        losses = self.losses(images)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
-        self.log("loss", losses["total"].detach(), prog_bar=True, logger=False, batch_size=len(images))
-        return losses["total"]
-
-    def on_fit_start(self) -> None:
-        self.pipeline.to(self.device)
-        self.train()
-
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         if self.real_norm is not None:
             self.model.rows.copy_(rescaled(self.model.rows, self.real_norm.to(self.model.rows)))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = random_state(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.training and "random_state" in checkpoint:
-            set_random_state(checkpoint["random_state"], self.trainer.strategy.root_device)
 
     def export_beside(self, folder: Path) -> None:
         """Write the words into the folder of the exported model as diffusers loads them (see `ExportModel`)."""
