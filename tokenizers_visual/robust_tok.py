@@ -1,5 +1,6 @@
 """RobustTok, and XQ-GAN and ImageFolder before it: vision transformers with learned queries around VQ, of one codebook
-or of two that code ever finer grids, trained with perturbed latents (`zoo.quantizers.latent_perturbation`).
+or of two that code ever finer grids, which signs may stand for, too (binary spherical quantisation), trained with
+perturbed latents (`zoo.quantizers.latent_perturbation`).
 
 Papers: RobustTok, arXiv 2503.08354; RobusTok, arXiv 2509.12474; ImageFolder, arXiv 2410.01756; XQ-GAN, arXiv
 2412.01762; DINOv2, whose transformers these are, arXiv 2304.07193. Originals: qiuk2/RobusTok (no licence stated),
@@ -23,6 +24,8 @@ from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.ops.collective import joined_over_ranks
 from zoo.quantizers import (
+    BinaryConfig,
+    BinaryEntropyConfig,
     GroupedConfig,
     LevelDropoutConfig,
     MultiScaleConfig,
@@ -243,20 +246,15 @@ def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
     """The config of the original's constructor arguments.
 
     Raises:
-        ValueError: networks other than transformers, or learned positions of the queries.
+        ValueError: networks other than transformers, learned positions of the queries, or signs that shrink with the
+            scales.
     """
     stated, kwargs = meta["original"], meta["original"]["kwargs"]
     found = (kwargs["enc_type"], kwargs["dec_type"], kwargs["abs_pos_embed"])
     if found != ("dinov2", "dinov2", True):
         raise ValueError(f"expected dinov2 on both sides with absolute positions, got {found}")
-    vit, branches, dim = stated.get("vit", {}), kwargs["product_quant"], kwargs["codebook_embed_dim"]
-    ladder = tuple(kwargs["v_patch_nums"])
-    single = len(ladder) == 1
-    size = kwargs["codebook_size"]
-    unit = kwargs.get("codebook_l2_norm", True)
-    level = VectorConfig(size, dim, "cosine", unit_vectors=single) if unit else VectorConfig(size, dim)
-    scales = MultiScaleConfig(level, ladder, kwargs.get("share_quant_resi", 4), dropout=_dropout(kwargs))
-    quantizer: QuantizerConfig = level if single else scales
+    vit, branches, ladder = stated.get("vit", {}), kwargs["product_quant"], tuple(kwargs["v_patch_nums"])
+    quantizer = _branch(kwargs, ladder)
     return RobustTokConfig(
         image_size=vit.get("img_size", 256),
         patch_size=vit.get("patch_size", 16),
@@ -268,14 +266,37 @@ def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
     )
 
 
+def _branch(kwargs: dict[str, Any], ladder: tuple[int, ...]) -> QuantizerConfig:
+    """The quantizer of one branch."""
+    size, dim, unit = kwargs["codebook_size"], kwargs["codebook_embed_dim"], kwargs.get("codebook_l2_norm", True)
+    single = len(ladder) == 1
+    convolutions, dropout = kwargs.get("share_quant_resi", 4), _dropout(kwargs)
+    if single or not kwargs.get("lfq", False):
+        level = VectorConfig(size, dim, "cosine", unit_vectors=single) if unit else VectorConfig(size, dim)
+        return level if single else MultiScaleConfig(level, ladder, convolutions, dropout=dropout)
+    if size != 2**dim or kwargs.get("scale", 1.0) != 1.0:
+        raise ValueError(f"expected 2^{dim} signs of scale 1, got {size} of {kwargs.get('scale', 1.0)}")
+    signs = BinaryConfig(dim, entropy=None, scale=dim**-0.5 if unit else 1.0)
+    soft = kwargs.get("soft_entropy", True)
+    entropy = BinaryEntropyConfig(1.0, group_bits=1) if soft else BinaryEntropyConfig(0.01, shift=1e-5)
+    return MultiScaleConfig(signs, ladder, convolutions, dropout=dropout, unit_latents=unit, entropy=entropy)
+
+
 def _dropout(kwargs: dict[str, Any]) -> LevelDropoutConfig | None:
     share = kwargs.get("codebook_drop", 0.0)
     return LevelDropoutConfig(kwargs["start_drop"], share=share, per_item=True) if share > 0 else None
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
-    """The original weighs the commitment by beta, and sums it over scales, where it averages the codebook term."""
+    """The original weighs the commitment by beta, and sums it over scales, where it averages the codebook term.
+
+    Of signs it averages both, and beta is always 0.25.
+    """
     kwargs, losses = meta["original"]["kwargs"], quantized.losses
+    if kwargs.get("lfq", False) and len(kwargs["v_patch_nums"]) > 1:
+        weights = {"codebook": 1.0, "commitment": 0.25, "entropy": kwargs["entropy_loss_ratio"]}
+        names = {"codebook": "loss.vq", "commitment": "loss.commit", "entropy": "loss.entropy"}
+        return {names[name]: weight * losses[name] for name, weight in weights.items() if name in losses}
     return {
         "loss.vq": losses["codebook"],
         "loss.commit": kwargs["commit_loss_beta"] * len(kwargs["v_patch_nums"]) * losses["commitment"],
@@ -301,6 +322,7 @@ def _quantizer(published: str, own: str, codebook: str) -> dict[str, str | None]
         f"{published}.quant_resi.qresi.*": f"{own}.convolutions.0.*",  # one for all scales
         f"{published}.quant_resi.{{}}.*": f"{own}.convolutions.{{}}.*",  # one for each scale
         f"{published}.ema_vocab_hit_SV": None,  # how often the original's training used each code
+        f"{published}.scaler": None,  # what signs stand for at each scale
     }
 
 
@@ -321,6 +343,7 @@ def _key_map(codebook: str) -> KeyMap:
             **_transformer("decoder.model", "decoder."),
             "decoder.to_pixel.model.*": "decoder.to_pixels.*",
             "semantic_model.*": None,  # the teacher of the original's training
+            "detail_model.*": None,  # another one
         },
         transforms={
             "encoder.queries": lambda queries: queries[0],

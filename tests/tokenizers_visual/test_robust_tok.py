@@ -87,6 +87,18 @@ def test_the_teacher_sees_normalised_images() -> None:
     torch.testing.assert_close(teacher(mean), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_of_signs_fits() -> None:
+    meta = json.loads((PARITY / "robust_tok__msbr" / "meta.json").read_text())
+    model = RobustTok(config_from_original(meta))
+    published = load_file(PARITY / "robust_tok__msbr" / "weights.safetensors")
+    published["detail_model.cls_token"] = torch.zeros(1, 1, 4)
+    assert set(key_map_from_original(meta)(published)) == set(model.state_dict())
+    for field, value in (("scale", 0.5), ("codebook_size", 32)):
+        changed = {**meta["original"]["kwargs"], field: value}
+        with pytest.raises(ValueError, match=r"expected 2\^6 signs of scale 1"):
+            config_from_original({"original": {**meta["original"], "kwargs": changed}})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
-from zoo.quantizers.composite import evaluating, needs_its_gradient
+from zoo.quantizers.binary import BinaryConfig, BinaryEntropyConfig
+from zoo.quantizers.composite import evaluating, mean_by_name, needs_its_gradient
 from zoo.quantizers.level_dropout import LevelDropoutConfig
 from zoo.quantizers.vector import VectorConfig
 
@@ -29,6 +30,10 @@ class MultiScaleConfig(QuantizerConfig):
             place in the ladder. 0 gives every scale its own, 1 is shared by all.
         residual_ratio: weight of the convolution's output against its input, from 0 (no convolution) to 1.
         dropout: quantizer dropout per item, in training mode (ImageFolder, arXiv 2410.01756).
+        unit_latents: the latents are normalised to length 1 first. With signs of `scale` D^-1/2 at every scale this is
+            XQ-GAN's residual of binary spherical quantizers (arXiv 2412.01762).
+        entropy: of signs, in training mode: of what is left over before each scale, at the grid of the latents, the
+            mean over scales. A level's own entropy is that of what it codes, on the grids of all scales together.
     """
 
     kind = "multi_scale"
@@ -39,6 +44,8 @@ class MultiScaleConfig(QuantizerConfig):
     num_convolutions: int = 4
     residual_ratio: float = 0.5
     dropout: LevelDropoutConfig | None = None
+    unit_latents: bool = False
+    entropy: BinaryEntropyConfig | None = None
 
     def __post_init__(self) -> None:
         rising = all(a <= b for a, b in zip(self.ladder, self.ladder[1:]))
@@ -64,6 +71,10 @@ class MultiScaleConfig(QuantizerConfig):
                 f"a least number of 1 to {len(self.ladder)} scales",
                 self.dropout.minimum,
             )
+        if self.entropy is not None:
+            signs = isinstance(self.level, BinaryConfig) and self.level.entropy is None
+            self.require(signs, "an entropy of the scales only with binary levels that have none", self.level)
+            self.entropy.require_bits(self.dim)
 
     @property
     def dim(self) -> int:
@@ -102,8 +113,9 @@ class MultiScale(Quantizer):
 
     Losses, means over scales of the sum f so far against the latent z: `commitment` = mean((z - sg(f))^2), `codebook` =
     mean((f - sg(z))^2), whose gradient reaches codebook and convolutions; and, in training mode, what else the level's
-    quantizer has (`entropy`), of all scales as one batch. With dropout the losses of a scale are of the items that use
-    it, and `Quantized.levels` holds all scales of all items, though `codes` leaves out those beyond an item's number.
+    quantizer has (`entropy`), of all scales as one batch, or the `entropy` of the config. With dropout the losses of a
+    scale are of the items that use it, and `Quantized.levels` holds all scales of all items, though `codes` leaves out
+    those beyond an item's number.
     """
 
     config: MultiScaleConfig
@@ -120,11 +132,14 @@ class MultiScale(Quantizer):
         """`counts`: (B,) how many of the scales each item of a training batch uses; None draws by the dropout."""
         if counts is None and self.training and self.config.dropout is not None:
             counts = self.draw_items(len(z))
+        if self.config.unit_latents:
+            z = F.normalize(z, dim=-1)
         shapes = self.config.level_shapes(tuple(z.shape[1:-1]))
         residual, total = z.detach(), torch.zeros_like(z)
-        inputs, levels, commitments, fits = [], [], [], []
+        inputs, levels, commitments, fits, entropies = [], [], [], [], []
         for s, shape in enumerate(shapes):
-            inputs.append(_resize(residual, shape, "area"))
+            rest = straight_through(z, residual)
+            inputs.append(_resize(rest, shape, "area"))
             with evaluating(self.level):  # a running codebook must not move between the scales
                 (indices,) = self.level.quantize(inputs[-1]).levels
             step = self._step(s, indices, shapes[-1])
@@ -137,12 +152,17 @@ class MultiScale(Quantizer):
             total = total + step
             commitments.append(mean_squared_error(z[items], total[items].detach()))
             fits.append(mean_squared_error(total[items], z[items].detach()))
+            if self.training and self.config.entropy is not None:
+                entropies.append(self.config.entropy.loss(rest[items] * self.config.level.scale))  # type: ignore[attr-defined]
         losses = {"commitment": torch.stack(commitments).mean(), "codebook": torch.stack(fits).mean()}
         statistics = {}
         if self.training:  # running codebooks move once, after all scales, by all that they coded
             joined = self.level.quantize(torch.cat([scale.flatten(0, -2) for scale in inputs]))
             losses = {**{name: loss for name, loss in joined.losses.items() if name not in losses}, **losses}
             statistics = joined.statistics
+        if entropies:
+            losses["entropy"] = torch.stack([loss for loss, _ in entropies]).mean()
+            statistics = {**statistics, **mean_by_name([entropy for _, entropy in entropies])}
         return Quantized(straight_through(z, total), tuple(levels), losses, statistics)
 
     def draw_items(self, items: int) -> Tensor:

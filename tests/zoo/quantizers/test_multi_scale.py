@@ -14,6 +14,8 @@ from torch import Tensor
 
 from zoo.config import ConfigError
 from zoo.quantizers import (
+    BinaryConfig,
+    BinaryEntropyConfig,
     EmaCodebookConfig,
     FiniteScalarConfig,
     GroupedConfig,
@@ -224,6 +226,48 @@ def test_finite_scalars_at_each_scale() -> None:
     assert all(bool(convolution.weight.grad.any()) for convolution in quantizer.convolutions)  # type: ignore[union-attr]
 
 
+def signs(bits: int = 4, **fields: Any) -> MultiScale:
+    """Signs on the unit sphere at each scale, as XQ-GAN has them."""
+    level = BinaryConfig(bits, entropy=None, scale=bits**-0.5)
+    return built(level, unit_latents=True, **{"entropy": BinaryEntropyConfig(1.0, group_bits=1), **fields})
+
+
+def test_the_entropy_of_a_level_reaches_the_latents() -> None:
+    quantizer = built(BinaryConfig(4, entropy=BinaryEntropyConfig(1.0))).train()
+    z = latents(2, 6, 6).requires_grad_()
+    (slope,) = torch.autograd.grad(quantizer(z).losses["entropy"], z)
+    assert bool(slope.any())
+
+
+def test_signs_code_what_the_unit_latents_leave_over() -> None:
+    quantizer, z = signs().eval(), latents(2, 6, 6)
+    quantized, again = quantizer(z), quantizer(5 * z)
+    assert all(torch.equal(a, b) for a, b in zip(quantized.levels, again.levels))  # of their lengths nothing is asked
+    unit = F.normalize(z, dim=-1)
+    rest = F.adaptive_avg_pool2d(unit.movedim(-1, 1), 1).movedim(1, -1)
+    torch.testing.assert_close(quantizer.level.indices_to_codes(quantized.levels[0]), rest.sign() / 2)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(quantized.losses["commitment"] * 4, sum_of_errors(quantizer, unit, quantized.levels))
+
+
+def sum_of_errors(quantizer: MultiScale, z: Tensor, levels: tuple[Tensor, ...]) -> Tensor:
+    sums = [quantizer.prefix_to_codes((6, 6), *levels[:count]) for count in range(1, len(levels) + 1)]
+    return torch.stack([F.mse_loss(total, z) for total in sums]).sum()
+
+
+def test_the_entropy_of_the_scales_is_of_what_is_left_over_at_the_whole_grid() -> None:
+    quantizer, z, counts = signs().train(), latents(3, 6, 6), torch.tensor([2, 4, 4])
+    losses, expected = quantizer.quantize(z, counts).losses, []
+    levels = quantizer.eval()(z).levels
+    for s in range(4):
+        before = quantizer.prefix_to_codes((6, 6), *levels[:s]) if s else 0
+        rest = (F.normalize(z, dim=-1) - before)[counts > s].flatten(0, -2)
+        p = (4 * rest / 2).sigmoid()
+        entropy = torch.special.entr(p) + torch.special.entr(1 - p)
+        mean = p.mean(0)
+        expected.append(entropy.sum(-1).mean() - (torch.special.entr(mean) + torch.special.entr(1 - mean)).sum())
+    torch.testing.assert_close(losses["entropy"].float(), torch.stack(expected).mean())
+
+
 # -- dropout -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +319,8 @@ def test_evaluation_drops_nothing() -> None:
         ({"level": ProjectedConfig()}, "plain straight-through gradient .*, got 'projected'"),
         ({"num_convolutions": -1}, "num_convolutions >= 0, got -1"),
         ({"residual_ratio": 1.5}, r"a residual_ratio in \[0, 1\], got 1.5"),
+        ({"entropy": BinaryEntropyConfig()}, "an entropy of the scales only with binary levels that have none"),
+        ({"level": BinaryConfig(4), "entropy": BinaryEntropyConfig()}, "only with binary levels that have none"),
     ],
 )
 def test_configs_that_cannot_work_are_refused(fields: dict, message: str) -> None:
