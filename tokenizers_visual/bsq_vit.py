@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.transformer import MLP, TransformerBlock
-from zoo.quantizers import BinaryEntropyConfig, Quantized, QuantizerConfig, SphericalBinaryConfig
+from zoo.quantizers import BinaryConfig, BinaryEntropyConfig, Quantized, QuantizerConfig, SphericalBinaryConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -97,24 +97,55 @@ class _Transformer(nn.Module):
         return self.norm_out(self.blocks(self.norm_in(x + self.positions)))
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "embed_group_size": 9, "l2_norm": False, "post_q_l2_norm": False, "logit_laplace": False, "gamma0": 1.0,
+    "gamma": 1.0, "zeta": 1.0, "persample_entropy_compute": "group", "inv_temperature": 1.0, "clamp_range": (0, 1),
+}  # fmt: skip
+
+
+def original_arguments(meta: dict[str, Any]) -> dict[str, Any]:
+    """The original's constructor arguments, those that are not stated at their defaults."""
+    return {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
+
+
 def config_from_original(meta: dict[str, Any]) -> BSQViTConfig:
-    """The config of the original's constructor arguments, as a fixture or a published listing states them."""
-    kwargs = meta["original"]["kwargs"]
-    if not (kwargs["l2_norm"] and kwargs["post_q_l2_norm"]) or kwargs["logit_laplace"]:
-        raise ValueError("expected l2_norm and post_q_l2_norm without logit_laplace, as published")
+    """The config of the original's constructor arguments, as a fixture or a published listing states them.
+
+    Without its two norms the original's quantizer is lookup-free quantisation.
+    """
+    kwargs = original_arguments(meta)
+    if kwargs["l2_norm"] != kwargs["post_q_l2_norm"] or kwargs["logit_laplace"]:
+        raise ValueError("expected both of l2_norm and post_q_l2_norm or neither, without logit_laplace")
     encoder = kwargs["vitconfig"]
-    decoder = kwargs.get("dvitconfig", encoder)
-    # with "analytical" entropies both are those of single bits, whatever the group size
-    analytical = kwargs["persample_entropy_compute"] == "analytical"
-    entropy = BinaryEntropyConfig(temperature=1.0, group_bits=1 if analytical else kwargs["embed_group_size"])
+    decoder = kwargs.get("dvitconfig") or encoder
+    entropy = entropy_from_original(kwargs, kwargs["embed_group_size"])
+    quantizer: QuantizerConfig = SphericalBinaryConfig(bits=kwargs["embed_dim"], entropy=entropy)
+    if not kwargs["l2_norm"]:
+        quantizer = BinaryConfig(bits=kwargs["embed_dim"], entropy=entropy, most_significant_first=True)
     return BSQViTConfig(
         image_size=encoder["image_size"],
         patch_size=encoder["patch_size"],
         encoder=_sizes(encoder),
         decoder=_sizes(decoder),
         output_width=decoder.get("dim_ffn_output", 3072),
-        quantizer=SphericalBinaryConfig(bits=kwargs["embed_dim"], entropy=entropy),
+        quantizer=quantizer,
     )
+
+
+def entropy_from_original(kwargs: dict[str, Any], group_size: int) -> BinaryEntropyConfig:
+    """The entropy term of the original's arguments, without its weight (`entropy_weight`)."""
+    # with "analytical" entropies both are those of single bits, whatever the group size
+    analytical = kwargs["persample_entropy_compute"] == "analytical"
+    return BinaryEntropyConfig(
+        temperature=1 / kwargs["inv_temperature"],
+        gamma=kwargs["gamma"] / kwargs["gamma0"],
+        group_bits=1 if analytical else group_size,
+    )
+
+
+def entropy_weight(kwargs: dict[str, Any]) -> float:
+    """What the original weighs the entropy term by."""
+    return float(kwargs["zeta"] * kwargs["gamma0"] / kwargs["inv_temperature"])
 
 
 def _sizes(vit: dict[str, Any]) -> TransformerConfig:
@@ -123,10 +154,11 @@ def _sizes(vit: dict[str, Any]) -> TransformerConfig:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original's sum over channels, with the weight 0.25 whatever its argument beta says, and the entropy term."""
-    losses = quantized.losses
+    losses, kwargs = quantized.losses, original_arguments(meta)
     if "entropy" not in losses:
         return {}
-    return {"loss.quant": 0.25 * meta["original"]["kwargs"]["embed_dim"] * losses["commitment"] + losses["entropy"]}
+    commitment = 0.25 * kwargs["embed_dim"] * losses["commitment"]
+    return {"loss.quant": commitment + entropy_weight(kwargs) * losses["entropy"]}
 
 
 def _side(side: str) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizers_visual import bsq_vit
 from zoo.losses.adversarial import (
     hinge_discriminator_loss,
     linear_generator_loss,
@@ -19,7 +20,7 @@ from zoo.losses.reconstruction import l1
 from zoo.losses.style_discriminator import StyleDiscriminator, StyleDiscriminatorConfig
 from zoo.ops.binary_entropy import mean_assignment
 from zoo.parity import Case, Fixture, Named, gradient, weighted_sum
-from zoo.quantizers import BinaryEntropyConfig, SphericalBinaryConfig
+from zoo.quantizers import BinaryConfig, Quantized, SphericalBinaryConfig
 from zoo.quantizers.bit_indices import bits_to_indices
 from zoo.quantizers.spherical_binary import SphericalBinary
 from zoo.registry import Family
@@ -37,64 +38,67 @@ class BSQCase(Case):
         tokens = self.model.encode(inputs["image"])
         quantizer: Any = self.model.quantizer.train()
         with torch.no_grad():
-            unit = F.normalize(self.model.latent(inputs["image"]), dim=-1)
-            quantized = quantizer.quantize_unit(unit)
-        group = self.meta["original"]["kwargs"]["embed_group_size"]
+            latent = self.latent(inputs["image"])
+            quantized = _quantize(quantizer, latent)
+        group = bsq_vit.original_arguments(self.meta)["embed_group_size"]
         return {
             "indices": tokens.indices,
-            "group_indices": _group_indices(unit, group),
-            "latent": unit,
+            "group_indices": _group_indices(latent, group),
+            "latent": latent,
             "quantized": quantized.codes,
             "entropy.codebook": quantized.statistics["codebook_entropy"],
-            "avg_prob": _mean_assignment(unit, quantizer.config.entropy),
+            "avg_prob": _mean_assignment(latent, quantizer.config),
             **self.original_losses(quantized),
         }
 
+    def latent(self, image: Tensor) -> Tensor:
+        """What the quantizer looks at: unit vectors, or the latents as they are where it does not normalise."""
+        latent = self.model.latent(image)
+        return F.normalize(latent, dim=-1) if isinstance(self.model.quantizer, SphericalBinary) else latent
+
+    def clamped(self, image: Tensor) -> Tensor:
+        return image.clamp(*bsq_vit.original_arguments(self.meta)["clamp_range"])
+
     def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         image = super().decode(inputs, settings)["image"]
-        return {"image": image.clamp(-1, 1), "image_unclamped": image}
+        return {"image": self.clamped(image), "image_unclamped": image}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         self.model.train()
         quantizer: Any = self.model.quantizer
-        unit = F.normalize(self.model.latent(inputs["image"]), dim=-1)
-        unit.retain_grad()
-        quantized = quantizer.quantize_unit(unit)
+        latent = self.latent(inputs["image"])
+        latent.retain_grad()
+        quantized = _quantize(quantizer, latent)
         losses = self.original_losses(quantized)
-        losses["loss.l1"] = l1(self.model.reconstruct(quantized.codes).clamp(-1, 1), inputs["image"]).mean()
+        losses["loss.l1"] = l1(self.clamped(self.model.reconstruct(quantized.codes)), inputs["image"]).mean()
         losses["loss.total"] = weighted_sum(losses, settings["total"])
         losses["loss.total"].backward()
-        return {**losses, "grad.latent": gradient(unit), **self.gradients()}
+        return {**losses, "grad.latent": gradient(latent), **self.gradients()}
 
     def quantize(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        """A quantizer of its own arguments, on unit vectors."""
+        """A quantizer of its own arguments, on latents that lie on the unit sphere if it normalises."""
         kwargs = settings["kwargs"]
         first = kwargs["input_format"] == "bchw"
-        unit = inputs["latent"].movedim(1, -1) if first else inputs["latent"]
+        latent = inputs["latent"].movedim(1, -1) if first else inputs["latent"]
         cotangent = inputs["cotangent"].movedim(1, -1) if first else inputs["cotangent"]
-        analytical = kwargs["persample_entropy_compute"] == "analytical"
-        entropy = BinaryEntropyConfig(
-            temperature=1 / kwargs["inv_temperature"],
-            gamma=kwargs["gamma"] / kwargs["gamma0"],
-            group_bits=1 if analytical else kwargs["group_size"],
-        )
-        config = SphericalBinaryConfig(bits=kwargs["embed_dim"], entropy=entropy)
-        quantizer = SphericalBinary(config).train(settings["mode"] == "train")
-        unit.requires_grad_()
-        quantized = quantizer.quantize_unit(unit)
+        entropy = bsq_vit.entropy_from_original(kwargs, kwargs["group_size"])
+        config: SphericalBinaryConfig | BinaryConfig = SphericalBinaryConfig(bits=kwargs["embed_dim"], entropy=entropy)
+        if not kwargs["l2_norm"]:
+            config = BinaryConfig(bits=kwargs["embed_dim"], entropy=entropy, most_significant_first=True)
+        latent.requires_grad_()
+        quantized = _quantize(config.build().train(settings["mode"] == "train"), latent)
         commitment = kwargs["beta"] * kwargs["embed_dim"] * quantized.losses["commitment"]
-        weight = kwargs["zeta"] * kwargs["gamma0"] / kwargs["inv_temperature"]
-        loss = commitment + weight * quantized.losses["entropy"]
+        loss = commitment + bsq_vit.entropy_weight(kwargs) * quantized.losses["entropy"]
         ((quantized.codes * cotangent).sum() + loss).backward()
-        slope = gradient(unit)
+        slope = gradient(latent)
         return {
             "quantized": quantized.codes.movedim(-1, 1) if first else quantized.codes,
             "loss.total": loss,
             "indices": quantized.indices,
-            "group_indices": _group_indices(unit, kwargs["group_size"]),
+            "group_indices": _group_indices(latent, kwargs["group_size"]),
             "entropy.codebook": quantized.statistics["codebook_entropy"],
             "entropy.per_sample": quantized.statistics["sample_entropy"],
-            "avg_prob": _mean_assignment(unit.detach(), entropy),
+            "avg_prob": _mean_assignment(latent.detach(), config),
             "grad.latent": slope.movedim(-1, 1) if first else slope,
         }
 
@@ -130,15 +134,21 @@ class BSQCase(Case):
         }
 
 
-def _group_indices(unit: Tensor, group_size: int) -> Tensor:
+def _quantize(quantizer: Any, latent: Tensor) -> Quantized:
+    return quantizer.quantize_unit(latent) if isinstance(quantizer, SphericalBinary) else quantizer.quantize(latent)
+
+
+def _group_indices(latent: Tensor, group_size: int) -> Tensor:
     """(..., D) -> (..., groups), the first channel of a group being the most significant bit."""
-    return torch.stack(bits_to_indices(unit > 0, unit.shape[-1] // group_size, True), dim=-1)
+    return torch.stack(bits_to_indices(latent > 0, latent.shape[-1] // group_size, True), dim=-1)
 
 
-def _mean_assignment(unit: Tensor, entropy: BinaryEntropyConfig) -> Tensor:
+def _mean_assignment(latent: Tensor, config: SphericalBinaryConfig | BinaryConfig) -> Tensor:
     """(groups, 2^group_bits) probabilities, the first channel of a group being the most significant bit."""
-    dim, bits = unit.shape[-1], entropy.group_bits
-    logits = unit.flatten(0, -2) * (4 / entropy.temperature * dim**-0.5)
-    least_first = mean_assignment(logits, bits)
+    if config.entropy is None:
+        raise ValueError("expected a quantizer with an entropy term")
+    dim, bits = latent.shape[-1], config.entropy.group_bits
+    scale = dim**-0.5 if isinstance(config, SphericalBinaryConfig) else 1.0
+    least_first = mean_assignment(latent.flatten(0, -2) * (4 / config.entropy.temperature * scale), bits)
     axes = dim if bits is None else bits
     return least_first.unflatten(1, (2,) * axes).permute(0, *range(axes, 0, -1)).flatten(1)
