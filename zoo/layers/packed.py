@@ -8,11 +8,14 @@ operators here are those that `torch.compile` calls. A packed copy lives as long
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
+
+GELU = Literal["none", "tanh"]  # exact, or by that approximation: torch's names
 
 _TIME = 4096  # positions that layouts of convolutions are chosen for; other numbers run as fast
 _SAMPLES = 32  # values that show changes of which torch keeps no count (through `.data`, or by sharding)
@@ -33,15 +36,20 @@ def can_be_packed(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`; the weight (O, I) may have further axes of length 1."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: GELU | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`; the weight (O, I) may have further axes of length 1.
+
+    `gelu`: GELU of the result, of this kind, without a pass over memory of its own.
+    """
     if not can_be_packed(x, weight):
-        return F.linear(x, weight.flatten(1), bias)
+        y = F.linear(x, weight.flatten(1), bias)
+        return y if gelu is None else F.gelu(y, approximate=gelu)
 
     def pack(weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
 
-    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", pack), bias, "none", [], "")
+    then, kind = ("none", "") if gelu is None else ("gelu", gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", pack), bias, then, [], kind)
 
 
 def convolution(
@@ -85,5 +93,5 @@ def packed(weight: Tensor, use: Hashable, pack: Callable[[Tensor], Tensor]) -> T
 class Linear(nn.Linear):
     """A linear map that runs with a packed weight where that can be."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, gelu: GELU | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, gelu)

@@ -49,9 +49,10 @@ class Transformer(nn.Module):
             (B, kept positions, width).
         """
         x = self.norm_in(x)
-        for block in self.blocks:
-            x = block(x, mask=mask)
-        return self.norm_out(x[:, kept])
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask=mask, kept=kept if i == last else None)  # the last one's other positions serve nobody
+        return self.norm_out(x)
 
 
 class QueryEncoder(nn.Module):

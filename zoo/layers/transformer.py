@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.channels_inside import added
 from zoo.layers.packed import Linear
 from zoo.layers.streaming import Stream
 
@@ -27,10 +28,15 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=bias)
         self.proj = Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> the same. `mask`: bool, broadcast to (B, heads, N, N), True where a query sees a key."""
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, kept: slice = slice(None)) -> Tensor:
+        """(B, N, C) -> the same, of the `kept` positions alone.
+
+        `mask`: bool, broadcast to (B, heads, N, N), True where a query sees a key.
+        """
         q, k, v = self.split(x)
-        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., kept, :]
+        return self.join(F.scaled_dot_product_attention(q[:, :, kept], k, v, attn_mask=mask))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> queries, keys and values (3, B, heads, N, C / heads)."""
@@ -127,6 +133,8 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.activation, nn.GELU):
+            return self.fc2(self.fc1(x, gelu=self.activation.approximate))
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -186,12 +194,15 @@ class TransformerBlock(nn.Module):
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, state: Any = None, *, mask: Tensor | None = None) -> Tensor:
-        """`state`: of a stream or of positions, for an attention that takes one; `mask`: as that of `SelfAttention`."""
+    def forward(self, x: Tensor, state: Any = None, *, mask: Tensor | None = None, kept: slice | None = None) -> Tensor:
+        """`state`: of a stream or of positions, for an attention that takes one; `mask` and `kept`: as those of
+        `SelfAttention`.
+        """
         arguments = () if state is None else (state,)
-        options = {} if mask is None else {"mask": mask}
-        x = x + self.scale1(self.attention(self.norm1(x), *arguments, **options))
-        return x + self.scale2(self.mlp(self.norm2(x)))
+        options = {name: value for name, value in (("mask", mask), ("kept", kept)) if value is not None}
+        rest = x if kept is None else x[:, kept]
+        x = added(self.scale1(self.attention(self.norm1(x), *arguments, **options)), rest)
+        return added(self.scale2(self.mlp(self.norm2(x))), x)
 
 
 class CausalTransformer(nn.Module):

@@ -22,6 +22,17 @@ def test_linear_map_is_that_of_torch(rows: int, width: int, out: int, bias: bool
     torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["none", "tanh"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_gelu_of_a_linear_map_is_that_of_torch(kind: packed.GELU, inference: bool) -> None:
+    layer, x = Linear(24, 48), 4 * torch.randn(2, 33, 24)
+    with torch.set_grad_enabled(not inference):
+        y = layer(x, gelu=kind)
+    assert y.requires_grad is not inference
+    expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate=kind)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_pass() -> None:
     layer, x = Linear(3, 4), torch.randn(2, 3, requires_grad=True)
     y = layer(x)

@@ -68,6 +68,37 @@ def test_a_stream_gives_what_the_whole_gives_and_keeps_no_more_than_the_window(c
     assert state.keys.shape[2] <= max(0, window - 1)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("layer_scale", [None, 0.5])
+@pytest.mark.parametrize("activation", [torch.nn.GELU, torch.nn.SiLU])
+@pytest.mark.parametrize("inference", [False, True])
+def test_kept_positions_are_those_of_all(
+    wide: bool, layer_scale: float | None, activation: type[torch.nn.Module], inference: bool
+) -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 4, MLP(16, 32, activation), layer_scale=layer_scale)
+    x = torch.randn(3, 9, 16)
+    mask = (torch.rand(3, 1, 9 if wide else 1, 9) < 0.7) | torch.eye(9, dtype=torch.bool)[:1]
+    untouched = x.clone()
+    with torch.set_grad_enabled(not inference):
+        whole = block(x, mask=mask)
+        torch.testing.assert_close(block(x, mask=mask, kept=slice(2, 6)), whole[:, 2:6], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(block(x, kept=slice(-3, None)), block(x)[:, -3:], rtol=1e-5, atol=1e-6)
+    assert torch.equal(x, untouched)
+
+
+def test_a_block_is_its_definition() -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 4, MLP(16, 32)).double()
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    after = x + block.attention(block.norm1(x))
+    hidden = F.gelu(block.mlp.fc1(block.norm2(after)))
+    expected = after + block.mlp.fc2(hidden)
+    torch.testing.assert_close(block(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(block.float()(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_no_later_position_and_none_before_the_window_is_seen() -> None:
     torch.manual_seed(0)
     attention = CausalAttention(8, 2, 4)
