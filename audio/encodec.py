@@ -200,15 +200,35 @@ def overlap_add(parts: list[Tensor], stride: int) -> Tensor:
     return total / weight
 
 
-NORMS = {"weight_norm": "none", "none": "none", "time_group_norm": "time_group_norm"}
+NORMS = {"weight_norm": "none", "none": "none", "time_layer_norm": "none", "time_group_norm": "time_group_norm"}
+
+# of the original's constructors; its time_layer_norm does nothing
+_NETWORK_DEFAULTS: dict[str, Any] = {
+    "channels": 1, "n_filters": 32, "n_residual_layers": 1, "ratios": [8, 5, 4, 2], "activation": "ELU",
+    "activation_params": {"alpha": 1.0}, "final_activation": None, "norm": "weight_norm", "norm_params": {},
+    "kernel_size": 7, "last_kernel_size": 7, "residual_kernel_size": 3, "dilation_base": 2, "causal": False,
+    "pad_mode": "reflect", "true_skip": False, "compress": 2, "lstm": 2, "trim_right_ratio": 1.0,
+}  # fmt: skip
+_QUANTIZER_DEFAULTS = {"dimension": 256, "n_q": 8, "bins": 1024, "decay": 0.99, "threshold_ema_dead_code": 2}
+_MODEL_DEFAULTS = {"normalize": False, "segment": None, "overlap": 0.01}
 
 
 def config_from_original(meta: dict[str, Any]) -> EncodecConfig:
-    """The config of the constructor arguments of the original, or of transformers' EncodecConfig."""
+    """The config of the constructor arguments of the original, or of transformers' EncodecConfig.
+
+    Raises:
+        ValueError: activations other than ELU, or a norm other than those of `NORMS`.
+    """
     kwargs = meta["original"]["kwargs"]
     if not isinstance(kwargs, dict) or "seanet" not in kwargs:
         return config_from_transformers(kwargs if isinstance(kwargs, dict) else {})
-    network, quantizer, model = kwargs["seanet"], kwargs["quantizer"], kwargs["model"]
+    network = {**_NETWORK_DEFAULTS, **kwargs["seanet"]}
+    quantizer, model = {**_QUANTIZER_DEFAULTS, **kwargs["quantizer"]}, {**_MODEL_DEFAULTS, **kwargs["model"]}
+    fixed = ("activation", "activation_params", "final_activation", "norm_params")
+    if other := {name: network[name] for name in fixed if network[name] != _NETWORK_DEFAULTS[name]}:
+        raise ValueError(f"expected ELU and the default norm_params, got {other}")
+    if network["norm"] not in NORMS:
+        raise ValueError(f"expected a norm of {', '.join(NORMS)}, got {network['norm']}")
     seanet = SEANetConfig(
         channels=network["channels"],
         filters=network["n_filters"],
@@ -224,7 +244,7 @@ def config_from_original(meta: dict[str, Any]) -> EncodecConfig:
         causal=network["causal"],
         pad_mode=network["pad_mode"],
         norm=NORMS[network["norm"]],  # type: ignore[arg-type]
-        trim_right_ratio=network.get("trim_right_ratio", 1.0),
+        trim_right_ratio=float(network["trim_right_ratio"]),
     )
     codebooks = residual_codebooks(
         quantizer["bins"], quantizer["dimension"], quantizer["n_q"], quantizer["decay"],

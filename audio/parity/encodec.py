@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +106,9 @@ class EncodecCase(Case):
         return {"audio": torch.cat(parts, dim=-1)}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        self.model.train()
+        quantizer: Any = self.model.train().quantizer
+        used = range(self.count(settings))  # the codebooks of the bandwidth
+        quantizer.quantize = partial(quantizer._quantize_levels, used=used)
         output = self.model(inputs["audio"])
         output.latent.retain_grad()
         l1 = (output.reconstruction - inputs["audio"]).abs().mean()

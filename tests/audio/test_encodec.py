@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from test_codecs import MODELS, signal
 
 import zoo
-from audio.encodec import KEY_MAP_TRANSFORMERS, Encodec, EncodecConfig, config_from_transformers, overlap_add
+from audio.encodec import (
+    KEY_MAP_TRANSFORMERS,
+    Encodec,
+    EncodecConfig,
+    config_from_original,
+    config_from_transformers,
+    overlap_add,
+)
 from zoo import checkpoint
 from zoo.config import ConfigError
 from zoo.layers.seanet import SEANetConfig
@@ -195,3 +202,18 @@ def test_overlap_add_is_a_weighted_mean(lengths: list[int], stride: int) -> None
 def test_configs_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EncodecConfig().replace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("activation", "ReLU"),
+        ("activation_params", {"alpha": 0.5}),
+        ("final_activation", "Tanh"),
+        ("norm", "layer_norm"),
+    ],
+)
+def test_a_network_that_is_not_here_is_refused(argument: str, value: Any) -> None:
+    kwargs = {"seanet": {argument: value}, "quantizer": {}, "model": {"sample_rate": 24000}}
+    with pytest.raises(ValueError, match="expected"):
+        config_from_original({"original": {"kwargs": kwargs}})
