@@ -53,8 +53,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captions, triplets, concepts, phrases, and images of which one cannot be read."""
     folder = tmp_path_factory.mktemp("files")
+    write_files(folder)
+    return folder
+
+
+def write_files(folder: Path) -> None:
+    """Captions, triplets, concepts, phrases, CIRR's, and images of which one cannot be read."""
     rows = [json.dumps({"caption": caption, "keywords": keywords}) for caption, keywords in CAPTIONS]
     (folder / "captions.jsonl").write_text("\n".join(rows))
     names = ("reference_caption", "target_caption", "conditioning_caption")
@@ -70,7 +75,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"images/{i}.png")
     (folder / "images/broken.png").write_bytes(b"no picture")
     write_cirr(folder / "cirr")
-    return folder
 
 
 def write_cirr(folder: Path) -> None:

@@ -36,24 +36,30 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for i in range(4):
-        Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    write_photos(folder)
     return folder
 
 
-def fit(recipe: str, pipeline: str, photos: Path, out: Path, *more: str) -> Path:
+def write_photos(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+def arguments(recipe: str, pipeline: str, photos: Path, out: Path) -> list[str]:
+    """Of a recipe made small."""
     changes = ["--model.init_args.changes={size: 20}"] if "batex" in recipe else []
-    run(
-        "fit",
-        [
-            f"--config={recipe}", f"--model.init_args.pipeline={pipeline}", f"--data.init_args.train={photos}",
-            "--data.init_args.size=8", "--data.init_args.batch_size=2", *changes, "--trainer.accelerator=cpu",
-            "--trainer.precision=32-true", "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1",
-            "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false", f"--out={out}", *more,
-        ],
-    )  # fmt: skip
+    return [
+        f"--config={recipe}", f"--model.init_args.pipeline={pipeline}", f"--data.init_args.train={photos}",
+        "--data.init_args.size=8", "--data.init_args.batch_size=2", *changes, "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true", "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1",
+        "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false", f"--out={out}",
+    ]  # fmt: skip
+
+
+def fit(recipe: str, pipeline: str, photos: Path, out: Path, *more: str) -> Path:
+    run("fit", [*arguments(recipe, pipeline, photos, out), *more])
     return sorted(out.glob("version_*"))[-1]
 
 

@@ -75,14 +75,11 @@ class DictionaryTask(ScheduledTask):
         return {"total": (losses["image"] + losses["text"]) / 2, **losses}
 
     @torch.no_grad()
-    def _keep_scale(self) -> None:
+    def after_step(self) -> None:
         self.model.logit_scale.clamp_(*self.scale_range)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._keep_scale()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        self._keep_scale()
+        self.after_step()  # in the first step, whose scale may lie outside
 
     def export_beside(self, folder: Path) -> None:
         """Write the text encoder into the folder of the exported model (see `ExportModel`)."""

@@ -162,8 +162,8 @@ class InversionTask(ScheduledTask):
         self.pair.to(self.device)
         self.train()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        if self.ema is not None and not self.trainer.fit_loop._should_accumulate():
+    def after_step(self) -> None:
+        if self.ema is not None:
             self.ema.update_parameters(self.model)
 
     def train(self, mode: bool = True) -> InversionTask:

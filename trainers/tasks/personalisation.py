@@ -166,7 +166,7 @@ class PersonalisationTask(PipelineTask):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+    def after_step(self) -> None:
         if self.real_norm is not None:
             self.model.rows.copy_(rescaled(self.model.rows, self.real_norm.to(self.model.rows)))
 

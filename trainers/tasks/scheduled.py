@@ -89,6 +89,13 @@ class ScheduledTask(lightning.LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.rate(step, last))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """What follows an update of the weights; callbacks that save a checkpoint find it done."""
+
     def rate(self, step: int, last: int) -> float:
         """Share of the learning rate in a step, of `last` steps in all."""
         if step < self.warmup_steps:
