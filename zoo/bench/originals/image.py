@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.bench.originals.adapter import Adapter, Original, Setting
+from zoo.bench.originals.adapter import Adapter, Fields, Original, Setting
 
 _CONVOLUTIONAL = {"cpu": 1.15, "cuda": 1.5}
 
@@ -38,15 +37,9 @@ def _llamagen(model: str) -> Original:
 # -- MaskBit -------------------------------------------------------------------------------------------------------
 
 
-class _Fields(dict[str, Any]):
-    """A config whose fields are read as attributes and as entries."""
-
-    __getattr__ = dict.__getitem__
-
-
 def _maskbit(model: str) -> Original:
     bits = int(model.partition(".")[0].removeprefix("maskbit_lfq_").removesuffix("bit"))
-    config = _Fields(
+    config = Fields(
         quantizer_type="lookup-free", codebook_size=2**bits, token_size=bits, commitment_cost=0.25,
         entropy_loss_weight=0.02, entropy_loss_temperature=0.01, entropy_gamma=1.0, num_channels=3,
         hidden_channels=128, channel_mult=[1, 1, 2, 2, 4], num_resolutions=5, num_res_blocks=2, sample_with_conv=True,
