@@ -94,25 +94,33 @@ class DAC(Tokenizer):
         return F.pad(signal, (0, codes.shape[1] * self.spec.multiple - signal.shape[-1]))
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "encoder_dim": 64, "encoder_rates": [2, 4, 8, 8], "latent_dim": None, "decoder_dim": 1536,
+    "decoder_rates": [8, 8, 4, 2], "n_codebooks": 9, "codebook_size": 1024, "codebook_dim": 8,
+    "quantizer_dropout": 0.0, "sample_rate": 44100,
+}  # fmt: skip
+_TRANSFORMERS_NAMES = {
+    "encoder_hidden_size": "encoder_dim", "downsampling_ratios": "encoder_rates", "decoder_hidden_size": "decoder_dim",
+    "sampling_rate": "sample_rate",
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> DACConfig:
     """The config of the constructor arguments of the original, or of transformers' DacConfig."""
-    kwargs = meta["original"]["kwargs"]
-    transformers = "downsampling_ratios" in kwargs
-    channels, strides = (
-        (kwargs["encoder_hidden_size"], kwargs["downsampling_ratios"])
-        if transformers
-        else (kwargs["encoder_dim"], kwargs["encoder_rates"])
-    )
-    width, dim = kwargs.get("latent_dim") or channels * 2 ** len(strides), kwargs["codebook_dim"]
+    stated = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **{_TRANSFORMERS_NAMES.get(name, name): value for name, value in stated.items()}}
+    if "downsampling_ratios" in stated:
+        kwargs["decoder_rates"] = kwargs["encoder_rates"][::-1]
+    channels, strides, dim = kwargs["encoder_dim"], tuple(kwargs["encoder_rates"]), kwargs["codebook_dim"]
     return DACConfig(
-        sample_rate=kwargs["sampling_rate" if transformers else "sample_rate"],
+        sample_rate=kwargs["sample_rate"],
         channels=channels,
-        strides=tuple(strides),
-        decoder_channels=kwargs["decoder_hidden_size" if transformers else "decoder_dim"],
-        decoder_strides=tuple(strides[::-1] if transformers else kwargs["decoder_rates"]),
+        strides=strides,
+        decoder_channels=kwargs["decoder_dim"],
+        decoder_strides=tuple(kwargs["decoder_rates"]),
         quantizer=residual_codebooks(
-            kwargs["codebook_size"], dim if isinstance(dim, int) else tuple(dim), width, kwargs["n_codebooks"],
-            kwargs.get("quantizer_dropout", 0.5),
+            kwargs["codebook_size"], dim if isinstance(dim, int) else tuple(dim),
+            kwargs["latent_dim"] or channels * 2 ** len(strides), kwargs["n_codebooks"], kwargs["quantizer_dropout"],
         ),
     )  # fmt: skip
 
@@ -151,7 +159,7 @@ def _dropout(quantizer: QuantizerConfig) -> float:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original adds up the levels' losses, of which the quantizer gives the mean."""
-    count = meta["original"]["kwargs"]["n_codebooks"]
+    count = meta["original"]["kwargs"].get("n_codebooks", _ORIGINAL_DEFAULTS["n_codebooks"])
     return {
         "loss.commit": count * quantized.losses["commitment"],
         "loss.codebook": count * quantized.losses["codebook"],

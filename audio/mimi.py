@@ -5,6 +5,7 @@ Paper: arXiv 2410.00037. Original: kyutai-labs/moshi (MIT); transformers' MimiMo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -148,13 +149,34 @@ class WholeFrames(Stream):
 
 
 def config_from_original(meta: dict[str, Any]) -> MimiConfig:
-    """The config of the original's three dicts, or of transformers' MimiConfig."""
+    """The config of the original's three dicts, or of transformers' MimiConfig.
+
+    Raises:
+        ValueError: a network that is not Mimi's.
+    """
     kwargs = meta["original"]["kwargs"]
-    return _from_transformers(kwargs) if "hidden_size" in kwargs else _from_moshi(kwargs)
+    return _from_moshi(kwargs) if "seanet" in kwargs else _from_transformers(kwargs)
+
+
+_SEANET_DEFAULTS = {
+    "channels": 1, "n_filters": 32, "n_residual_layers": 3, "ratios": [8, 5, 4, 2], "activation": "ELU",
+    "norm": "none", "kernel_size": 7, "last_kernel_size": 7, "residual_kernel_size": 3, "dilation_base": 2,
+    "pad_mode": "reflect", "true_skip": True, "compress": 2,
+}  # fmt: skip
+_FIXED_SEANET = {"activation": "ELU", "causal": True}
+_FIXED_TRANSFORMER = {"causal": True, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope"}
+
+
+def _require(kwargs: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    if other := {name: kwargs[name] for name, value in fixed.items() if kwargs.get(name, value) != value}:
+        raise ValueError(f"expected Mimi's network, {fixed}, got {other}")
 
 
 def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
-    seanet, transformer, quantizer = (kwargs[part] for part in ("seanet", "transformer", "quantizer"))
+    transformer, quantizer = kwargs["transformer"], kwargs["quantizer"]
+    seanet: dict[str, Any] = {**_SEANET_DEFAULTS, **kwargs["seanet"]}
+    _require(seanet, _FIXED_SEANET)
+    _require(transformer, _FIXED_TRANSFORMER)
     network = SEANetConfig(
         channels=seanet["channels"],
         filters=seanet["n_filters"],
@@ -175,9 +197,9 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
         width=transformer["d_model"],
         layers=transformer["num_layers"],
         heads=transformer["num_heads"],
-        hidden=transformer["dim_feedforward"],
+        hidden=transformer.get("dim_feedforward", 2048),
         window=transformer["context"],
-        rotary_base=float(transformer["max_period"]),
+        rotary_base=float(transformer.get("max_period", 10_000)),
         layer_scale=transformer["layer_scale"],
         sample_rate=kwargs["sample_rate"],
         quantizer=split_codebooks(
@@ -187,22 +209,35 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
     )  # fmt: skip
 
 
+_TRANSFORMERS_DEFAULTS = {
+    "sampling_rate": 24_000, "audio_channels": 1, "hidden_size": 512, "num_filters": 64, "num_residual_layers": 1,
+    "upsampling_ratios": [8, 6, 5, 4], "kernel_size": 7, "last_kernel_size": 3, "residual_kernel_size": 3,
+    "dilation_growth_rate": 2, "use_causal_conv": True, "pad_mode": "constant", "compress": 2,
+    "trim_right_ratio": 1.0, "codebook_size": 2048, "codebook_dim": 256, "num_quantizers": 32,
+    "use_conv_shortcut": False, "num_semantic_quantizers": 1, "num_hidden_layers": 8, "intermediate_size": 2048,
+    "num_attention_heads": 8, "sliding_window": 250, "layer_scale_initial_scale": 0.01,
+}  # fmt: skip
+
+
 def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
-    network = seanet_from_transformers(kwargs, lstm_layers=0)
+    values: dict[str, Any] = {**_TRANSFORMERS_DEFAULTS, **kwargs}
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    fixed = {"hidden_act": "gelu", "norm_eps": 1e-5, "attention_bias": False, "upsample_groups": width}
+    _require(values, {**fixed, "num_key_value_heads": heads, "head_dim": width // heads})
     return MimiConfig(
-        network=network,
-        width=kwargs["hidden_size"],
-        layers=kwargs["num_hidden_layers"],
-        heads=kwargs["num_attention_heads"],
-        hidden=kwargs["intermediate_size"],
-        window=kwargs["sliding_window"],
-        rotary_base=float((kwargs.get("rope_parameters") or kwargs).get("rope_theta", 10_000.0)),
+        network=seanet_from_transformers(values, lstm_layers=0),
+        width=width,
+        layers=values["num_hidden_layers"],
+        heads=heads,
+        hidden=values["intermediate_size"],
+        window=values["sliding_window"],
+        rotary_base=float((values.get("rope_parameters") or values).get("rope_theta", 10_000.0)),
         rotary_pairs="halves",
-        layer_scale=kwargs["layer_scale_initial_scale"],
-        sample_rate=kwargs["sampling_rate"],
+        layer_scale=values["layer_scale_initial_scale"],
+        sample_rate=values["sampling_rate"],
         quantizer=split_codebooks(
-            kwargs["hidden_size"], kwargs["codebook_size"], kwargs["codebook_dim"],
-            kwargs["num_semantic_quantizers"], kwargs["num_quantizers"],
+            width, values["codebook_size"], values["codebook_dim"], values["num_semantic_quantizers"],
+            values["num_quantizers"],
         ),
     )  # fmt: skip
 
@@ -337,8 +372,8 @@ KEY_MAP = KeyMap(
 )
 
 
-def _transformers_layers(side: str) -> dict[str, str | None]:
-    published, own = f"{side}_transformer.layers.{{}}", f"{side}_transformer.layers.{{}}"
+def _transformers_layers(side: str, network: str, transformer: str) -> dict[str, str | None]:
+    published, own = f"{transformer}.layers.{{}}", f"{side}_transformer.layers.{{}}"
     names = {
         "self_attn.q_proj.weight": "attention.q.weight",
         "self_attn.k_proj.weight": "attention.k.weight",
@@ -353,9 +388,9 @@ def _transformers_layers(side: str) -> dict[str, str | None]:
     }
     return {
         **{f"{published}.{name}": f"{own}.{to}" for name, to in names.items()},
-        f"{side}.layers.{{}}.conv.*": f"{side}.layers.{{}}.*",
-        f"{side}.layers.{{}}.block.{{}}.conv.*": f"{side}.layers.{{}}.block.{{}}.*",
-        f"{side}.layers.{{}}.shortcut.conv.*": f"{side}.layers.{{}}.shortcut.*",
+        f"{network}.layers.{{}}.conv.*": f"{side}.layers.{{}}.*",
+        f"{network}.layers.{{}}.block.{{}}.conv.*": f"{side}.layers.{{}}.block.{{}}.*",
+        f"{network}.layers.{{}}.shortcut.conv.*": f"{side}.layers.{{}}.shortcut.*",
     }
 
 
@@ -372,12 +407,17 @@ def _transformers_quantizer(name: str, part: int) -> dict[str, str | None]:
 
 KEY_MAP_TRANSFORMERS = KeyMap(
     {
-        **_transformers_layers("encoder"),
-        **_transformers_layers("decoder"),
+        **_transformers_layers("encoder", "encoder", "encoder_transformer"),
+        **_transformers_layers("decoder", "decoder", "decoder_transformer"),
         **_transformers_quantizer("semantic", 0),
         **_transformers_quantizer("acoustic", 1),
         "downsample.conv.weight": "downsample.weight",
         "upsample.conv.weight": "upsample.weight",
+        # as newer releases name the modules in memory
+        **_transformers_layers("encoder", "encoder.encoder_seanet", "encoder.encoder_transformer"),
+        **_transformers_layers("decoder", "decoder.decoder_seanet", "decoder.decoder_transformer"),
+        "encoder.downsample.conv.weight": "downsample.weight",
+        "decoder.upsample.conv.weight": "upsample.weight",
     },
     transforms=_TRANSFORMS,
     finish=from_transformers,
@@ -397,4 +437,4 @@ TRANSFORMERS = TransformersLayout(
 
 def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
     """The key map of a fixture's layout."""
-    return KEY_MAP_TRANSFORMERS if "hidden_size" in meta["original"]["kwargs"] else KEY_MAP
+    return KEY_MAP if "seanet" in meta["original"]["kwargs"] else KEY_MAP_TRANSFORMERS

@@ -223,9 +223,16 @@ def largest_stride(quantizer: QuantizerConfig) -> int:
     return 1
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "sampling_rate": 44100, "encoder_dim": 64, "encoder_rates": [3, 3, 7, 7], "latent_dim": None, "decoder_dim": 1536,
+    "decoder_rates": [7, 7, 3, 3], "attn_window_size": 32, "codebook_size": 4096, "codebook_dim": 8,
+    "vq_strides": [8, 4, 2, 1], "noise": True, "depthwise": True,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> SNACConfig:
     """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     width = kwargs["latent_dim"] or kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
     return SNACConfig(
         sample_rate=kwargs["sampling_rate"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from audio.dac import DAC, KEY_MAP_TRANSFORMERS, DACConfig, config_from_original
+from audio.dac import DAC, KEY_MAP_TRANSFORMERS, DACConfig, config_from_original, residual_codebooks
 from zoo import checkpoint
 from zoo.config import ConfigError
 
@@ -80,3 +80,13 @@ def test_full_size_folder_of_transformers_loads_and_agrees(name: str, sizes: dic
 def test_configs_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DACConfig().replace(**fields)
+
+
+def test_what_is_not_stated_is_at_the_originals_defaults() -> None:
+    transformers = pytest.importorskip("transformers")
+    assert config_from_original({"original": {"kwargs": {}}}) == DACConfig(
+        quantizer=residual_codebooks(1024, 8, 1024, 9)
+    )
+    stated = transformers.DacConfig(downsampling_ratios=[2, 5]).to_dict()
+    few = {"downsampling_ratios": [2, 5], "sampling_rate": 16000}
+    assert config_from_original({"original": {"kwargs": few}}) == config_from_original({"original": {"kwargs": stated}})

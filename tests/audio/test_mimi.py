@@ -133,3 +133,41 @@ def test_all_published_spellings_of_a_file_load() -> None:
         mapped = KEY_MAP(other)
         assert mapped.keys() == expected.keys()
         assert all(torch.equal(mapped[key], value) for key, value in expected.items())
+
+
+def test_the_names_of_a_model_in_memory_load_as_those_of_a_file(tmp_path: Path) -> None:
+    other = theirs(tmp_path, **SMALL)
+    expected = KEY_MAP_TRANSFORMERS(checkpoint.read(tmp_path))
+    mapped = KEY_MAP_TRANSFORMERS(other.state_dict())
+    assert mapped.keys() == expected.keys()
+    assert all(torch.equal(mapped[key], value) for key, value in expected.items())
+
+
+def test_what_is_not_stated_is_at_the_originals_defaults() -> None:
+    transformers = pytest.importorskip("transformers")
+    stated = transformers.MimiConfig().to_dict()
+    assert config_from_original({"original": {"kwargs": {}}}) == config_from_original({"original": {"kwargs": stated}})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("hidden_act", "silu"), ("norm_eps", 1e-3), ("head_dim", 4), ("num_key_value_heads", 1), ("upsample_groups", 4)],
+)
+def test_another_network_of_transformers_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected Mimi's network.*{argument}"):
+        config_from_original({"original": {"kwargs": {**SMALL, argument: value}}})
+
+
+@pytest.mark.parametrize(
+    ("part", "argument", "value"),
+    [
+        ("seanet", "activation", "ReLU"),
+        ("transformer", "positional_embedding", "sin"),
+        ("transformer", "gating", "silu"),
+    ],
+)
+def test_another_network_of_the_original_is_refused(part: str, argument: str, value: str) -> None:
+    meta = json.loads((PARITY / "mimi" / "meta.json").read_text())
+    meta["original"]["kwargs"][part][argument] = value
+    with pytest.raises(ValueError, match=f"expected Mimi's network.*{argument}"):
+        config_from_original(meta)

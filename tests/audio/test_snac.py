@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_codecs import MODELS, signal
 
-from audio.snac import SNAC, SNACConfig, largest_stride, multi_scale_codebooks
+from audio.snac import SNAC, SNACConfig, config_from_original, largest_stride, multi_scale_codebooks
 from zoo.config import ConfigError
 from zoo.quantizers import VectorConfig
 
@@ -89,3 +89,11 @@ def test_largest_stride() -> None:
 def test_configs_that_cannot_be_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SNACConfig().replace(**fields)
+
+
+def test_what_is_not_stated_is_at_the_originals_defaults() -> None:
+    config = config_from_original({"original": {"kwargs": {"encoder_dim": 16, "attn_window_size": None}}})
+    assert config == SNACConfig(
+        sample_rate=44100, channels=16, strides=(3, 3, 7, 7), decoder_channels=1536, decoder_strides=(7, 7, 3, 3),
+        quantizer=multi_scale_codebooks(4096, 8, 256, (8, 4, 2, 1)),
+    )  # fmt: skip
