@@ -35,7 +35,10 @@ class BigCodecConfig(Config):
     strides: tuple[int, ...] = (2, 2, 2, 5, 5)  # of the encoder
     decoder_strides: tuple[int, ...] = (5, 5, 2, 2, 2)
     dilations: tuple[int, ...] = (1, 3, 9)
+    decoder_dilations: tuple[int, ...] | None = None  # None: the encoder's
     lstm_layers: int = 2
+    decoder_lstm_layers: int | None = None  # None: as many as the encoder has
+    bidirectional: bool = False  # the recurrent networks
     sample_rate: int = 16_000
     quantizer: QuantizerConfig = codebooks(1024, 8192, 8, 1)
 
@@ -68,10 +71,14 @@ class BigCodec(Tokenizer):
         super().__init__(
             config, SpareFrameSpec("audio", 1, (-1.0, 1.0), None, hop, config.sample_rate), config.quantizer
         )
-        self.encoder = AliasFreeEncoder(config.channels, config.strides, config.dilations, dim, config.lstm_layers)
-        self.decoder = AliasFreeDecoder(
-            config.decoder_channels, config.decoder_strides, config.dilations, dim, config.lstm_layers
+        self.encoder = AliasFreeEncoder(
+            config.channels, config.strides, config.dilations, dim, config.lstm_layers, config.bidirectional
         )
+        layers = config.lstm_layers if config.decoder_lstm_layers is None else config.decoder_lstm_layers
+        self.decoder = AliasFreeDecoder(
+            config.decoder_channels, config.decoder_strides, config.decoder_dilations or config.dilations, dim, layers,
+            config.bidirectional,
+        )  # fmt: skip
 
     def latent(self, x: Tensor) -> Tensor:
         return self.encoder(x).transpose(1, 2)
@@ -83,16 +90,37 @@ class BigCodec(Tokenizer):
         return F.pad(x, (0, self.spec.padding((x.shape[-1],))[0]))
 
 
+_NETWORK_DEFAULTS = {"use_rnn": True, "rnn_bidirectional": False, "rnn_num_layers": 2, "dilations": (1, 3, 9)}
+_ENCODER_DEFAULTS = {"ngf": 48, "up_ratios": (2, 2, 2, 5, 5)}
+_DECODER_DEFAULTS = {
+    "upsample_initial_channel": 1536, "up_ratios": (5, 5, 2, 2, 2), "vq_num_quantizers": 1, "vq_dim": 1024,
+    "vq_commit_weight": 0.25, "codebook_size": 8192, "codebook_dim": 8,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> BigCodecConfig:
-    """The config of the arguments of the original's encoder and decoder."""
-    encoder, decoder = (meta["original"]["kwargs"][f"codec_{part}"] for part in ("encoder", "decoder"))
+    """The config of the arguments of the original's encoder and decoder, those not stated at their defaults.
+
+    Raises:
+        ValueError: one recurrent network in both directions and one that goes forwards.
+    """
+    stated = meta["original"]["kwargs"]
+    encoder: dict[str, Any] = {**_NETWORK_DEFAULTS, **_ENCODER_DEFAULTS, **stated["codec_encoder"]}
+    decoder: dict[str, Any] = {**_NETWORK_DEFAULTS, **_DECODER_DEFAULTS, **stated["codec_decoder"]}
+    recurrent = [side for side in (encoder, decoder) if side["use_rnn"]]
+    directions = {side["rnn_bidirectional"] for side in recurrent}
+    if len(directions) > 1:
+        raise ValueError("expected rnn_bidirectional of encoder and decoder alike, got one of each")
     return BigCodecConfig(
         channels=encoder["ngf"],
         decoder_channels=decoder["upsample_initial_channel"],
         strides=tuple(encoder["up_ratios"]),
         decoder_strides=tuple(decoder["up_ratios"]),
         dilations=tuple(encoder["dilations"]),
+        decoder_dilations=tuple(decoder["dilations"]),
         lstm_layers=encoder["rnn_num_layers"] if encoder["use_rnn"] else 0,
+        decoder_lstm_layers=decoder["rnn_num_layers"] if decoder["use_rnn"] else 0,
+        bidirectional=True in directions,
         quantizer=codebooks(
             decoder["vq_dim"], decoder["codebook_size"], decoder["codebook_dim"], decoder["vq_num_quantizers"]
         ),
@@ -101,7 +129,8 @@ def config_from_original(meta: dict[str, Any]) -> BigCodecConfig:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original adds the codebooks' losses up, the commitment weighed."""
-    decoder, losses = meta["original"]["kwargs"]["codec_decoder"], quantized.losses
+    decoder: dict[str, Any] = {**_DECODER_DEFAULTS, **meta["original"]["kwargs"]["codec_decoder"]}
+    losses = quantized.losses
     each = decoder["vq_commit_weight"] * losses["commitment"] + losses["codebook"]
     return {"loss.vq": decoder["vq_num_quantizers"] * each}
 

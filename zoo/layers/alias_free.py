@@ -124,18 +124,20 @@ class AliasFreeEncoder(nn.Module):
         dilations: of the units of each stride.
         dim: width of the result.
         lstm_layers: of a recurrent network before the last convolution; 0 for none.
+        bidirectional: whether that goes in both directions, each of half the width.
     """
 
     def __init__(
-        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0
-    ) -> None:
+        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0,
+        bidirectional: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         layers: list[nn.Module] = [nn.Conv1d(1, channels, 7, padding=3)]
         for stride in strides:
             layers.append(AliasFreeDown(channels, stride, dilations))
             channels *= 2
         if lstm_layers:
-            layers.append(LSTM(channels, lstm_layers))
+            layers.append(LSTM(channels, lstm_layers, bidirectional, channels // 2 if bidirectional else None))
         layers += [AliasFreeSnake(channels), nn.Conv1d(channels, dim, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
@@ -147,12 +149,13 @@ class AliasFreeDecoder(nn.Module):
     """(B, dim, T) -> waveform (B, 1, T x hop) in (-1, 1); arguments as the encoder's, `channels` at the lowest rate."""
 
     def __init__(
-        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0
-    ) -> None:
+        self, channels: int, strides: Sequence[int], dilations: Sequence[int], dim: int, lstm_layers: int = 0,
+        bidirectional: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         layers: list[nn.Module] = [nn.Conv1d(dim, channels, 7, padding=3)]
         if lstm_layers:
-            layers.append(LSTM(channels, lstm_layers))
+            layers.append(LSTM(channels, lstm_layers, bidirectional, channels // 2 if bidirectional else None))
         for stride in strides:
             layers.append(AliasFreeUp(channels, stride, dilations))
             channels //= 2

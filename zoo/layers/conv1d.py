@@ -235,15 +235,22 @@ class ConvTransposeStream(Stream):
 
 
 class LSTM(nn.Module):
-    """A recurrent network over time (B, C, T) -> (B, C', T), added to its input; C' = C, or 2 C in both directions."""
+    """A recurrent network over time (B, C, T) -> (B, C', T), added to its input, which is repeated if C' = 2 C.
 
-    def __init__(self, channels: int, layers: int, bidirectional: bool = False) -> None:
+    Args:
+        channels: C.
+        layers: how many.
+        bidirectional: whether it goes in both directions, whose outputs are joined.
+        hidden: width of a direction; None: C.
+    """
+
+    def __init__(self, channels: int, layers: int, bidirectional: bool = False, hidden: int | None = None) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(channels, channels, layers, bidirectional=bidirectional)
+        self.lstm = nn.LSTM(channels, hidden or channels, layers, bidirectional=bidirectional)
 
     def forward(self, x: Tensor) -> Tensor:
         y, _ = self.lstm(x.permute(2, 0, 1))
-        return y.permute(1, 2, 0) + (torch.cat([x, x], dim=1) if self.lstm.bidirectional else x)
+        return y.permute(1, 2, 0) + (torch.cat([x, x], dim=1) if y.shape[-1] > x.shape[1] else x)
 
     def stream(self) -> Stream:
         """The network piece by piece.
