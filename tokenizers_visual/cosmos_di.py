@@ -6,6 +6,7 @@ Paper: arXiv 2501.03575. Original: NVIDIA/Cosmos-Tokenizer (Apache-2.0).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.haar import Patch, Patching, Unpatch
 from zoo.layers.vqgan import Decoder, Encoder, Level
-from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
+from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig, ResidualConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -102,6 +103,20 @@ def _decoder_levels(config: CosmosDIConfig) -> list[Level]:
     return levels
 
 
+def quantizer_from_original(kwargs: Mapping[str, Any]) -> FiniteScalarConfig | ResidualConfig:
+    """The quantizer of the original's constructor arguments, of image and video tokenizers.
+
+    Raises:
+        ValueError: a quantizer other than FSQ and residual FSQ.
+    """
+    kind, level = kwargs.get("quantizer", "RESFSQ"), FiniteScalarConfig(levels=tuple(kwargs["levels"]))
+    if kind not in ("FSQ", "RESFSQ"):
+        raise ValueError(f"expected the quantizer FSQ or RESFSQ, got {kind}")
+    if kind == "FSQ":
+        return level
+    return ResidualConfig(level, kwargs["num_quantizers"], gradient="per_level", refinement=1.0)
+
+
 def config_from_original(meta: dict[str, Any]) -> CosmosDIConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them."""
     kwargs = meta["original"]["kwargs"]
@@ -117,8 +132,8 @@ def config_from_original(meta: dict[str, Any]) -> CosmosDIConfig:
         resolution=kwargs["resolution"],
         attention_resolutions=tuple(kwargs["attn_resolutions"]),
         norm_groups=kwargs.get("norm_num_groups", 32),
-        dropout=kwargs["dropout"],
-        quantizer=FiniteScalarConfig(levels=tuple(kwargs["levels"])),
+        dropout=kwargs.get("dropout", 0.0),
+        quantizer=quantizer_from_original(kwargs),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_visual.cosmos_di import quantizer_from_original
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.attention import SpatialAttention
@@ -332,7 +333,7 @@ def config_from_original(meta: dict[str, Any]) -> CosmosDVConfig:
         resolution=kwargs["resolution"],
         attention_resolutions=tuple(kwargs["attn_resolutions"]),
         dropout=kwargs["dropout"],
-        quantizer=FiniteScalarConfig(levels=tuple(kwargs["levels"])),
+        quantizer=quantizer_from_original(kwargs),
     )
 
 

@@ -182,7 +182,8 @@ class Case:
         quantized = self.model.quantizer(latent)
         losses = self.original_losses(quantized)
         alike = len({level.shape for level in quantized.levels}) == 1
-        indices = quantized.indices if alike else torch.cat([level.flatten(1) for level in quantized.levels], dim=1)
+        levels = quantized.levels
+        indices = torch.stack(levels, dim=1) if alike else torch.cat([level.flatten(1) for level in levels], dim=1)
         outputs = {"indices": indices, "quantized": channels_first(quantized.codes), **losses}
         of_loss = losses.get("loss.quantizer", latent.new_zeros(()))
         if of_loss.requires_grad:

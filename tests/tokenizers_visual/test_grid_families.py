@@ -129,3 +129,11 @@ def test_originals_of_images_with_one_channel_are_built_so(name: str) -> None:
     assert model.decode(tokens).shape == x.shape
     with pytest.raises(ValueError, match=r"expected a batch of shape \(batch, 1, height, width\)"):
         model.encode(x.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("family", ["cosmos_di", "cosmos_dv"])
+def test_a_quantizer_of_cosmos_that_is_not_here_is_refused(family: str) -> None:
+    meta = json.loads((PARITY / family / "meta.json").read_text())
+    meta["original"]["kwargs"]["quantizer"] = "VQ"
+    with pytest.raises(ValueError, match="expected the quantizer FSQ or RESFSQ, got VQ"):
+        registry.family(family).module.config_from_original(meta)
