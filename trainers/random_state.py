@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from zoo.ops.collective import world_size
+from zoo.ops.collective import from_all_ranks, world_size
 
 logger = logging.getLogger("zoo")
 
@@ -25,10 +25,7 @@ def random_state(device: torch.device) -> list[dict[str, Any]]:
     }
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
-    states: list[Any] = [own] * world_size()
-    if world_size() > 1:
-        torch.distributed.all_gather_object(states, own)
-    return states
+    return from_all_ranks(own)
 
 
 def set_random_state(states: list[dict[str, Any]], device: torch.device) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 import torch
 import torch.multiprocessing
 from tiny_open_clip import save_tiny_clip
+from tiny_task import batches as tiny_batches
+from tiny_task import task as tiny_task
 
 from tokenizers_visual.inversion.cir_base import Picture, Query
 from tokenizers_visual.inversion.cir_datasets import Cirr
+from trainers.callbacks import CodebookUsage
 from trainers.data.retrieval import RetrievalPart, RetrievalParts
 from trainers.tasks import LinCIRTask, ProxyTask
 
@@ -31,33 +35,41 @@ TEACHER = {
     "channels": 8, "widths": [8, 8], "blocks": 1, "norm_groups": 4, "attention": [False, False],
     "quantizer": {"kind": "vector", "codebook_size": 16, "dim": 8},
 }  # fmt: skip
-SHARES = {1: [[2, 2, 2]], 2: [[1, 3], [2]]}  # sizes of the batches of each process
+SHARES = {"one": [[2, 2, 2]], "two": [[1, 3], [2]], "first without": [[], [2, 4]]}  # batches of each process: sizes
 
 
 class Given:
-    """Batches of images, of one process."""
+    """Batches of images, of one process; as of shards, their number is not known before."""
 
     def __init__(self, batches: list[torch.Tensor]) -> None:
         self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
     def __iter__(self) -> Any:
         return iter(self.batches)
 
 
-def validated(task: lightning.LightningModule, batches: Any, world: int) -> dict[str, float]:
+def validated(task: lightning.LightningModule, batches: Any, world: int, **settings: Any) -> dict[str, float]:
     trainer = lightning.Trainer(
         accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, **settings,
     )  # fmt: skip
     (values,) = trainer.validate(task, batches, verbose=False)
     return {name: float(value) for name, value in values.items()}
 
 
-def prediction(world: int, rank: int) -> dict[str, float]:
+def dealt(images: torch.Tensor, shares: str, rank: int) -> Given:
+    sizes = [size for share in SHARES[shares] for size in share]
+    start = sum(len(share) for share in SHARES[shares][:rank])
+    return Given(list(images.split(sizes)[start : start + len(SHARES[shares][rank])]))
+
+
+def reconstruction(shares: str, rank: int) -> dict[str, float]:
+    images = tiny_batches(6, size=1).flatten(0, 1)
+    return validated(tiny_task(), dealt(images, shares, rank), len(SHARES[shares]), callbacks=[CodebookUsage()])
+
+
+def prediction(shares: str, rank: int) -> dict[str, float]:
     torch.manual_seed(0)
     task = ProxyTask(
         "titok_l32", teacher_init="random", teacher_changes=TEACHER, changes=TITOK,
@@ -65,10 +77,10 @@ def prediction(world: int, rank: int) -> dict[str, float]:
     )  # fmt: skip
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     images *= torch.linspace(0.1, 1, 6)[:, None, None, None]  # so that their losses differ
-    sizes = [size for share in SHARES[world] for size in share]
-    start = sum(len(share) for share in SHARES[world][:rank])
-    batches = images.split(sizes)[start : start + len(SHARES[world][rank])]
-    return validated(task, Given(list(batches)), world)
+    return validated(task, dealt(images, shares, rank), len(SHARES[shares]))
+
+
+SHARED = (reconstruction, prediction)
 
 
 def retrieval(world: int, clip: str) -> dict[str, float]:
@@ -98,7 +110,8 @@ def process(rank: int, port: int, folder: str, clip: str) -> None:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        torch.save({"prediction": prediction(2, rank), "retrieval": retrieval(2, clip)}, f"{folder}/{rank}.pt")
+        values = {f"{of.__name__} {shares}": of(shares, rank) for of in SHARED for shares in list(SHARES)[1:]}
+        torch.save({**values, "retrieval": retrieval(2, clip)}, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +129,16 @@ def results(clip: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_prediction_weighs_batches_by_their_size(results: list[dict[str, dict[str, float]]]) -> None:
-    expected = prediction(1, 0)
-    assert {"val/total", "val/proxy", "val/proxy_accuracy"} < set(expected)
+@pytest.mark.parametrize("shares", list(SHARES)[1:])
+@pytest.mark.parametrize("of", SHARED)
+def test_batches_count_by_their_size(
+    of: Callable[[str, int], dict[str, float]], shares: str, results: list[dict[str, dict[str, float]]]
+) -> None:
+    expected = of("one", 0)
+    assert {"val/total", "val/psnr" if of is reconstruction else "val/proxy_accuracy"} < set(expected)
+    assert ("val/usage" in expected) == (of is reconstruction)
     for found in results:
-        assert found["prediction"] == pytest.approx(expected, rel=1e-5)
+        assert found[f"{of.__name__} {shares}"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_retrieval_shares_the_queries(results: list[dict[str, dict[str, float]]], clip: str) -> None:

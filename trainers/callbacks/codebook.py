@@ -13,6 +13,7 @@ from torch import Tensor
 import zoo
 from zoo.metrics.distributions import CodebookUse
 from zoo.metrics.image import codebook_statistics
+from zoo.ops.collective import from_all_ranks
 
 logger = logging.getLogger("zoo")
 
@@ -43,21 +44,24 @@ class CodebookUsage(lightning.Callback):
     ) -> None:
         if not isinstance(outputs, zoo.Output):  # of a task without tokens
             return
-        if self._use is None:
-            self._use = CodebookUse(module.model.vocab_sizes, self.maximum).to(module.device)
         self._output = outputs
-        self._use.update(outputs.quantized.levels)
+        self._counter(module).update(outputs.quantized.levels)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self._output is None:
+        if not any(from_all_ranks(self._output is not None)):
             return
-        counts = self._use.joined_counts()  # type: ignore[union-attr]
+        counts = self._counter(module).joined_counts()  # of a process without a batch: zeros
         for level, total in counts.items():
             suffix = f"_{level}" if len(counts) > 1 else ""
             for name, value in codebook_statistics(total).items():
                 module.log(f"val/{name}{suffix}", float(value), prog_bar=name == "usage" and not suffix)
-            if not trainer.sanity_checking and trainer.is_global_zero:
+            if not trainer.sanity_checking and trainer.is_global_zero and self._output is not None:
                 self._warn(module, level, total)
+
+    def _counter(self, module: lightning.LightningModule) -> CodebookUse:
+        if self._use is None:
+            self._use = CodebookUse(module.model.vocab_sizes, self.maximum).to(module.device)
+        return self._use
 
     def _warn(self, module: lightning.LightningModule, level: int, counts: Tensor) -> None:
         tokens, used, size = int(counts.sum()), int((counts > 0).sum()), len(counts)

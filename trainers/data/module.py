@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainers.data.loading import BatchLoader, BatchSource, IndexedBatches, Position, Reads, ShardedBatches, Split
 from zoo.media.sources import DecodedSource, IndexedSource, Source
+from zoo.ops.collective import from_all_ranks
 
 logger = logging.getLogger("zoo")
 
@@ -132,13 +133,8 @@ class SourceData(lightning.LightningDataModule):
             return {}
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         unfinished = progress.ready > progress.processed  # where a step breaks off
-        positions = [dataclasses.asdict(self.train_loader.position(before_last=unfinished))]
-        split = self._split()
-        if split.world_size > 1 and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * split.world_size
-            torch.distributed.all_gather_object(gathered, positions[0])
-            positions = gathered
-        return {"positions": positions, "order": self._order(split, self.train_loader)}
+        positions = from_all_ranks(dataclasses.asdict(self.train_loader.position(before_last=unfinished)))
+        return {"positions": positions, "order": self._order(self._split(), self.train_loader)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader start at that position."""

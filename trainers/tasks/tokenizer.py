@@ -25,7 +25,7 @@ from trainers.random_state import random_state, set_random_state
 from trainers.tasks.anatomy import decoder_anatomy
 from zoo.layers.recompute import RecomputeActivations
 from zoo.losses import LossTerms
-from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.collective import from_all_ranks, sum_over_ranks, world_size
 from zoo.quantizers import Quantized
 from zoo.quantizers.latent_perturbation import PerturbationConfig, check_perturbation, perturb
 
@@ -268,11 +268,13 @@ class TokenizerTask(lightning.LightningModule):
             self._sums[name] = self._sums.get(name, 0) + pair
 
     def on_validation_epoch_end(self) -> None:
-        if self._sums:
-            sums = torch.stack(list(self._sums.values()))
-            sum_over_ranks(sums)
-            for name, (total, count) in zip(self._sums, sums):
-                self.log(f"val/{name}", total / count, prog_bar=name in self.shown)
+        sums: dict[str, Tensor] = {}
+        own = {name: pair.cpu() for name, pair in self._sums.items()}
+        for share in from_all_ranks(own):  # that of a process without a batch is empty
+            for name, pair in share.items():
+                sums[name] = sums.get(name, 0) + pair
+        for name, (total, count) in sums.items():
+            self.log(f"val/{name}", float(total / count), prog_bar=name in self.shown)
 
     @property
     def averaged(self) -> zoo.Tokenizer:
@@ -341,10 +343,14 @@ class TokenizerTask(lightning.LightningModule):
         """What the generator's optimizer moves."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    def generator_groups(self) -> list[dict[str, Any]]:
+        """Those parameters as the groups of that optimizer."""
+        return [{"params": self.generator_parameters()}]
+
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizers = [
             torch.optim.AdamW(
-                self.generator_parameters(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+                self.generator_groups(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
             )
         ]
         starts = [0]

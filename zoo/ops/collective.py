@@ -1,6 +1,8 @@
-"""Sums over the processes of a distributed run, which do nothing where there is one process."""
+"""What the processes of a distributed run tell each other; where there is one process, nothing is sent."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed
@@ -19,6 +21,14 @@ def sum_over_ranks(*tensors: Tensor) -> None:
     if world_size() > 1:
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """The small values of all processes, in the order of ranks. Every process must call it."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
