@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from zoo.config import Config
 from zoo.quantizers import QuantizerConfig, VectorConfig
 from zoo.registry import Family, registry
 from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokens import Tokens
 
 # -- a family and the code of its "original" -----------------------------------------------------------------------
 
@@ -158,6 +159,36 @@ def test_another_image_is_refused(tmp_path: Path) -> None:
     folder = checkout(tmp_path / "toy", CODE.replace("return self.dec(", "return 1.001 * self.dec("))
     stderr = bench("decode", "--original", f"toy={folder}", expect=1).stderr
     assert "zoo wrong: signals is off by 1.0e-03 (allowed: 1e-04)" in stderr
+
+
+class Captioned(Toy):
+    """Decoding adds what stands in the text to the image."""
+
+    decode_options = frozenset({"text"})
+
+    def decode_codes(self, codes: Tensor, tokens: Tokens, *, text: Tensor | None = None, **options: Any) -> Tensor:
+        return super().decode_codes(codes, tokens, **options) + (0 if text is None else text[:, None, None, None])
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_both_sides_decode_under_the_same_conditions(
+    heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_captioned(model: str) -> Original:
+        plain = build(model)
+
+        def decode(indices: Tensor, text: Tensor) -> Tensor:
+            return plain.decode(indices) + (text[:, None, None, None] if heard else 0)
+
+        def conditions(indices: Tensor) -> dict[str, Tensor]:
+            return {"text": torch.arange(1.0, 1 + len(indices))}
+
+        return replace(plain, decode=decode, conditions=conditions)
+
+    monkeypatch.setitem(registry._families, "toy", Family("toy", Captioned, ToyConfig))
+    monkeypatch.setitem(originals.ADAPTERS, "toy", replace(TOY, build=build_captioned))
+    result = bench("decode", "--original", f"toy={checkout(tmp_path / 'toy')}", expect=0 if heard else 1)
+    assert ("zoo wrong: signals is off" in result.stderr) is not heard
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def _images(*models: str) -> tuple[Setting, ...]:
     return tuple(Setting(model, batch=8, size=(256, 256)) for model in models)
 
 
-def _config(model: str) -> dict[str, Any]:
+def config(model: str) -> dict[str, Any]:
     """The config of the original's that our card's says in other words."""
     card = registry.card(model).config
     quantizer, two_stages = card["quantizer"], card["proxy"] is not None
@@ -44,15 +44,15 @@ def _original(module: Any, **others: Any) -> Original:
 
 
 def _titok(model: str) -> Original:
-    return _original(importlib.import_module("modeling.titok").TiTok(_config(model)).eval())
+    return _original(importlib.import_module("modeling.titok").TiTok(config(model)).eval())
 
 
 def _one_d_piece(model: str) -> Original:
-    return _original(importlib.import_module("modeling.one_d_piece").OneDPiece(_config(model)).eval())
+    return _original(importlib.import_module("modeling.one_d_piece").OneDPiece(config(model)).eval())
 
 
 def _tatitok(model: str) -> Original:
-    module = importlib.import_module("modeling.tatitok").TATiTok(_config(model)).eval()
+    module = importlib.import_module("modeling.tatitok").TATiTok(config(model)).eval()
     projection = module.decoder.text_guidance_proj
     features = (module.decoder.text_context_length, projection.in_features)
 
