@@ -45,6 +45,7 @@ class TiTokConfig(Config):
 
     image_size: int = 256  # pixels a side; the learned positions allow no other
     patch_size: int = 16
+    decoder_patch_size: int | None = None  # None: the encoder's
     num_tokens: int = 32
     encoder: TransformerSizes = TransformerSizes(width=1024, layers=24, heads=16)
     decoder: TransformerSizes = TransformerSizes(width=1024, layers=24, heads=16)
@@ -53,12 +54,19 @@ class TiTokConfig(Config):
     quantizer: QuantizerConfig = VectorConfig(codebook_size=4096, dim=12, metric="cosine")
 
     def __post_init__(self) -> None:
-        fits = self.patch_size >= 1 and self.image_size % self.patch_size == 0
-        self.require(fits, "an image_size that is a multiple of patch_size", (self.image_size, self.patch_size))
+        for patch in (self.patch_size, self.output_patch_size):
+            fits = patch >= 1 and self.image_size % patch == 0
+            self.require(fits, "an image_size that is a multiple of patch_size", (self.image_size, patch))
         self.require(self.num_tokens >= 1, "num_tokens >= 1", self.num_tokens)
         if self.proxy is not None:
             stride = 2 ** (len(self.proxy.channel_multipliers) - 1)
-            self.require(stride == self.patch_size, f"levels of the proxy for patch_size {self.patch_size}", stride)
+            patch = self.output_patch_size
+            self.require(stride == patch, f"levels of the proxy for patch_size {patch}", stride)
+
+    @property
+    def output_patch_size(self) -> int:
+        """Pixels a side of what one position of the decoder's grid becomes."""
+        return self.patch_size if self.decoder_patch_size is None else self.decoder_patch_size
 
 
 @register("titok")
@@ -69,11 +77,11 @@ class TiTok(Tokenizer):
     config: TiTokConfig
 
     def __init__(self, config: TiTokConfig) -> None:
-        size, patch, count = config.image_size, config.patch_size, config.num_tokens
-        spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=(size, size), multiple=patch)
+        size, patch, count = config.image_size, config.output_patch_size, config.num_tokens
+        spec = InputSpec("image", channels=3, value_range=(0.0, 1.0), size=(size, size), multiple=config.patch_size)
         super().__init__(config, spec, config.quantizer)
         dim, width = config.quantizer.dim, config.decoder.width
-        self.encoder = QueryEncoder(size, patch, count, config.encoder)
+        self.encoder = QueryEncoder(size, config.patch_size, count, config.encoder)
         self.to_latent = nn.Linear(config.encoder.width, 2 * dim if config.variational else dim)
         self.decoder = QueryDecoder(size // patch, dim, count, config.decoder)
         if config.proxy is None:
@@ -131,7 +139,7 @@ class TiTok(Tokenizer):
     def _decoded(self, features: Tensor) -> Tensor:
         """The decoder's map (B, width, h, w) -> images."""
         if self.config.proxy is None:
-            patch = self.config.patch_size
+            patch = self.config.output_patch_size
             pixels = self.to_pixels(features).unflatten(1, (patch**2, 3)).transpose(1, 2).flatten(1, 2)
             return self.smooth(F.pixel_shuffle(pixels, patch))
         probabilities = self.to_logits(features).softmax(1)
@@ -161,15 +169,14 @@ def fields_from_original(meta: dict[str, Any]) -> dict[str, Any]:
     """Fields of `TiTokConfig` from the original's config, as a fixture or a published listing states it."""
     kwargs = meta["original"]["kwargs"]["config"]
     model, size = kwargs["model"]["vq_model"], kwargs["dataset"]["preprocessing"]["crop_size"]
-    patch = model["vit_enc_patch_size"]
-    if model["vit_dec_patch_size"] != patch:
-        raise ValueError(f"expected patches of one size, got {patch} and {model['vit_dec_patch_size']}")
+    patch, decoder_patch = model["vit_enc_patch_size"], model["vit_dec_patch_size"]
     two_stages = model.get("is_legacy", True)
-    if model["finetune_decoder"] and not two_stages:
+    if model.get("finetune_decoder", True) and not two_stages:
         raise ValueError("expected finetune_decoder with the legacy layout alone, as published")
     return {
         "image_size": size,
         "patch_size": patch,
+        "decoder_patch_size": None if decoder_patch == patch else decoder_patch,
         "num_tokens": model["num_latent_tokens"],
         "encoder": _sizes(model["vit_enc_model_size"], meta),
         "decoder": _sizes(model["vit_dec_model_size"], meta),

@@ -12,6 +12,7 @@ from zoo.checkpoint import load_into
 from zoo.layers.posterior import Posterior
 from zoo.losses.adversarial import LeCam, hinge_discriminator_loss, linear_generator_loss
 from zoo.losses.discriminators import BlurDiscriminator, BlurDiscriminatorConfig
+from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.registry import Family, registry
 
@@ -71,6 +72,7 @@ class TiTokCase(Case):
         model: Any = self.model
         image, text = inputs["image"], inputs.get("text_features")
         given = {} if text is None else {"text": text}
+        stated = self.meta["original"]["kwargs"]["config"]["losses"]
         model.train()
         losses: Named
         if model.config.variational:
@@ -90,7 +92,9 @@ class TiTokCase(Case):
             logits = model.proxy_logits(codes)
             losses["loss.reconstruction"] = F.cross_entropy(logits.flatten(2), inputs["proxy_codes"])
         else:
-            losses["loss.reconstruction"] = F.mse_loss(model.reconstruct(codes, **given), image)
+            pixel_loss = RECONSTRUCTION_LOSSES[stated.get("reconstruction_loss", "l2")]
+            error = pixel_loss(model.reconstruct(codes, **given), image).mean()
+            losses["loss.reconstruction"] = stated.get("reconstruction_weight", 1.0) * error
         reconstruction = losses["loss.reconstruction"]
         if settings["stage"] == 2:  # encoder and quantizer rest
             reconstruction.backward()
@@ -99,8 +103,7 @@ class TiTokCase(Case):
             losses["loss.total"] = reconstruction + settings["kl_weight_of_total"] * losses["loss.kl"]
             (reconstruction + settings["kl_weight_of_gradients"] * losses["loss.kl"]).backward()
         else:
-            weight = self.meta["original"]["kwargs"]["config"]["losses"]["quantizer_weight"]
-            losses["loss.total"] = reconstruction + weight * losses["loss.quantizer"]
+            losses["loss.total"] = reconstruction + stated["quantizer_weight"] * losses["loss.quantizer"]
             losses["loss.total"].backward()
         state = self.model.state_dict()
         published = {
@@ -124,7 +127,7 @@ def _of_posterior(parameters: Tensor, noise: Tensor) -> Named:
 
 def _small_decoder(meta: dict[str, Any]) -> dict[str, Any]:
     """A decoder to pixels for the stride of a fixture that has none."""
-    patch = meta["original"]["kwargs"]["config"]["model"]["vq_model"]["vit_enc_patch_size"]
+    patch = meta["original"]["kwargs"]["config"]["model"]["vq_model"]["vit_dec_patch_size"]
     multipliers = [1] * patch.bit_length()
     return {"z_channels": 2, "hidden_channels": 2, "channel_mult": multipliers, "num_res_blocks": 1, "norm_groups": 1}
 
