@@ -33,8 +33,12 @@ class LossCase:
         raise NotImplementedError
 
     def logged(self, result: LossTerms) -> Named:
-        """The terms as the original logs them: here weighted."""
+        """The discriminator's terms as the original logs them: here weighted."""
         return result.terms
+
+    def statistics(self, result: LossTerms, inputs: Named, settings: dict[str, Any]) -> Named:
+        """What the original logs of the generator's adversarial term beside it."""
+        return {}
 
     def losses(self, settings: dict[str, Any]) -> VQGANLoss:
         """The losses as a step of the original finds them."""
@@ -56,45 +60,57 @@ class LossCase:
 
     def loss(self, inputs: Named, settings: dict[str, Any]) -> Named:
         settings = {**self.kwargs, **settings}
+        if settings["player"] == "generator":
+            return self.generator(inputs, settings)
         losses = self.losses(settings)
-        weight = inputs["last_weight"].requires_grad_()
-        reconstruction = F.conv2d(inputs["features"], weight, padding=1)
-        step = settings["global_step"]
-        if settings["player"] == "discriminator":
-            result = losses.discriminator_loss(inputs["image"], reconstruction, step=step)
-            result.total.backward()
-            discriminator: Any = losses.discriminator
-            lecam: Any = losses.lecam
-            return {
-                "loss.discriminator": result.total,
-                "loss.adversarial": result.terms["adversarial"],
-                "loss.lecam": self.logged(result).get("lecam", torch.zeros(())),
-                "state.ema_real": lecam.ema_real_logits_mean,
-                "state.ema_fake": lecam.ema_fake_logits_mean,
-                **_running_means(discriminator),
-                **gradients(discriminator, "discriminator."),
-            }
-        quantizer_loss, entropy_loss = self.quantizer_loss(inputs, settings)
-        result = losses.generator_loss(
-            inputs["image"],
-            reconstruction,
-            quantizer_loss,
-            step=step,
-            entropy_loss=entropy_loss,
-            last_layer_weight=weight,
+        result = losses.discriminator_loss(
+            inputs["image"], reconstruction(inputs["features"], inputs["last_weight"]), step=settings["global_step"]
         )
+        result.total.backward()
+        discriminator: Any = losses.discriminator
+        lecam: Any = losses.lecam
+        logged = self.logged(result)
+        return {
+            "loss.discriminator": result.total,
+            "loss.adversarial": logged["adversarial"],
+            "loss.lecam": logged.get("lecam", torch.zeros(())),
+            "state.ema_real": lecam.ema_real_logits_mean,
+            "state.ema_fake": lecam.ema_fake_logits_mean,
+            **_running_means(discriminator),
+            **gradients(discriminator, "discriminator."),
+        }
+
+    def generator(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        result, weight = self.generator_terms(inputs, settings)
         (slope,) = torch.autograd.grad(result.total, weight)
-        zero = torch.zeros(())
         return {
             "loss.generator": result.total,
             "loss.rec": result.terms["reconstruction"],
             "loss.nll": result.terms["reconstruction"],
             "loss.quantizer": result.terms["quantizer"],
-            "loss.gan_weighted": result.terms.get("adversarial", zero),
-            "statistic.d_weight": result.terms.get("adversarial_weight", zero),
-            "statistic.g_loss": self.logged(result).get("adversarial", zero),
+            "loss.gan_weighted": result.terms.get("adversarial", torch.zeros(())),
             "grad.last_weight": slope,
+            **self.statistics(result, inputs, settings),
         }
+
+    def generator_terms(self, inputs: Named, settings: dict[str, Any]) -> tuple[LossTerms, Tensor]:
+        """The generator's loss, and the weight of the last convolution with its graph."""
+        weight = inputs["last_weight"].clone().requires_grad_()
+        quantizer_loss, entropy_loss = self.quantizer_loss(inputs, settings)
+        result = self.losses(settings).generator_loss(
+            inputs["image"],
+            reconstruction(inputs["features"], weight),
+            quantizer_loss,
+            step=settings["global_step"],
+            entropy_loss=entropy_loss,
+            last_layer_weight=weight,
+        )
+        return result, weight
+
+
+def reconstruction(features: Tensor, weight: Tensor) -> Tensor:
+    """One convolution of given features (B, C, H, W)."""
+    return F.conv2d(features, weight, padding=1)
 
 
 def patchgan(settings: dict[str, Any]) -> PatchGAN:
@@ -102,8 +118,25 @@ def patchgan(settings: dict[str, Any]) -> PatchGAN:
     return PatchGAN(PatchGANConfig(hidden_channels=settings["disc_ndf"], num_layers=settings["disc_num_layers"]))
 
 
+_TAMING_DEFAULTS = {
+    "disc_num_layers": 3, "disc_ndf": 64, "disc_factor": 1.0, "disc_weight": 1.0, "disc_loss": "hinge",
+    "codebook_weight": 1.0, "disc_start": 0,
+}  # fmt: skip
+_SEED_VOKEN_DEFAULTS = {
+    "gen_loss_weight": None, "lecam_loss_weight": None, "commit_weight": 0.25, "codebook_enlarge_ratio": 3,
+    "codebook_enlarge_steps": 2000,
+}  # fmt: skip
+
+
 class TamingLossCase(LossCase):
-    """Taming-transformers' loss, and those of its descendants that fix the adversarial weight (SEED-Voken)."""
+    """Taming-transformers' loss, and SEED-Voken's descendant, which may fix the adversarial weight."""
+
+    def __init__(self, fixture: Fixture, family: Family) -> None:
+        super().__init__(fixture, family)
+        self.descendant = fixture.meta["family"] != "taming_vqgan"
+        self.kwargs = {**_TAMING_DEFAULTS, **(_SEED_VOKEN_DEFAULTS if self.descendant else {}), **self.kwargs}
+        if self.kwargs.get("use_actnorm") or self.kwargs.get("use_blur") or self.kwargs.get("disc_conditional"):
+            raise ValueError("expected a discriminator with batch norms, of images alone")
 
     def build(self, settings: dict[str, Any]) -> VQGANLoss:
         fixed = settings.get("gen_loss_weight")
@@ -115,9 +148,10 @@ class TamingLossCase(LossCase):
             entropy_annealing_factor=settings.get("codebook_enlarge_ratio", 0.0),
             entropy_annealing_steps=settings.get("codebook_enlarge_steps", 0),
             discriminator_objective=objective,
-            generator_objective="non_saturating_image" if "gen_loss_weight" in settings else objective,
+            generator_objective="non_saturating_image" if self.descendant else objective,
             discriminator_weight=settings["disc_weight"] if fixed is None else fixed,
-            discriminator_start=settings.get("disc_start", 0),
+            discriminator_factor=settings["disc_factor"],
+            discriminator_start=settings["disc_start"],
             adaptive_weight=fixed is None,
             lecam_weight=settings.get("lecam_loss_weight") or 0.0,
             lecam_decay=settings.get("lecam_ema_decay", 0.999),
@@ -132,8 +166,18 @@ class TamingLossCase(LossCase):
         return codebook + settings["commit_weight"] * inputs["commitment"], codebook
 
     def logged(self, result: LossTerms) -> Named:
-        fixed = self.kwargs.get("gen_loss_weight") is not None  # such a weight is part of what is logged
-        return {**result.values, "adversarial": result.terms["adversarial"]} if fixed else result.values
+        return result.values
+
+    def statistics(self, result: LossTerms, inputs: Named, settings: dict[str, Any]) -> Named:
+        """The weight without the factor, and the term; taming-transformers logs both before the start as well, and the
+        term without its weight."""
+        zero = torch.zeros(())
+        started, _ = self.generator_terms(inputs, {**settings, "disc_start": 0, "disc_factor": 1.0})
+        weight, term = started.values["adversarial_weight"], started.values["adversarial"]
+        if self.descendant:
+            weight = weight if "adversarial" in result.terms else zero
+            term = result.terms.get("adversarial", zero)
+        return {"statistic.d_weight": weight, "statistic.g_loss": term}
 
 
 def _running_means(module: nn.Module) -> Named:

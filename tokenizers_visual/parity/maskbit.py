@@ -99,6 +99,7 @@ class MaskBitLossCase(LossCase):
             discriminator_start=stated["discriminator_start"],
             adaptive_weight=stated["discriminator_gradient_penalty"] == "adopt_weight",
             lecam_weight=stated["lecam_regularization_weight"],
+            lecam_decay=stated.get("ema_decay", 0.999),
         )
         return VQGANLoss(config, _discriminator(settings["discriminator_config"]), image_range=(0.0, 1.0))
 

@@ -38,7 +38,7 @@ class AdversaryConfig(Config):
     adaptive_weight_maximum: float = 1e4
     lecam_weight: float = 0.001
     lecam_decay: float = 0.999
-    lecam_convention: Literal["means", "logits"] = "means"
+    lecam_convention: Literal["means", "logits"] = "means"  # with "logits" the factor is of this term too
     r1_weight: float = 0.0  # of the gradient penalty on real images ...
     r1_interval: int = 16  # ... which comes every so many steps, and then as many times as strong
 
@@ -203,7 +203,8 @@ class VQGANLoss(nn.Module):
         terms = {"adversarial": self.factor(step) * values["adversarial"]}
         if config.lecam_weight:
             values["lecam"] = self.lecam(real, fake)
-            terms["lecam"] = config.lecam_weight * values["lecam"]
+            share = self.factor(step) if config.lecam_convention == "logits" else 1.0
+            terms["lecam"] = share * config.lecam_weight * values["lecam"]
         if penalised:
             values["r1"] = r1_penalty(images, real)
             terms["r1"] = config.r1_weight * config.r1_interval * values["r1"]
