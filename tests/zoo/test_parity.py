@@ -114,3 +114,15 @@ def test_table_and_json(copied: Path) -> None:
     (entry,) = json.loads(json.dumps(to_json(results)))
     assert entry["passed"] is True
     assert entry["checks"][0]["indices_equal"] is True
+
+
+@pytest.mark.parametrize("name", ["maskbit_lfq__discriminator", "titok__discriminator"])
+def test_a_discriminator_without_blur_takes_means(name: str, tmp_path: Path) -> None:
+    """The weights are the same; other logits show that the argument counts."""
+    folder = Path(shutil.copytree(FOLDER / name, tmp_path / "fixture"))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["original"]["kwargs"]["blur_resample"] = False
+    (folder / "meta.json").write_text(json.dumps(meta))
+    weights = load_file(folder / "weights.safetensors")
+    save_file({key: value for key, value in weights.items() if "kernel" not in key}, folder / "weights.safetensors")
+    assert "relative error" in run_fixture(folder).checks[0].message

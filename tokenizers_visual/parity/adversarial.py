@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.losses.discriminators import PatchGAN, PatchGANConfig
+from zoo.losses.discriminators import BlurDiscriminator, BlurDiscriminatorConfig, PatchGAN, PatchGANConfig
 from zoo.losses.vqgan import LossTerms, VQGANLoss, VQGANLossConfig
 from zoo.parity import Fixture, Named
 from zoo.registry import Family
@@ -116,6 +116,24 @@ def reconstruction(features: Tensor, weight: Tensor) -> Tensor:
 def patchgan(settings: dict[str, Any]) -> PatchGAN:
     """The discriminator of the arguments `disc_ndf` and `disc_num_layers`."""
     return PatchGAN(PatchGANConfig(hidden_channels=settings["disc_ndf"], num_layers=settings["disc_num_layers"]))
+
+
+def blur_discriminator(kwargs: dict[str, Any]) -> BlurDiscriminator:
+    """The discriminator of the arguments of MaskBit's class and TiTok's: without blur it takes means of pixels.
+
+    Raises:
+        ValueError: an activation other than the leaky ReLU.
+    """
+    if kwargs.get("activation_fn", "leaky_relu") != "leaky_relu":
+        raise ValueError(f"expected the activation leaky_relu, got {kwargs['activation_fn']}")
+    return BlurDiscriminator(
+        BlurDiscriminatorConfig(
+            in_channels=kwargs.get("num_channels", 3),
+            hidden_channels=kwargs["hidden_channels"],
+            num_stages=kwargs["num_stages"],
+            blur_kernel_size=kwargs.get("blur_kernel_size", 4) if kwargs["blur_resample"] else None,
+        )
+    )
 
 
 _TAMING_DEFAULTS = {

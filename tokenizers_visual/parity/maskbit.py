@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenizers_visual.parity.adversarial import LossCase, gradients
+from tokenizers_visual.parity.adversarial import LossCase, blur_discriminator, gradients
 from zoo.losses.adversarial import (
     LeCam,
     hinge_discriminator_loss,
@@ -16,7 +16,7 @@ from zoo.losses.adversarial import (
     non_saturating_generator_loss,
     vanilla_discriminator_loss,
 )
-from zoo.losses.discriminators import BlurDiscriminator, BlurDiscriminatorConfig
+from zoo.losses.discriminators import PatchGAN, PatchGANConfig
 from zoo.losses.vqgan import VQGANLoss, VQGANLossConfig
 from zoo.parity import Case, Fixture, Named
 from zoo.registry import Family
@@ -30,24 +30,18 @@ def case(fixture: Fixture, family: Family) -> Case | DiscriminatorCase | LossCas
     return MaskBitLossCase(fixture, family) if original == "VQGANLoss" else Case(fixture, family)
 
 
-def _discriminator(kwargs: dict[str, Any]) -> BlurDiscriminator:
-    if not kwargs.get("blur_resample", True):
-        raise ValueError("expected a discriminator with blur downsampling; the one with average pooling is not here")
-    return BlurDiscriminator(
-        BlurDiscriminatorConfig(
-            in_channels=kwargs["num_channels"],
-            hidden_channels=kwargs["hidden_channels"],
-            num_stages=kwargs["num_stages"],
-            blur_kernel_size=kwargs["blur_kernel_size"],
-        )
-    )
+def _discriminator(kwargs: dict[str, Any]) -> nn.Module:
+    if kwargs["name"] == "Original":
+        return PatchGAN(PatchGANConfig(kwargs.get("num_channels", 3), kwargs["hidden_channels"], kwargs["num_stages"]))
+    return blur_discriminator(kwargs)
 
 
 class DiscriminatorCase:
     """The discriminator alone, its single losses and LeCAM."""
 
     def __init__(self, fixture: Fixture, family: Family) -> None:
-        self.network = _discriminator(fixture.meta["original"]["kwargs"])
+        defaults = {"hidden_channels": 64, "num_stages": 3, "blur_resample": False}
+        self.network = blur_discriminator({**defaults, **fixture.meta["original"]["kwargs"]})
         self.network.load_state_dict(fixture.weights)
 
     def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:

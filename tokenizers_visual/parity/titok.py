@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizers_visual.parity.adversarial import blur_discriminator
 from zoo.checkpoint import load_into
 from zoo.layers.posterior import Posterior
 from zoo.losses.adversarial import LeCam, hinge_discriminator_loss, linear_generator_loss
-from zoo.losses.discriminators import BlurDiscriminator, BlurDiscriminatorConfig
 from zoo.losses.reconstruction import RECONSTRUCTION_LOSSES
 from zoo.parity import Case, Fixture, Named, channels_first, gradient
 from zoo.registry import Family, registry
@@ -147,14 +147,8 @@ class DiscriminatorCase:
     """The discriminator alone, and the losses of both players."""
 
     def __init__(self, fixture: Fixture) -> None:
-        kwargs = fixture.meta["original"]["kwargs"]
-        config = BlurDiscriminatorConfig(
-            in_channels=kwargs["num_channels"],
-            hidden_channels=kwargs["hidden_channels"],
-            num_stages=kwargs["num_stages"],
-            blur_kernel_size=kwargs["blur_kernel_size"] if kwargs["blur_resample"] else None,
-        )
-        self.network = BlurDiscriminator(config)
+        defaults = {"hidden_channels": 128, "num_stages": 3, "blur_resample": True}
+        self.network = blur_discriminator({**defaults, **fixture.meta["original"]["kwargs"]})
         self.network.load_state_dict(fixture.weights)
 
     def discriminator(self, inputs: Named, settings: dict[str, Any]) -> Named:
