@@ -185,7 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
     "speed": speed_table,
-    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask"),
+    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask", "ContrastiveTask"),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
     "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),

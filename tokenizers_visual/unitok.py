@@ -56,7 +56,7 @@ class UniTok(Tokenizer):
         self.to_latent = _Projection(width, dim, config.projection_heads)
         self.from_codes = _Projection(dim, width, config.projection_heads)
         self.decoder = _Decoder(config)
-        # the image side of CLIP, as published; there is no text side here to train it with
+        # the image side of CLIP: it rests but for training with texts (`trainers.tasks.ContrastiveTask`)
         self.feature_norm = nn.LayerNorm(width, eps=1e-6).requires_grad_(False)
         self.to_embedding = nn.Linear(width, config.embedding_width).requires_grad_(False)
 
@@ -70,6 +70,11 @@ class UniTok(Tokenizer):
     def features(self, codes: Tensor) -> Tensor:
         """Code vectors (B, h, w, D) -> what the decoder and CLIP's head take, (B, h, w, width)."""
         return self.from_codes(codes.flatten(1, 2)).unflatten(1, codes.shape[1:3])
+
+    @property
+    def embedding_head(self) -> nn.ModuleList:
+        """What `image_embedding` has of its own."""
+        return nn.ModuleList([self.feature_norm, self.to_embedding])
 
     def image_embedding(self, codes: Tensor) -> Tensor:
         """Code vectors (B, h, w, D) -> the images' embeddings in CLIP's space (B, embedding_width), of unit length."""

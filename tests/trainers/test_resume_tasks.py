@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_adaptive_recipes import SMALL, TEACHER, TITOK
 from test_codec_task import ADVERSARY as SOUND_ADVERSARY
 from test_codec_task import task as codec_task
+from test_contrastive_task import save_shard
+from test_contrastive_task import task as contrastive_task
 from test_resume import Interrupt, Losses, assert_equal
 from test_semantic_task import task as semantic_task
 from tiny_task import ADVERSARY, trainer
@@ -35,6 +37,7 @@ TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
         "titok_l32", teacher_init="random", teacher_changes=TEACHER, changes=TITOK, quantizer_weights=WEIGHTS
     ),
     "semantic": lambda dinov2: semantic_task(dinov2, perturbation={"share": 0.5, "neighbours": 5}, **PLAYERS),
+    "contrastive": lambda _: contrastive_task(**PLAYERS),
     "codec": lambda _: codec_task(adversary={**SOUND_ADVERSARY, "discriminator_start": 1}, ema_decay=0.9),
 }
 
@@ -56,6 +59,9 @@ def test_a_resumed_run_ends_in_the_same_state(
         torch.manual_seed(7)
         module = TASKS[name](small_dinov2)
         data: lightning.LightningDataModule = ImageData(str(noise_photos), size=32, batch_size=2, scale=(0.7, 1.0))
+        if name == "contrastive":
+            shard = save_shard(tmp_path / "photos.tar")
+            data = ImageData(str(shard), captions="txt", size=32, batch_size=2, scale=(0.7, 1.0))
         if name == "codec":
             data = AudioFolderData(str(sounds), sample_rate=16000, seconds=0.064, batch_size=2, gain=(-6.0, 0.0))
         losses = Losses()

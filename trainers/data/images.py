@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from trainers.data.captioned import CaptionReader
 from trainers.data.loading import Reader
 from trainers.data.module import SourceData
 from trainers.data.transforms import augmentation
@@ -30,6 +31,9 @@ class ImageData(SourceData):
         transform: torchvision v2 transform in place of crop and flip; from (3, H, W) uint8, or float in [0, 1] where
             the file is finer than that, to (3, size, size).
         image_column: of Parquet files and Hugging Face datasets; None: the only column of images.
+        captions: where the caption of each training image is: the suffix of a member of WebDataset shards (`txt`), a
+            column, or either with the name of a value in JSON (`json:caption`). Training batches are `CaptionedImages`
+            then; an image without a caption counts as one that cannot be read. None: images alone.
         shuffle_buffer: images that are shuffled with each other in training, where a source is read in shards.
         epoch_images: images of an epoch over all processes, where a source is read in shards; None: all of them, once.
         cache: decode all images when loading starts and keep them in memory (3 bytes a pixel), so that small data does
@@ -51,6 +55,7 @@ class ImageData(SourceData):
         seed: int = 0,
         transform: nn.Module | None = None,
         image_column: str | None = None,
+        captions: str | None = None,
         shuffle_buffer: int = 1000,
         epoch_images: int | None = None,
         cache: bool = False,
@@ -60,10 +65,12 @@ class ImageData(SourceData):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if epoch_images is not None and epoch_images < 1:
             raise ValueError(f"epoch_images: expected at least 1, or null, got {epoch_images}")
+        reader = Reader(size, augmentation(size, scale) if transform is None else transform)
+        captioned = None if captions is None else CaptionReader(reader, captions)
         super().__init__(
-            open_source(train, image_column),
+            open_source(train, image_column, keep=() if captioned is None else (captioned.kept,)),
             open_source(val, image_column) if val is not None else None,
-            Reader(size, augmentation(size, scale) if transform is None else transform),
+            captioned or reader,
             Reader(size, None),
             batch_size=batch_size,
             workers=workers,

@@ -25,7 +25,8 @@ from zoo.media.sources import IndexedSource, Record, Shard, ShardedSource, Skipp
 
 logger = logging.getLogger("zoo")
 
-Reads = Callable[[Record, Sequence[int]], Tensor]  # an item and the key of what is random -> a tensor
+# an item and the key of what is random -> a tensor, or a batch of one that its class can `join` (see `joined`)
+Reads = Callable[[Record, Sequence[int]], Any]
 NAMED = 20  # skipped files that a loader names one by one; the total is told at the end of every epoch
 
 
@@ -76,14 +77,14 @@ class Batch:
     """What a worker hands over.
 
     Attributes:
-        images: (B, 3, size, size); None: none of them could be read.
+        images: (B, 3, size, size), or what the reader gives, joined; None: none of them could be read.
         skipped: what was left out or replaced on the way.
         worker: number of the worker, which is none of a process: another process takes over where a run is resumed.
         position: of this worker behind the batch.
         ended: the worker has read all and found no readable image.
     """
 
-    images: Tensor | None
+    images: Any
     skipped: tuple[Skipped, ...]
     worker: int
     position: tuple[int, ...] = ()
@@ -225,16 +226,16 @@ class IndexedBatches(BatchSource):
         for index in indices:
             for step in range(len(self.source)) if self.train else (0,):
                 image = self._read((index + step) % len(self.source), epoch)
-                if isinstance(image, Tensor):
+                if not isinstance(image, Skipped):
                     images.append(image)
                     break
                 skipped.append(image)
             else:
                 if self.train:
                     return Batch(None, tuple(skipped), worker, ended=True)
-        return Batch(torch.stack(images) if images else None, tuple(skipped), worker)
+        return Batch(joined(images), tuple(skipped), worker)
 
-    def _read(self, index: int, epoch: int) -> Tensor | Skipped:
+    def _read(self, index: int, epoch: int) -> Any:
         if index in self._unreadable:
             return self._unreadable[index]
         image = _read(self.source.read(index), self.reader, (self.split.seed, epoch, index))
@@ -300,7 +301,7 @@ class ShardedBatches(BatchSource):
         number, unit, record, taken = self.control[1 + worker].tolist()
         if not self.endless and number != epoch:
             return  # at its end already
-        images: list[Tensor] = []
+        images: list[Any] = []
         skipped: list[Skipped] = []
         while True:
             readable = bool(unit or record or taken)  # what came before is not known
@@ -315,14 +316,14 @@ class ShardedBatches(BatchSource):
                     readable = True
                     if len(images) == self.split.batch_size:
                         at = (number, *here, position + 1) if position + 1 < len(block) else (number, *behind, 0)
-                        yield Batch(torch.stack(images), tuple(skipped), worker, at)
+                        yield Batch(joined(images), tuple(skipped), worker, at)
                         images, skipped = [], []
                 taken = 0
             number, unit, record, taken = number + 1, 0, 0, 0
             if not (self.endless and readable):
                 break
         if images or skipped:
-            yield Batch(torch.stack(images) if images else None, tuple(skipped), worker, (number, 0, 0, 0))
+            yield Batch(joined(images), tuple(skipped), worker, (number, 0, 0, 0))
 
     def _blocks(
         self, number: int, worker: int, unit: int, record: int
@@ -354,7 +355,14 @@ class ShardedBatches(BatchSource):
         return [block[index] for index in _permutation(len(block), *key)]
 
 
-def _read(item: Record | Skipped, reader: Reads, key: tuple[int, ...]) -> Tensor | Skipped:
+def joined(items: Sequence[Any]) -> Any:
+    """Tensors (...) -> (B, ...), batches -> a longer one; None of no items."""
+    if not items:
+        return None
+    return torch.stack(list(items)) if isinstance(items[0], Tensor) else type(items[0]).join(items)
+
+
+def _read(item: Record | Skipped, reader: Reads, key: tuple[int, ...]) -> Any:
     if isinstance(item, Skipped):
         return item
     try:
@@ -364,7 +372,7 @@ def _read(item: Record | Skipped, reader: Reads, key: tuple[int, ...]) -> Tensor
 
 
 class BatchLoader:
-    """Iterates over batches (B, 3, size, size) in [0, 1].
+    """Iterates over batches (B, 3, size, size) in [0, 1], or of what the reader gives.
 
     The first `iter` starts at the position that `seek` set, every further one at the next epoch. Its length is the
     batches of one epoch, where that is known. It counts its epochs itself, since those of a trainer need not be the
@@ -413,7 +421,7 @@ class BatchLoader:
         """Let the next `iter` start where `position` was taken."""
         self._running, self._given, self._used, self._end = False, [], [position], self.batches.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         # a generator: where it starts is decided when the first batch is asked for
         used = self._used[-1]
         if self._running and (used.batches > self._start.batches or used.batches == self._end):

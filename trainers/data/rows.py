@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -40,6 +41,21 @@ class ImageRows:
         """With all its tensors elsewhere; floating point ones also in another precision."""
         moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return type(self)(**moved)
+
+    def pin_memory(self) -> Self:
+        """With all its tensors in memory that a GPU can copy from."""
+        return type(self)(**{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+    @classmethod
+    def join(cls, batches: Sequence[Self]) -> Self:
+        """Several batches, one behind the other."""
+        columns = {name: [vars(batch)[name] for batch in batches] for name in vars(batches[0])}
+        return cls(
+            **{
+                name: torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(chain.from_iterable(parts))
+                for name, parts in columns.items()
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from trainers.tasks.adaptive import AdaptiveTask
 from trainers.tasks.class_token import ClassTokenTask
 from trainers.tasks.codec import CodecTask
+from trainers.tasks.contrastive import ContrastiveTask
 from trainers.tasks.dictionary import DictionaryTask
 from trainers.tasks.inversion import DistillationTask, ISATask, LinCIRTask, Pic2WordTask, RTDTask
 from trainers.tasks.personalisation import PersonalisationTask
@@ -15,6 +16,7 @@ __all__ = [
     "AdaptiveTask",
     "ClassTokenTask",
     "CodecTask",
+    "ContrastiveTask",
     "DictionaryTask",
     "DistillationTask",
     "HaltingTask",

@@ -172,7 +172,7 @@ def _decoded(item: Record | Skipped) -> Record | Skipped:
     if isinstance(item, Skipped):
         return item
     try:
-        return Record(item.name, read_pixels(item.data, item.name)[0])
+        return Record(item.name, read_pixels(item.data, item.name)[0], item.kept)
     except MediaError as error:
         return unreadable(item, error)
 
