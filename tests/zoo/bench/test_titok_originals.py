@@ -18,6 +18,9 @@ class {name}(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.sizes = config["model"]["vq_model"]
+        self.quantize = nn.Module()
+        self.quantize.embedding = nn.Embedding(8, 4)
+        self.quantize.embedding.weight.data.uniform_(-0.001, 0.001)
         self.decoder = nn.Module()
         self.decoder.text_context_length = 77
         self.decoder.text_guidance_proj = nn.Linear(768, 1)
@@ -64,6 +67,8 @@ def test_tokens_have_the_form_of_ours(case: Case, tmp_path: Path) -> None:
     setting = adapter.settings[0]
     original = adapter.load(case.checkout(tmp_path), setting.model)
     assert not original.module.training
+    codes = original.module.quantize.embedding.weight
+    assert torch.cdist(codes, codes).fill_diagonal_(torch.inf).min() > 0.01  # no two are the same to float32
     tokens = registry.card(setting.model).config["num_tokens"]
     images = torch.arange(3 * 16 * 16.0).expand(2, -1).view(2, 3, 16, 16)
     indices = original.encode(images)
