@@ -33,14 +33,14 @@ class UniTokConfig(Config):
     layers: int = 31  # of each transformer
     heads: int = 16
     mlp_ratio: float = 2.0
-    projection_heads: int = 16  # of the attention before and after the quantizer
+    projection_heads: int | None = 16  # of the attention before and after the quantizer; None: linear maps
     embedding_width: int = 768  # of CLIP's space
     quantizer: QuantizerConfig = GroupedConfig(
         group=VectorConfig(codebook_size=4096, dim=8, metric="cosine"), num_groups=8
     )
 
     def __post_init__(self) -> None:
-        for heads in (self.heads, self.projection_heads):
+        for heads in (self.heads, self.projection_heads or 1):
             self.require(self.width % heads == 0, "a width that the heads divide", (self.width, heads))
 
 
@@ -53,8 +53,10 @@ class UniTok(Tokenizer):
         super().__init__(config, spec, config.quantizer)
         width, dim = config.width, config.quantizer.dim
         self.encoder = _Encoder(config)
-        self.to_latent = _Projection(width, dim, config.projection_heads)
-        self.from_codes = _Projection(dim, width, config.projection_heads)
+        self.to_latent, self.from_codes = (
+            nn.Linear(*sides) if config.projection_heads is None else _Projection(*sides, config.projection_heads)
+            for sides in ((width, dim), (dim, width))
+        )
         self.decoder = _Decoder(config)
         # the image side of CLIP: it rests but for training with texts (`trainers.tasks.ContrastiveTask`)
         self.feature_norm = nn.LayerNorm(width, eps=1e-6).requires_grad_(False)
@@ -235,8 +237,9 @@ class _Projection(nn.Module):
 def config_from_original(meta: dict[str, Any]) -> UniTokConfig:
     """The config of the original's arguments; the sizes behind its model name, a fixture states beside them."""
     kwargs, sizes = meta["original"]["kwargs"], meta["original"].get("vitamin", {})
-    if kwargs["quant_proj"] != "attn" or kwargs["num_query"]:
-        raise ValueError(f"expected quant_proj attn and no queries, got {kwargs['quant_proj']}, {kwargs['num_query']}")
+    kind, queries = kwargs["quant_proj"], kwargs["num_query"]
+    if kind not in ("attn", "linear") or queries:
+        raise ValueError(f"expected quant_proj attn or linear and no queries, got {kind}, {queries}")
     groups = kwargs["num_codebooks"]
     entropy = SoftEntropyConfig(temperature=kwargs["e_temp"], shift=1e-7) if kwargs["le"] > 0 else None
     group = VectorConfig(
@@ -255,7 +258,7 @@ def config_from_original(meta: dict[str, Any]) -> UniTokConfig:
         layers=sizes.get("transformer_depth", 31),
         heads=sizes.get("num_heads", 16),
         mlp_ratio=float(sizes.get("mlp_ratio", 2.0)),
-        projection_heads=width // kwargs["vocab_width"],
+        projection_heads=width // kwargs["vocab_width"] if kind == "attn" else None,
         embedding_width=kwargs["embed_dim"],
         quantizer=GroupedConfig(group=group, num_groups=groups),
     )
@@ -293,6 +296,7 @@ def _gated(published: str, own: str) -> dict[str, str | None]:
 
 def _projection(published: str, own: str) -> dict[str, str | None]:
     return {
+        **{f"{published}.{part}": f"{own}.{part}" for part in ("weight", "bias")},  # of a linear map
         f"{published}.norm{{}}.*": f"{own}.norm{{}}.*",
         f"{published}.attn.qkv.*": f"{own}.qkv.*",
         f"{published}.attn.q_bias": f"{own}.q_bias",
