@@ -35,9 +35,15 @@ class IBQ(TamingVQGAN):
         super().__init__(config)
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "use_entropy_loss": False, "sample_minimization_weight": 1.0, "batch_maximization_weight": 1.0,
+    "entropy_temperature": 0.01, "beta": 0.25,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> IBQConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     entropy = None
     if kwargs["use_entropy_loss"]:
         entropy = SoftEntropyConfig(
@@ -52,7 +58,7 @@ def config_from_original(meta: dict[str, Any]) -> IBQConfig:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The quantizer's losses under the original's names; the entropy term is unweighted."""
-    losses, beta = quantized.losses, meta["original"]["kwargs"]["beta"]
+    losses, beta = quantized.losses, meta["original"]["kwargs"].get("beta", _ORIGINAL_DEFAULTS["beta"])
     named = {"loss.quant": losses["index"] + losses["commitment"] + beta * losses["codebook"]}
     if "entropy" in losses:
         named["loss.entropy"] = losses["entropy"]

@@ -68,9 +68,16 @@ class LlamaGenVQ(Tokenizer):
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "codebook_size": 16384, "codebook_embed_dim": 8, "codebook_l2_norm": True, "commit_loss_beta": 0.25,
+    "entropy_loss_ratio": 0.0, "encoder_ch_mult": [1, 1, 2, 2, 4], "decoder_ch_mult": [1, 1, 2, 2, 4],
+    "z_channels": 256, "dropout_p": 0.0, "ch": 128, "num_res_blocks": 2, "norm_num_groups": 32,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> LlamaGenVQConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     entropy = SoftEntropyConfig(temperature=0.01, shift=1e-5) if kwargs["entropy_loss_ratio"] else None
     return LlamaGenVQConfig(
         channels=kwargs["ch"],
@@ -164,7 +171,7 @@ def weights_for_transformers(model: LlamaGenVQ) -> dict[str, Tensor]:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The quantizer's losses under the original's names and weights."""
-    kwargs, losses = meta["original"]["kwargs"], quantized.losses
+    kwargs, losses = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}, quantized.losses
     zero = losses["commitment"].new_zeros(())
     return {
         "loss.vq": losses["codebook"],

@@ -75,8 +75,11 @@ def network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
         "attention_resolutions": tuple(network["attn_resolutions"]),
         "latent_channels": network["z_channels"],
         "norm_groups": kwargs.get("norm_num_groups", 32),
-        "dropout": network["dropout"],
+        "dropout": network.get("dropout", 0.0),
     }
+
+
+KL_WEIGHT = 1e-8  # of GumbelVQ, where none is stated
 
 
 def config_from_original(meta: dict[str, Any]) -> TamingVQGANConfig:
@@ -118,7 +121,9 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     divergence from uniform use, which exists in training alone."""
     losses = quantized.losses
     if meta["original"].get("class") == "GumbelVQ":
-        return {"loss.kl": meta["original"]["kwargs"]["kl_weight"] * losses["kl"]} if "kl" in losses else {}
+        return (
+            {"loss.kl": meta["original"]["kwargs"].get("kl_weight", KL_WEIGHT) * losses["kl"]} if "kl" in losses else {}
+        )
     return {"loss.quant": losses["commitment"] + 0.25 * losses["codebook"]}
 
 

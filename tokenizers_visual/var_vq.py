@@ -65,9 +65,16 @@ class VARVQ(Tokenizer):
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 4096, "z_channels": 32, "ch": 128, "dropout": 0.0, "beta": 0.25, "using_znorm": False,
+    "quant_conv_ks": 3, "quant_resi": 0.5, "share_quant_resi": 4, "v_patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> VARVQConfig:
     """The config of the original's constructor arguments; what the original hard-codes, a fixture may narrow."""
-    kwargs, network = meta["original"]["kwargs"], meta["original"].get("ddconfig_overrides", {})
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
+    network = meta["original"].get("ddconfig_overrides", {})
     dim = kwargs["z_channels"]
     level = VectorConfig(codebook_size=kwargs["vocab_size"], dim=dim)
     if kwargs["using_znorm"]:
@@ -91,8 +98,8 @@ def config_from_original(meta: dict[str, Any]) -> VARVQConfig:
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original weighs the commitment by beta."""
-    losses = quantized.losses
-    return {"loss.vq": losses["codebook"] + meta["original"]["kwargs"]["beta"] * losses["commitment"]}
+    losses, beta = quantized.losses, meta["original"]["kwargs"].get("beta", _ORIGINAL_DEFAULTS["beta"])
+    return {"loss.vq": losses["codebook"] + beta * losses["commitment"]}
 
 
 KEY_MAP = KeyMap(

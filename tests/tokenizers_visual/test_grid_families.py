@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,32 @@ def test_a_quantizer_of_cosmos_that_is_not_here_is_refused(family: str) -> None:
     meta["original"]["kwargs"]["quantizer"] = "VQ"
     with pytest.raises(ValueError, match="expected the quantizer FSQ or RESFSQ, got VQ"):
         registry.family(family).module.config_from_original(meta)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "defaults"),
+    [
+        ("llamagen_vq__tiny_f16", {"codebook_embed_dim": 8, "codebook_l2_norm": True, "commit_loss_beta": 0.25}),
+        ("llamagen_vq__tiny_f16", {"entropy_loss_ratio": 0.0, "dropout_p": 0.0}),
+        ("var_vq", {"beta": 0.25, "using_znorm": False, "quant_conv_ks": 3, "quant_resi": 0.5, "share_quant_resi": 4}),
+        ("ibq", {"use_entropy_loss": False, "beta": 0.25}),
+        ("ibq", {"entropy_temperature": 0.01, "sample_minimization_weight": 1.0, "batch_maximization_weight": 1.0}),
+    ],
+)
+def test_what_is_not_stated_is_at_the_originals_defaults(fixture: str, defaults: dict[str, Any]) -> None:
+    meta = json.loads((PARITY / fixture / "meta.json").read_text())
+    module, kwargs = registry.family(meta["family"]).module, meta["original"]["kwargs"]
+    kwargs |= defaults
+    stated = module.config_from_original(meta)
+    for name in defaults:
+        del kwargs[name]
+    assert module.config_from_original(meta) == stated
+
+
+def test_var_without_smoothing_has_no_convolutions() -> None:
+    meta = json.loads((PARITY / "var_vq" / "meta.json").read_text())
+    meta["original"]["kwargs"]["quant_resi"] = 0.0
+    model = var_vq.VARVQ(var_vq.config_from_original(meta)).eval()
+    assert not any("convolutions" in name for name in model.state_dict())
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert model.decode(model.encode(image)).shape == image.shape

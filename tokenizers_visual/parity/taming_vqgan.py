@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tokenizers_visual.parity.adversarial import LossCase, TamingLossCase
+from tokenizers_visual.taming_vqgan import KL_WEIGHT
 from zoo.parity import Case, Fixture, Named, channels_first
 from zoo.registry import Family
 
@@ -29,7 +30,9 @@ class GumbelCase(Case):
         latent = outputs["latent"].movedim(1, -1)
         with torch.no_grad():
             outputs["logits"] = channels_first(quantizer.logits(latent))
-            outputs["loss.kl"] = self.meta["original"]["kwargs"]["kl_weight"] * quantizer.divergence(latent)
+            outputs["loss.kl"] = self.meta["original"]["kwargs"].get("kl_weight", KL_WEIGHT) * quantizer.divergence(
+                latent
+            )
         return outputs
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:

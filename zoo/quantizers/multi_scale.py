@@ -28,7 +28,7 @@ class MultiScaleConfig(QuantizerConfig):
             each rounded to the nearest integer (halves up) and at least 1; the last scale is H x W itself.
         num_convolutions: how many 3x3 convolutions smooth the upsampled codes; each scale takes the one nearest to its
             place in the ladder. 0 gives every scale its own, 1 is shared by all.
-        residual_ratio: weight of the convolution's output against its input, from 0 (no convolution) to 1.
+        residual_ratio: weight of the convolution's output against its input, from 0 (there is no convolution) to 1.
         dropout: quantizer dropout per item, in training mode (ImageFolder, arXiv 2410.01756).
         unit_latents: the latents are normalised to length 1 first. With signs of `scale` D^-1/2 at every scale this is
             XQ-GAN's residual of binary spherical quantizers (arXiv 2412.01762).
@@ -125,7 +125,7 @@ class MultiScale(Quantizer):
         self.level = config.level.build()
         self.ratio = config.residual_ratio
         self.convolution_of_scale = config.convolution_of_scale()
-        count = config.num_convolutions or len(config.ladder)
+        count = (config.num_convolutions or len(config.ladder)) if config.residual_ratio > 0 else 0
         self.convolutions = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 3, padding=1) for _ in range(count))
 
     def quantize(self, z: Tensor, counts: Tensor | None = None) -> Quantized:
@@ -220,7 +220,7 @@ class MultiScale(Quantizer):
     def _step(self, s: int, indices: Tensor, positions: tuple[int, ...]) -> Tensor:
         """What scale s adds to the sum: its codes enlarged to the whole grid and smoothed."""
         codes = _resize(self.level.indices_to_codes(indices), positions, "bicubic")
-        if codes.numel() == 0:
+        if codes.numel() == 0 or self.ratio == 0:
             return codes
         convolution = self.convolutions[self.convolution_of_scale[s]]
         weight, bias = convolution.weight.float(), convolution.bias.float()  # type: ignore[operator, union-attr]

@@ -113,8 +113,10 @@ def reference(quantizer: MultiScale, z: Tensor) -> tuple[list[Tensor], list[Tens
         small = F.interpolate(f - total, size=(h, w), mode="area").detach()
         index = (small.movedim(1, -1)[..., None, :] - codebook).square().sum(-1).argmin(-1)
         codes = F.interpolate(codebook[index].movedim(-1, 1), size=(height, width), mode="bicubic")
-        convolution = quantizer.convolutions[quantizer.convolution_of_scale[s]]
-        total = total + (1 - config.residual_ratio) * codes + config.residual_ratio * convolution(codes)  # type: ignore[attr-defined]
+        total = total + (1 - config.residual_ratio) * codes
+        if config.residual_ratio > 0:
+            convolution = quantizer.convolutions[quantizer.convolution_of_scale[s]]
+            total = total + config.residual_ratio * convolution(codes)  # type: ignore[attr-defined]
         indices.append(index)
         sums.append(total)
     return indices, sums
