@@ -115,6 +115,7 @@ class ElasticTok(Tokenizer):
         return Output(self.reconstruct(codes if kept is None else codes * kept[..., None]), latent, quantized)
 
     def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
+        x = x.to(self.dtype)
         config, quality = self.config, options.get("quality")
         if quality is not None and "num_tokens" in options:
             raise ValueError(f"expected num_tokens or quality, got both: {options['num_tokens']} and {quality}")

@@ -20,6 +20,7 @@ from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import WaveEmbedding, flow_times, image_of, interpolate
 from zoo.layers.positions import sine_grid
+from zoo.layers.packed import Linear
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import GatedMLP
 from zoo.prefix import PrefixTokenizer
@@ -179,13 +180,22 @@ def _plain_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
 
+def _added(x: Tensor, factor: Tensor, y: Tensor, parts: Sequence[int]) -> Tensor:
+    """x + factor y for y (B, L, C), each part of the sequence with its row of factors (B, parts, C); x is (B, L, C) or
+    such rows.
+    """
+    lengths = [1] * len(parts) if x.shape == factor.shape else list(parts)
+    pieces = zip(x.split(lengths, 1), factor.split(1, 1), y.split(list(parts), 1), strict=True)
+    return torch.cat([torch.addcmul(*piece) for piece in pieces], 1)
+
+
 class _Attention(nn.Module):
     """Attention of normalised queries and keys, scaled by 8 / width of a head; no biases."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.q, self.k, self.v, self.proj = (Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
@@ -211,12 +221,10 @@ class _Block(nn.Module):
             x = x + self.attention(_plain_norm(x), mask)
             return x + self.mlp(_plain_norm(x))
         rows = self.modulation(F.silu(condition)).unflatten(-1, (-1, 6, x.shape[-1]))  # (B, modulations, 6, width)
-        if rows.shape[1] > 1:
-            repeated = [row.expand(-1, count, -1, -1) for row, count in zip(rows.split(1, dim=1), parts, strict=True)]
-            rows = torch.cat(repeated, dim=1)
+        parts = parts if rows.shape[1] > 1 else (x.shape[1],)
         gate1, gate2, shift1, scale1, shift2, scale2 = rows.unbind(2)
-        x = x + gate1 * self.attention(_plain_norm(x) * (1 + scale1) + shift1, mask)
-        return x + gate2 * self.mlp(_plain_norm(x) * (1 + scale2) + shift2)
+        x = _added(x, gate1, self.attention(_added(shift1, 1 + scale1, _plain_norm(x), parts), mask), parts)
+        return _added(x, gate2, self.mlp(_added(shift2, 1 + scale2, _plain_norm(x), parts)), parts)
 
 
 class _Patches(nn.Module):

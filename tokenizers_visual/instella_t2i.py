@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.layers.packed import Linear
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import GatedMLP, RMSNorm, TransformerBlock
 from zoo.quantizers import BernoulliConfig, Quantized, QuantizerConfig
@@ -117,7 +118,7 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.q, self.k, self.v, self.proj = (Linear(width, width, bias=False) for _ in range(4))
         self.norm_q, self.norm_k = (RMSNorm(width // heads, eps=1e-6) for _ in range(2))
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -132,8 +133,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     The tables hold each angle for two neighbours, so the two of a pair turn by angles of their own: as published.
     """
     cosines, sines = (table.to(x.dtype) for table in rotation)
-    one, other = x.chunk(2, -1)
-    return x * cosines + torch.cat([-other, one], -1) * sines
+    half = x.shape[-1] // 2
+    turned = x * cosines
+    turned[..., :half].addcmul_(x[..., half:], sines[:, :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sines[:, half:])
+    return turned
 
 
 def rotation(places: Tensor, widths: Sequence[int]) -> Rotation:

@@ -158,6 +158,7 @@ class KARL(Tokenizer):
         return row.halting.float().sigmoid() > self.config.halting_threshold
 
     def _encode_batch(self, x: Tensor, options: dict[str, Any]) -> Tokens:
+        x = x.to(self.dtype)
         config, count = self.config, options.get("num_codebooks")
         num_tokens = options.get("num_tokens", config.num_tokens)
         counts = token_counts(num_tokens, len(x), range(1, config.most_tokens + 1))
@@ -259,9 +260,10 @@ class _Encoder(nn.Module):
         if min(counts) < longest:
             inside = torch.arange(longest, device=x.device) < torch.tensor(counts, device=x.device)[:, None]
             mask = F.pad(inside, (1 + image.shape[1], 0), value=True)[:, None, None]
-        for block in self.blocks:
-            sequence = block(sequence, mask=mask)
-        return sequence[:, -longest:]
+        queries_alone = slice(-longest, None)
+        for i, block in enumerate(self.blocks):
+            sequence = block(sequence, mask=mask, kept=queries_alone if i == len(self.blocks) - 1 else None)
+        return sequence
 
 
 class _Decoder(nn.Module):

@@ -39,6 +39,11 @@ def flat_and_busy(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen.flatten(2, 3).repeat_interleave(4, 3).repeat_interleave(4, 4), busy
 
 
+def test_half_precision_takes_videos_as_they_are() -> None:
+    model = build().bfloat16()
+    assert model.encode(videos()) == model.encode(videos().bfloat16())
+
+
 @pytest.fixture(scope="module")
 def trained() -> ElasticTok:
     torch.manual_seed(0)

@@ -295,6 +295,11 @@ def test_karl_keeps_tokens_with_their_places(tmp_path: Path) -> None:
     assert tokens.bits == tuple(6 * len(item) + item[-1] + 1 for item in places)
 
 
+def test_karl_in_half_precision_takes_images_as_they_are() -> None:
+    model, x = halting_karl()
+    assert model.bfloat16().encode(x) == model.encode(x.bfloat16())
+
+
 def test_karl_gives_an_item_alone_what_it_has_in_a_batch() -> None:
     model, x = halting_karl()
     together = model.encode(x, num_tokens=[16, 5, 9])

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.channels_inside import added
-from zoo.layers.packed import Linear
+from zoo.layers.inference import silu
+from zoo.layers.packed import Linear, can_be_packed
 from zoo.layers.streaming import Stream
 
 RotaryPairs = Literal["neighbours", "halves"]
@@ -148,7 +149,8 @@ class GatedMLP(nn.Module):
         self.fc3 = Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+        gate, value = silu(self.fc1(x)), self.fc3(x)
+        return self.fc2(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 
 
 class LayerScale(nn.Module):
@@ -163,10 +165,16 @@ class LayerScale(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm, computed in the precision of its weight, whatever autocast made of the input."""
+    """Root mean square norm over the last axis, computed in the precision of its weight, whatever autocast made of the
+    input; where no gradient is asked for, on a CPU, in half of torch's passes over memory.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        x = x.to(self.weight.dtype)
+        if self.eps is None or not can_be_packed(x, self.weight):
+            return super().forward(x)
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        return torch.mul(x, mean_square.add_(self.eps).rsqrt_()).mul_(self.weight)
 
 
 class TransformerBlock(nn.Module):

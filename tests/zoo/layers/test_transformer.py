@@ -99,6 +99,15 @@ def test_a_block_is_its_definition() -> None:
         torch.testing.assert_close(block.float()(x.float()), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+def test_root_mean_square_norm_is_the_same_where_no_gradient_is_asked_for() -> None:
+    norm = RMSNorm(24, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    for x in (torch.randn(2, 5, 24), torch.randn(2, 24, 5).transpose(1, 2) * 1e-3, torch.zeros(1, 24)):
+        with torch.no_grad():
+            found = norm(x)
+        torch.testing.assert_close(found, norm(x).detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_no_later_position_and_none_before_the_window_is_seen() -> None:
     torch.manual_seed(0)
     attention = CausalAttention(8, 2, 4)
