@@ -19,8 +19,8 @@ from zoo.interop.diffusers import KEY_MAP as DIFFUSERS_KEY_MAP
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import WaveEmbedding, flow_times, image_of, interpolate
-from zoo.layers.positions import sine_grid
 from zoo.layers.packed import Linear
+from zoo.layers.positions import sine_grid
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import GatedMLP
 from zoo.prefix import PrefixTokenizer
