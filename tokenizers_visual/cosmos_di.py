@@ -117,23 +117,30 @@ def quantizer_from_original(kwargs: Mapping[str, Any]) -> FiniteScalarConfig | R
     return ResidualConfig(level, kwargs["num_quantizers"], gradient="per_level", refinement=1.0)
 
 
+def fields_from_original(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the configs of image and video tokenizers share, of the original's constructor arguments."""
+    return {
+        "stride": kwargs["spatial_compression"],
+        "patch_size": kwargs["patch_size"],
+        "patching": kwargs["patch_method"],
+        "channels": kwargs["channels"],
+        "channel_multipliers": tuple(kwargs["channels_mult"]),
+        "blocks": kwargs["num_res_blocks"],
+        "latent_channels": kwargs["z_channels"],
+        "resolution": kwargs["resolution"],
+        "attention_resolutions": tuple(kwargs["attn_resolutions"]),
+        "dropout": kwargs.get("dropout", 0.0),
+        "quantizer": quantizer_from_original(kwargs),
+    }
+
+
 def config_from_original(meta: dict[str, Any]) -> CosmosDIConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them."""
     kwargs = meta["original"]["kwargs"]
     return CosmosDIConfig(
         in_channels=kwargs.get("in_channels", 3),
-        stride=kwargs["spatial_compression"],
-        patch_size=kwargs["patch_size"],
-        patching=kwargs["patch_method"],
-        channels=kwargs["channels"],
-        channel_multipliers=tuple(kwargs["channels_mult"]),
-        blocks=kwargs["num_res_blocks"],
-        latent_channels=kwargs["z_channels"],
-        resolution=kwargs["resolution"],
-        attention_resolutions=tuple(kwargs["attn_resolutions"]),
         norm_groups=kwargs.get("norm_num_groups", 32),
-        dropout=kwargs.get("dropout", 0.0),
-        quantizer=quantizer_from_original(kwargs),
+        **fields_from_original(kwargs),
     )
 
 

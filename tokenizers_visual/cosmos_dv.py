@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_visual.cosmos_di import quantizer_from_original
+from tokenizers_visual.cosmos_di import fields_from_original
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.attention import SpatialAttention
@@ -321,20 +321,7 @@ def config_from_original(meta: dict[str, Any]) -> CosmosDVConfig:
     found = tuple(kwargs[name] for name in ("encoder", "decoder", "num_groups", "legacy_mode", "z_factor"))
     if found != ("FACTORIZED", "FACTORIZED", 1, False, 1):
         raise ValueError(f"expected factorised networks of one group, not the legacy ones, and z_factor 1, got {found}")
-    return CosmosDVConfig(
-        stride=kwargs["spatial_compression"],
-        frame_stride=kwargs["temporal_compression"],
-        patch_size=kwargs["patch_size"],
-        patching=kwargs["patch_method"],
-        channels=kwargs["channels"],
-        channel_multipliers=tuple(kwargs["channels_mult"]),
-        blocks=kwargs["num_res_blocks"],
-        latent_channels=kwargs["z_channels"],
-        resolution=kwargs["resolution"],
-        attention_resolutions=tuple(kwargs["attn_resolutions"]),
-        dropout=kwargs["dropout"],
-        quantizer=quantizer_from_original(kwargs),
-    )
+    return CosmosDVConfig(frame_stride=kwargs["temporal_compression"], **fields_from_original(kwargs))
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

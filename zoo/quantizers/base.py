@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -64,6 +65,34 @@ class QuantizerConfig(Config):
     def build(self) -> Quantizer:
         """The quantizer module, freshly initialised."""
         return self.quantizer(self)
+
+
+class DigitsConfig(QuantizerConfig):
+    """Base of the configs of quantizers with one index, made of a digit for each dimension, 0 being the fastest.
+
+    `levels`: how many values each dimension takes; its length is the latent width.
+    """
+
+    levels: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        return (math.prod(self.levels),)
+
+    @property
+    def basis(self) -> tuple[int, ...]:
+        """What a digit of each dimension counts in the index."""
+        return tuple(math.prod(self.levels[:i]) for i in range(self.dim))
+
+    def require_levels(self, least: int) -> None:
+        """Raise a ConfigError unless each dimension has at least so many values, and all codes have an index."""
+        wanted = f"levels of at least {least} value{'s' if least > 1 else ''} each"
+        self.require(len(self.levels) > 0 and min(self.levels) >= least, wanted, self.levels)
+        self.require(math.prod(self.levels) < 2**31, "fewer than 2^31 codes", self.levels)
 
 
 class AroundConfig(QuantizerConfig):

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear, straight_through
-from zoo.quantizers.bit_indices import bits_to_indices, indices_to_bits, require_bits
+from zoo.quantizers.base import Quantized, Quantizer, linear, straight_through
+from zoo.quantizers.bit_indices import BitsConfig, bits_to_indices, indices_to_bits, require_bits
 
 
 @dataclass(frozen=True)
-class BernoulliConfig(QuantizerConfig):
+class BernoulliConfig(BitsConfig):
     """`dim`: width of latents and codes; `bits`: of a code, which is the sum of the embeddings of its set bits."""
 
     kind = "bernoulli"
@@ -33,10 +33,6 @@ class BernoulliConfig(QuantizerConfig):
         self.require(self.dim >= 1, "dim >= 1", self.dim)
         self.require(self.temperature > 0, "a temperature > 0", self.temperature)
         require_bits(self, self.bits, self.subtokens)
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (2 ** (self.bits // self.subtokens),) * self.subtokens
 
 
 class Bernoulli(Quantizer):

@@ -9,8 +9,8 @@ from torch import Tensor
 from zoo.config import Config
 from zoo.ops import binary_entropy
 from zoo.ops.binary_entropy import MAXIMUM_BITS
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
-from zoo.quantizers.bit_indices import bits_to_indices, indices_to_bits, require_bits
+from zoo.quantizers.base import Quantized, Quantizer, mean_squared_error, straight_through
+from zoo.quantizers.bit_indices import BitsConfig, bits_to_indices, indices_to_bits, require_bits
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BinaryEntropyConfig(Config):
 
 
 @dataclass(frozen=True)
-class BinaryConfig(QuantizerConfig):
+class BinaryConfig(BitsConfig):
     """`bits`: the latent width, one bit each; 2^bits codes."""
 
     kind = "binary"
@@ -69,14 +69,6 @@ class BinaryConfig(QuantizerConfig):
         self.require(self.soft_clamp is None or self.soft_clamp >= self.scale, "soft_clamp >= scale", self.soft_clamp)
         if self.entropy is not None:
             self.entropy.require_bits(self.bits)
-
-    @property
-    def dim(self) -> int:
-        return self.bits
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (2 ** (self.bits // self.subtokens),) * self.subtokens
 
 
 class Binary(Quantizer):

@@ -6,8 +6,24 @@ import torch
 from torch import Tensor
 
 from zoo.config import Config
+from zoo.quantizers.base import QuantizerConfig
 
 MAXIMUM_INDEX_BITS = 62  # of one index: the vocabulary's size, too, must fit int64
+
+
+class BitsConfig(QuantizerConfig):
+    """Base of the configs of quantizers of bits: `bits` of a code, dealt to `subtokens` indices."""
+
+    bits: int
+    subtokens: int
+
+    @property
+    def dim(self) -> int:
+        return self.bits
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        return (2 ** (self.bits // self.subtokens),) * self.subtokens
 
 
 def require_bits(config: Config, bits: int, subtokens: int) -> None:

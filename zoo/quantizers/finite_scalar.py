@@ -5,7 +5,6 @@ The symmetric levels and the noise of training are those of arXiv 2411.19842 (se
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.config import Config
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
+from zoo.quantizers.base import DigitsConfig, Quantized, Quantizer, straight_through
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class NoiseDropoutConfig(Config):
 
 
 @dataclass(frozen=True)
-class FiniteScalarConfig(QuantizerConfig):
+class FiniteScalarConfig(DigitsConfig):
     """`levels`: how many values each dimension takes; its length is the latent width."""
 
     kind = "finite_scalar"
@@ -46,8 +45,7 @@ class FiniteScalarConfig(QuantizerConfig):
     bound_twice: bool = False  # as X-codec2 and ResidualFSQ of vector-quantize-pytorch 1.17: the bound of the bound
 
     def __post_init__(self) -> None:
-        self.require(len(self.levels) > 0 and min(self.levels) >= 2, "levels of at least 2 values each", self.levels)
-        self.require(math.prod(self.levels) < 2**31, "fewer than 2^31 codes", self.levels)
+        self.require_levels(least=2)
         self.require(self.squash in ("tanh", "clamp"), "squash tanh or clamp", self.squash)
         self.require(
             0 <= self.margin < 1 / (max(self.levels) - 1),
@@ -60,14 +58,6 @@ class FiniteScalarConfig(QuantizerConfig):
             "a margin > 0 with levels of 2 (without, their bound is infinite)",
             self.margin,
         )
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (math.prod(self.levels),)
 
 
 class FiniteScalar(Quantizer):
@@ -83,7 +73,7 @@ class FiniteScalar(Quantizer):
     def __init__(self, config: FiniteScalarConfig) -> None:
         super().__init__(config)
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = [math.prod(config.levels[:i]) for i in range(config.dim)]
+        basis = config.basis
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
         self.margin, self.symmetric, self.squash = config.margin, config.symmetric, config.squash
         self.noise, self.bound_twice = config.noise, config.bound_twice

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.config import Config
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
+from zoo.quantizers.base import DigitsConfig, Quantized, Quantizer, straight_through
 
 Distribution = Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"]
 
@@ -50,7 +50,7 @@ class MomentsConfig(Config):
 
 
 @dataclass(frozen=True)
-class FiniteScalarPerturbationConfig(QuantizerConfig):
+class FiniteScalarPerturbationConfig(DigitsConfig):
     """`levels`: how many values each dimension takes; its length is the latent width."""
 
     kind = "finite_scalar_perturbation"
@@ -61,19 +61,10 @@ class FiniteScalarPerturbationConfig(QuantizerConfig):
     moments: MomentsConfig = MomentsConfig()
 
     def __post_init__(self) -> None:
-        self.require(len(self.levels) > 0 and min(self.levels) >= 2, "levels of at least 2 values each", self.levels)
-        self.require(math.prod(self.levels) < 2**31, "fewer than 2^31 codes", self.levels)
+        self.require_levels(least=2)
         known = get_args(Distribution)
         self.require(self.distribution in known, f"distribution {', '.join(known)}", self.distribution)
         self.require(0 <= self.quantize_rate <= 1, "a quantize_rate in [0, 1]", self.quantize_rate)
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (math.prod(self.levels),)
 
 
 class FiniteScalarPerturbation(Quantizer):
@@ -94,7 +85,7 @@ class FiniteScalarPerturbation(Quantizer):
     def __init__(self, config: FiniteScalarPerturbationConfig) -> None:
         super().__init__(config)
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = [math.prod(config.levels[:i]) for i in range(config.dim)]
+        basis = config.basis
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
         self.function, self.inverse = _FUNCTIONS[config.distribution]
 

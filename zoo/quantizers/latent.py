@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,27 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.ops import nearest_code
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
+from zoo.quantizers.base import DigitsConfig, Quantized, Quantizer, mean_squared_error, straight_through
 
 
 @dataclass(frozen=True)
-class LatentConfig(QuantizerConfig):
-    """`levels`: how many values each dimension takes; its length is the latent width."""
+class LatentConfig(DigitsConfig):
+    """See `DigitsConfig`."""
 
     kind = "latent"
     levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        self.require(len(self.levels) > 0 and min(self.levels) >= 1, "levels of at least 1 value each", self.levels)
-        self.require(math.prod(self.levels) < 2**31, "fewer than 2^31 codes", self.levels)
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (math.prod(self.levels),)
+        self.require_levels(least=1)
 
 
 class Latent(Quantizer):
@@ -49,7 +39,7 @@ class Latent(Quantizer):
         self.values = nn.Parameter(torch.cat([_spaced(count) for count in config.levels]))  # dimension by dimension
         starts = torch.tensor([sum(config.levels[:i]) for i in range(config.dim)])
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = [math.prod(config.levels[:i]) for i in range(config.dim)]
+        basis = config.basis
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
         # rows of equal length, filled up with the first value, which no search then takes for another
         digits = torch.arange(max(config.levels))

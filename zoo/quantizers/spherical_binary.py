@@ -8,13 +8,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
+from zoo.quantizers.base import Quantized, Quantizer, mean_squared_error, straight_through
 from zoo.quantizers.binary import BinaryEntropyConfig
-from zoo.quantizers.bit_indices import bits_to_indices, indices_to_bits, require_bits
+from zoo.quantizers.bit_indices import BitsConfig, bits_to_indices, indices_to_bits, require_bits
 
 
 @dataclass(frozen=True)
-class SphericalBinaryConfig(QuantizerConfig):
+class SphericalBinaryConfig(BitsConfig):
     """`bits`: the latent width D, one bit each; the codes are the 2^D unit vectors of entries +-D^-1/2.
 
     `entropy`: the paper's soft entropy, of softmax(2 u.c / temperature). Its published forms are `group_bits` of 9
@@ -35,14 +35,6 @@ class SphericalBinaryConfig(QuantizerConfig):
         self.require(self.gradient in ("sign", "code"), "gradient sign or code", self.gradient)
         if self.entropy is not None:
             self.entropy.require_bits(self.bits)
-
-    @property
-    def dim(self) -> int:
-        return self.bits
-
-    @property
-    def vocab_sizes(self) -> tuple[int, ...]:
-        return (2 ** (self.bits // self.subtokens),) * self.subtokens
 
 
 class SphericalBinary(Quantizer):
