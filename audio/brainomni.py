@@ -26,6 +26,7 @@ from zoo.quantizers import (
     QuantizerConfig,
     ResidualConfig,
     RotationConfig,
+    StraightThroughConfig,
     VectorConfig,
 )
 from zoo.registry import register
@@ -65,10 +66,13 @@ TEN_TWENTY = tuple(  # Fp1 Fp2 F7 F3 Fz F4 F8 T7 C3 Cz C4 T8 P7 P3 Pz P4 P8 O1 O
 )  # fmt: skip
 
 
-def codebooks(size: int, dim: int, width: int, count: int) -> ResidualConfig:
-    """Residual codebooks trained by the rotation trick, each between projections where their width is another."""
+def codebooks(size: int, dim: int, width: int, count: int, rotation: bool = True) -> ResidualConfig:
+    """Residual codebooks trained by the rotation trick, or straight through, each between projections where their
+    width is another."""
     codebook = EmaCodebookConfig(start="kmeans", kmeans_iterations=10, smoothing=1e-6, revive_below=2.0)
-    vector = VectorConfig(size, dim, codebook=codebook, gradient=RotationConfig())
+    vector = VectorConfig(
+        size, dim, codebook=codebook, gradient=RotationConfig() if rotation else StraightThroughConfig()
+    )
     return ResidualConfig(vector if dim == width else ProjectedConfig(width, vector), count, gradient="per_level")
 
 
@@ -226,8 +230,14 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def config_from_original(meta: dict[str, Any]) -> BrainOmniConfig:
-    """The config of the original's constructor arguments, which say nothing of the sensors."""
+    """The config of the original's constructor arguments, which say nothing of the sensors.
+
+    Raises:
+        ValueError: codebooks that do not follow running averages.
+    """
     kwargs = meta["original"]["kwargs"]
+    if (method := kwargs.get("quantize_optimize_method", "ema")) != "ema":
+        raise ValueError(f"expected quantize_optimize_method ema, got {method}")
     network = SEANetConfig(
         filters=kwargs["n_filters"],
         strides=tuple(reversed(kwargs["ratios"])),
@@ -242,8 +252,11 @@ def config_from_original(meta: dict[str, Any]) -> BrainOmniConfig:
         width=width,
         sources=kwargs["n_neuro"],
         heads=kwargs["n_head"],
-        quantizer=codebooks(kwargs["codebook_size"], kwargs["codebook_dim"], width, kwargs["num_quantizers"]),
-    )
+        quantizer=codebooks(
+            kwargs["codebook_size"], kwargs["codebook_dim"], width, kwargs["num_quantizers"],
+            kwargs.get("rotation_trick", True),
+        ),
+    )  # fmt: skip
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

@@ -127,3 +127,23 @@ def test_the_electrodes_are_on_a_head() -> None:
     assert bool((torch.cdist(places, mirrored).min(dim=1).values < 1e-3).all())
     assert TEN_TWENTY[9].position == (0.0, 0.0, 1.0)
     assert TEN_TWENTY[0].position[0] < 0 < TEN_TWENTY[0].position[1]  # front left
+
+
+def test_without_the_rotation_trick_gradients_pass_straight_through() -> None:
+    meta = json.loads((PARITY / "brainomni" / "meta.json").read_text())
+    meta["original"]["kwargs"]["rotation_trick"] = False
+    model = BrainOmni(config_from_original(meta))
+    checkpoint.load_into(model, KEY_MAP(checkpoint.read(PARITY / "brainomni" / "weights.safetensors")))
+    latent, upstream = torch.randn(2, 2, 5, model.config.width)
+    levels = list(model.quantizer.train().levels)  # type: ignore[union-attr]
+    maps = [level.project_out.weight @ level.project_in.weight for level in levels]
+    latent.requires_grad_()
+    (model.quantizer(latent).codes * upstream).sum().backward()
+    torch.testing.assert_close(latent.grad, upstream @ sum(maps))
+
+
+def test_codebooks_that_follow_no_averages_are_refused() -> None:
+    meta = json.loads((PARITY / "brainomni" / "meta.json").read_text())
+    meta["original"]["kwargs"]["quantize_optimize_method"] = "sim"
+    with pytest.raises(ValueError, match="expected quantize_optimize_method ema, got sim"):
+        config_from_original(meta)
