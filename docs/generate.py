@@ -178,6 +178,10 @@ def _weights(protocol: dict[str, Any]) -> str:
     return f" ({protocol['weights']})" if protocol["weights"] else ""
 
 
+WORD_TASKS = (
+    "LinCIRTask", "Pic2WordTask", "DistillationTask", "ISATask", "RTDTask", "PersonalisationTask", "ClassTokenTask",
+    "ProjectionTask", "DictionaryTask",
+)  # fmt: skip
 PARTS: dict[str, Callable[[], str]] = {
     "families": family_table,
     "models": model_table,
@@ -187,6 +191,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask", "ContrastiveTask"),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
+    "word recipes": lambda: recipe_table(*WORD_TASKS),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
     "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),

@@ -1,6 +1,7 @@
-"""Two processes give Pic2Word the loss and the gradients of one with the joined batch."""
+"""Two processes give a contrastive loss and its gradients as one does with the joined batch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,22 +10,41 @@ import torch.multiprocessing
 from tiny_open_clip import save_tiny_clip
 
 from trainers.data.features import ImageFeatures
-from trainers.tasks import Pic2WordTask
+from trainers.data.rows import CaptionedImages
+from trainers.tasks import DictionaryTask, ISATask, Pic2WordTask
+
+TEXTS = ("a dog", "a cat", "two cars", "the house", "a red hat", "snow", "old trees", "a boat")
 
 
-def gradients(clip: str, features: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def task_and_batch(name: str, clip: str, part: slice) -> tuple[Any, Any]:
+    """A task, and some of the eight items that it learns from."""
     torch.manual_seed(0)
-    task = Pic2WordTask("pic2word_vit_l14", changes={"hidden_dim": 8, "dropout": 0.0}, clip=clip)
-    loss = task.losses(ImageFeatures(features))["total"]
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(8, 3, 32, 32, generator=generator)[part]
+    if name == "pic2word":
+        task: Any = Pic2WordTask("pic2word_vit_l14", changes={"hidden_dim": 8, "dropout": 0.0}, clip=clip)
+        return task, ImageFeatures(torch.randn(8, 24, generator=generator)[part])
+    if name == "isa":
+        changes = {"encoder": "mobilenetv3_small_050", "image_dim": 288, "words": 2, "hidden_dim": 8}
+        return ISATask("isa", clip=clip, changes=changes, encoder_weights="random").eval(), images
+    sizes = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "heads": 2, "joint_dim": 8, "text_dim": 16}
+    changes = {**sizes, "codebook_size": 32, "dim": 8, "temperature": 1.0}
+    return DictionaryTask(changes=changes, text_layers=1, text_heads=2), CaptionedImages(images, TEXTS[part])
+
+
+def gradients(name: str, clip: str, part: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    task, batch = task_and_batch(name, clip, part)
+    loss = task.losses(batch)["total"]
     loss.backward()
-    return loss.detach(), [parameter.grad for parameter in task.model.parameters()]  # type: ignore[misc]
+    return loss.detach(), [parameter.grad for parameter in task.parameters() if parameter.requires_grad]
 
 
-def work(rank: int, clip: str, meeting: str, out: str) -> None:
+def work(rank: int, name: str, clip: str, meeting: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    features = torch.randn(8, 24, generator=torch.Generator().manual_seed(1))
-    loss, found = gradients(clip, features[rank * 4 : rank * 4 + 4])
+    loss, found = gradients(name, clip, slice(rank * 4, rank * 4 + 4))
+    torch.distributed.all_reduce(loss)
+    loss /= 2
     for gradient in found:  # as DistributedDataParallel does
         torch.distributed.all_reduce(gradient)
         gradient /= 2
@@ -34,15 +54,15 @@ def work(rank: int, clip: str, meeting: str, out: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_pic2word_compares_the_images_of_all_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pic2word", "isa", "dictionary"])
+def test_the_images_of_all_processes_are_compared(name: str, tmp_path: Path) -> None:
     clip = save_tiny_clip(tmp_path / "clip")
-    arguments = (clip, str(tmp_path / "meeting"), str(tmp_path / "out.pt"))
+    arguments = (name, clip, str(tmp_path / "meeting"), str(tmp_path / "out.pt"))
     torch.multiprocessing.spawn(work, args=arguments, nprocs=2)
-    features = torch.randn(8, 24, generator=torch.Generator().manual_seed(1))
-    loss, expected = gradients(clip, features)
+    loss, expected = gradients(name, clip, slice(0, 8))
     joined, found = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(joined, loss)
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    half, _ = gradients(clip, features[:4])
+    half, _ = gradients(name, clip, slice(0, 4))
     assert abs(half - loss) > 1e-3

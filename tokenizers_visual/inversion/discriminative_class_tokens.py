@@ -68,7 +68,7 @@ def load_classifier(name: str) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
     model: nn.Module = AutoModelForImageClassification.from_pretrained(name)
-    return _Logits(model.eval().requires_grad_(False))
+    return _Logits(model).eval().requires_grad_(False)
 
 
 class _Logits(nn.Module):

@@ -292,13 +292,15 @@ class ISATask(InversionTask):
         self.encoder: Any = None
         if config.encoder:
             self.encoder = isa.light_encoder(config, pretrained=encoder_weights == "pretrained")
+            _freeze_behind_map(self.encoder)
 
     def _fields(self, model: str, changes: dict[str, Any]) -> dict[str, Any]:
         fields = super()._fields(model, changes)
-        encoder = changes.get("encoder", registry.card(model).config["encoder"])
-        return {k: v for k, v in fields.items() if k != "image_dim"} | (
-            {} if encoder else {"image_dim": token_width(self.pair)}
-        )
+        if {**registry.card(model).config, **changes}.get("encoder"):  # whose map the projector reads
+            del fields["image_dim"]
+        else:
+            fields["image_dim"] = token_width(self.pair)
+        return fields
 
     def trained(self) -> nn.Module:
         return self.model if self.encoder is None else nn.ModuleList([self.model, self.encoder])
@@ -405,6 +407,15 @@ class _RisingAverage:
 
     def __call__(self, averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
         torch._foreach_lerp_(averages, values, 1 - lincir.ema_decay(int(updates), self.decay))
+
+
+def _freeze_behind_map(encoder: nn.Module) -> None:
+    """No gradients for the layers of a light encoder that its map does not need."""
+    training, parameters = encoder.training, list(encoder.parameters())
+    places = isa.feature_map(encoder.eval(), torch.zeros(1, 3, 64, 64))
+    for parameter, gradient in zip(parameters, torch.autograd.grad(places.sum(), parameters, allow_unused=True)):
+        parameter.requires_grad_(gradient is not None)
+    encoder.train(training)
 
 
 @torch.no_grad()

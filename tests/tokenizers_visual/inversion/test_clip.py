@@ -85,6 +85,25 @@ def test_the_libraries_agree_on_features_hidden_states_and_image_tokens() -> Non
     near(one.logit_scale, other.logit_scale)
 
 
+@both
+def test_hidden_states_go_to_the_joint_space_as_the_pooled_ones_do(make: Callable) -> None:
+    pair = tiny(make)
+    images = torch.randn(2, 3, 32, 32)
+    near(pair.joint_tokens(pair.image_tokens(images))[:, 0], pair.image_features(images))
+    ids = torch.tensor([row(5, 6), row(7)])
+    output = pair.encode_text(ids)
+    ends = (ids == END).int().argmax(1)
+    near(pair.joint_hidden(output.hidden)[torch.arange(2), ends], output.features)
+
+
+def test_an_encoder_that_pools_a_map_has_no_tokens_in_the_joint_space() -> None:
+    vision = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 32, "timm_model_name": None}
+    text = {"context_length": 77, "vocab_size": 400, "width": 8, "heads": 2, "layers": 1}
+    pair = OpenClipPair(open_clip.CLIP(8, vision, text), LetterTokenizer(), backbone="resnet")
+    with pytest.raises(ValueError, match="resnet: expected an image encoder that projects its class token"):
+        pair.joint_tokens(pair.image_tokens(torch.randn(1, 3, 32, 32)))
+
+
 def test_a_text_encoder_alone_composes_and_has_no_images() -> None:
     whole = tiny(transformers_pair)
     text = CLIPTextModelWithProjection(whole.model.config.text_config).eval()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import zoo
 from tokenizers_visual.inversion import freedom, sitta
-from tokenizers_visual.inversion.fdt import FDT, FDTConfig, temperature
+from tokenizers_visual.inversion.fdt import FDT, FDTConfig, FDTTextEncoder, temperature
 from tokenizers_visual.inversion.freedom import FreeDom, FreeDomConfig
 from tokenizers_visual.parity.inversion import open_clip_pair
 from zoo.config import ConfigError
@@ -115,6 +115,33 @@ def test_the_temperature_falls_to_its_floor() -> None:
     assert temperature(5000) == 1000
     assert temperature(2700, decay=0.5) == pytest.approx(500)
     assert temperature(10**6, decay=0.5) == 0.01
+
+
+def small_texts() -> FDTTextEncoder:
+    torch.manual_seed(0)
+    return FDTTextEncoder(width=8, layers=1, heads=2).eval()
+
+
+def test_texts_are_clips_byte_pairs_between_ids_that_are_one_larger() -> None:
+    import open_clip
+
+    encoder, plain = small_texts(), open_clip.tokenize(["A dog", "two cats"])
+    ids, padding = encoder.tokenize(["A dog", "two cats"])
+    assert torch.equal(ids, torch.where(plain >= 49406, plain + 1, plain))
+    assert torch.equal(padding, plain == 0)
+    assert encoder.transformer.token_embedding.num_embeddings == 49409
+
+
+def test_words_see_what_stands_before_them_and_long_texts_lose_their_end() -> None:
+    encoder = small_texts()
+    words, padding = encoder(["a dog on a mat", "a dog"])
+    assert words.shape == (2, 77, 8)
+    torch.testing.assert_close(words[0, :3], words[1, :3])
+    assert (~padding).sum(1).tolist() == [7, 4]
+    ids, padding = encoder.tokenize(["dog " * 100])
+    assert ids[0, 0] == encoder.start_id
+    assert ids[0, -1] == encoder.end_id
+    assert not padding.any()
 
 
 # -- FreeDom: words by votes ---------------------------------------------------------------------------------------

