@@ -178,15 +178,19 @@ class DiscriminatorCase:
     def __init__(self, fixture: Fixture, family: Family) -> None:
         kwargs = fixture.meta["original"]["kwargs"]
         defaults = STFTDiscriminatorConfig()
+        fixed = {"out_channels": 1, "filters_scale": 1, "stride": [1, 2], "normalized": True, "norm": "weight_norm",
+                 "activation": "LeakyReLU", "sep_channels": False}  # fmt: skip
+        if other := {name: kwargs[name] for name, value in fixed.items() if kwargs.get(name, value) != value}:
+            raise ValueError(f"expected EnCodec's discriminators, {fixed}, got {other}")
         self.network = STFTDiscriminatorConfig(
             channels=kwargs.get("in_channels", 1),
             filters=kwargs["filters"],
-            n_ffts=tuple(kwargs["n_ffts"]),
-            hop_lengths=tuple(kwargs["hop_lengths"]),
-            window_lengths=tuple(kwargs["win_lengths"]),
+            n_ffts=tuple(kwargs.get("n_ffts", (1024, 2048, 512))),
+            hop_lengths=tuple(kwargs.get("hop_lengths", (256, 512, 128))),
+            window_lengths=tuple(kwargs.get("win_lengths", (1024, 2048, 512))),
             kernel_size=tuple(kwargs.get("kernel_size", defaults.kernel_size)),
             dilations=tuple(kwargs.get("dilations", defaults.dilations)),
-            slope=kwargs.get("activation_params", {}).get("negative_slope", defaults.slope),
+            slope=kwargs.get("activation_params", {}).get("negative_slope", 0.2),  # the class's own; the recipe has 0.3
         ).build()
         self.names = weight_normed_names(fixture.weights, {".conv.": "."})
         state = {own: fixture.weights[key] for key, own in self.names.items() if "spec_transform" not in key}

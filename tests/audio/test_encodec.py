@@ -1,6 +1,7 @@
 """EnCodec: transformers' EncodecModel gives the same; streams give what the whole gives; segments join."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from audio.encodec import (
 from zoo import checkpoint
 from zoo.config import ConfigError
 from zoo.layers.seanet import SEANetConfig
+from zoo.parity import run_fixture
 from zoo.tokens import Tokens
 
 SMALL: dict[str, Any] = {
@@ -217,3 +219,19 @@ def test_a_network_that_is_not_here_is_refused(argument: str, value: Any) -> Non
     kwargs = {"seanet": {argument: value}, "quantizer": {}, "model": {"sample_rate": 24000}}
     with pytest.raises(ValueError, match="expected"):
         config_from_original({"original": {"kwargs": kwargs}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": [1, 3]}, "expected EnCodec's discriminators"),
+        ({"activation": "ELU"}, "expected EnCodec's discriminators"),
+        ({"activation_params": {}}, "relative error"),  # then the slope is 0.2, not the 0.3 of the fixture
+    ],
+)
+def test_arguments_of_the_discriminators_count(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(Path(__file__).parents[1] / "parity" / "encodec__msstftd", tmp_path / "fixture"))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["original"]["kwargs"] |= change
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert message in run_fixture(folder).checks[0].message
