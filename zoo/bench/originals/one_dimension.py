@@ -292,15 +292,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *arguments: Any, **options: Any)
 ADAPTERS: dict[str, Adapter] = {
     "alit": Adapter(
         "ShivamDuggal4/adaptive-length-tokenizer", "adaptive_tokenizers",
-        (Setting("alit_small_vqgan_quantised.in1k", 1, (_SIDE, _SIDE), {"num_tokens": 128}),), _alit, _FASTER,
+        (Setting("alit_small_vqgan_quantised.in1k", 1, (_SIDE, _SIDE), {"num_tokens": 256}),), _alit, _FASTER,
     ),
     "karl": Adapter(
         "ShivamDuggal4/karl", "kolmogorov_tokenizers",
-        (Setting("karl_small_vqgan_quantised.in1k", 4, (_SIDE, _SIDE), {"num_tokens": 256}),), _karl, _FASTER,
+        (Setting("karl_small_vqgan_quantised.in1k", 8, (_SIDE, _SIDE), {"num_tokens": 256}),), _karl, _FASTER,
     ),
     "flextok": Adapter(
         "apple/ml-flextok", "flextok.flextok_wrapper",
-        (Setting("flextok_d12_d12.in1k", 1, (_SIDE, _SIDE), decoding={"steps": 2}),), _flextok, _FASTER,
+        (Setting("flextok_d12_d12.in1k", 1, (_SIDE, _SIDE), decoding={"steps": 4}),), _flextok, _FASTER,
     ),
     "instella_t2i": Adapter(
         "AMD-AGI/Instella-T2I", "bae.ae_model", (Setting("instella_t2i_bae.amd", 8, (_SIDE, _SIDE)),), _instella_t2i,
