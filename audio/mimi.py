@@ -41,6 +41,7 @@ from zoo.registry import register
 from zoo.streaming import CodecStream
 from zoo.tokenizer import InputSpec, Tokenizer
 
+_ALL_POSITIONS = 2**31 - 1  # the window where the original states none
 LEAST_USAGE = 1e-5  # that a code's sum of latents is divided by
 
 
@@ -94,10 +95,14 @@ class Mimi(Tokenizer):
         super().__init__(config, spec, config.quantizer)
         self.encoder = SEANetEncoder(network, width)
         self.encoder_transformer = self._transformer(config)
-        self.downsample = Conv1d(width, width, 2 * stride, stride=stride, bias=False, causal=True, pad_mode="replicate")
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
+        if stride > 1:
+            sizes: dict[str, Any] = {"kernel_size": 2 * stride, "stride": stride, "bias": False, "causal": True}
+            self.downsample = Conv1d(width, width, pad_mode="replicate", **sizes)
+            self.upsample = ConvTranspose1d(width, width, groups=width, **sizes)
         self.to_latent = nn.Identity() if dim == width else Conv1d(width, dim, 1, causal=True)
         self.from_codes = nn.Identity() if dim == width else Conv1d(dim, width, 1, causal=True)
-        self.upsample = ConvTranspose1d(width, width, 2 * stride, stride=stride, groups=width, bias=False, causal=True)
         self.decoder_transformer = self._transformer(config)
         self.decoder = SEANetDecoder(network, width)
 
@@ -198,7 +203,7 @@ def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
         layers=transformer["num_layers"],
         heads=transformer["num_heads"],
         hidden=transformer.get("dim_feedforward", 2048),
-        window=transformer["context"],
+        window=transformer.get("context") or _ALL_POSITIONS,
         rotary_base=float(transformer.get("max_period", 10_000)),
         layer_scale=transformer["layer_scale"],
         sample_rate=kwargs["sample_rate"],
@@ -230,7 +235,7 @@ def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
         layers=values["num_hidden_layers"],
         heads=heads,
         hidden=values["intermediate_size"],
-        window=values["sliding_window"],
+        window=values["sliding_window"] or _ALL_POSITIONS,
         rotary_base=float((values.get("rope_parameters") or values).get("rope_theta", 10_000.0)),
         rotary_pairs="halves",
         layer_scale=values["layer_scale_initial_scale"],
