@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zoo.registry import registry
 
 ROLLED = """
 from pathlib import Path
+from typing import Any
 import sys
 
 sys.path.append("parts/")  # and files are named from the checkout's root
@@ -127,7 +129,7 @@ def test_instella_takes_our_sizes_and_gives_our_tokens(tmp_path: Path) -> None:
     original = load("instella_t2i", tmp_path)
     card = registry.card(originals.find("instella_t2i").settings[0].model)
     family = registry.family(card.family, card.module)
-    config = family.config.from_dict(card.config)
+    config: Any = family.config.from_dict(card.config)
     meta = {"original": {"kwargs": {"config": original.module.config}}}
     assert family.module.config_from_original(meta) == config
     quantizer = config.quantizer.build()
