@@ -268,8 +268,18 @@ class Flow(MMDiT):
         return F.mse_loss(velocity, noise - signal)
 
 
+_PUBLISHED = {  # arguments of the encoder that the published models share
+    "patch_size": 2, "bidirectional": False, "qformer_mode": "dual", "pre_norm": False, "post_norm": True,
+    "time_adaln": True, "qk_norm": False, "attn_mask": False,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
-    """The config of the original's arguments, as a fixture of the encoder or a published listing states them."""
+    """The config of the original's arguments, as a fixture of the encoder or a published listing states them.
+
+    Raises:
+        ValueError: another kind of encoder than the published models have.
+    """
     kwargs = meta["original"]["kwargs"]
     if "model" in kwargs:  # a listing, whose names stand for sizes
         names = (kwargs["enc"], kwargs["model"])
@@ -280,6 +290,8 @@ def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
         quantizer = _quantizer(kwargs["quantizer_config"], kwargs["k"])
         size, count = kwargs["image_size"] // 8, kwargs["k"]
         return SelftokConfig(kwargs["in_channels"], size, 2 * size, count, decoder=flow, quantizer=quantizer)
+    if other := {name: kwargs[name] for name, value in _PUBLISHED.items() if kwargs.get(name, value) != value}:
+        raise ValueError(f"expected Selftok's encoder, {_PUBLISHED}, got {other}")
     return SelftokConfig(
         channels=kwargs["in_channels"],
         latent_size=kwargs["input_size"],

@@ -278,3 +278,11 @@ def test_seed_file_with_parts_for_text_and_training_loads() -> None:
     found = seed_tokenizer.KEY_MAP({**state, **{key: torch.zeros(1) for key in more}})
     assert found.keys() == expected.keys()
     assert found.keys() == SeedTokenizer(seed_tokenizer.config_from_original(meta)).state_dict().keys()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("bidirectional", True), ("attn_mask", True), ("qformer_mode", "uni")])
+def test_another_encoder_than_selftoks_is_refused(argument: str, value: Any) -> None:
+    meta = json.loads((PARITY / "selftok" / "meta.json").read_text())
+    meta["original"]["kwargs"][argument] = value
+    with pytest.raises(ValueError, match=f"expected Selftok's encoder.*{argument}"):
+        selftok.config_from_original(meta)
