@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torchvision.transforms.v2.functional import normalize
 
 import zoo
@@ -15,7 +14,7 @@ from tokenizers_visual.inversion.fdt import FDT, MEAN, STD, FDTTextEncoder
 from trainers.data.rows import CaptionedImages
 from trainers.tasks.scheduled import ScheduledTask
 from zoo import checkpoint
-from zoo.ops.collective import world_size
+from zoo.ops.collective import joined_over_ranks
 
 
 class DictionaryTask(ScheduledTask):
@@ -69,9 +68,7 @@ class DictionaryTask(ScheduledTask):
         words, padding = self.text_encoder(batch.texts)
         images = self.model.ground(patches, "image").features
         texts = self.model.ground(words, "text", padding).features
-        if world_size() > 1:
-            images, texts = torch.cat(all_gather(images)), torch.cat(all_gather(texts))
-        losses = self.model.losses(images, texts)
+        losses = self.model.losses(joined_over_ranks(images), joined_over_ranks(texts))
         return {"total": (losses["image"] + losses["text"]) / 2, **losses}
 
     @torch.no_grad()
