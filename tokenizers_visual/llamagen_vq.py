@@ -100,12 +100,14 @@ def config_from_diffusers(architecture: VQArchitecture) -> LlamaGenVQConfig:
     """The config of a VQModel with attention at the coarsest level and in the middle; its search is Euclidean.
 
     Raises:
-        ValueError: attention elsewhere, or widths that are no multiples of the first.
+        ValueError: attention elsewhere, widths that are no multiples of the first, or images of other channels than 3.
     """
     coarsest = (False,) * (len(architecture.widths) - 1) + (True,)
     found = (architecture.attention, architecture.decoder_attention, architecture.middle_attention)
     if found != (coarsest, coarsest, True):
         raise ValueError(f"expected attention at the coarsest level and in the middle alone, got {found}")
+    if architecture.channels != 3:
+        raise ValueError(f"expected images of 3 channels, got {architecture.channels}")
     return LlamaGenVQConfig(
         channels=architecture.widths[0],
         channel_multipliers=architecture.multipliers,

@@ -155,6 +155,7 @@ def config_from_diffusers(architecture: VQArchitecture) -> MaskGITVQConfig:
         norm_groups=architecture.norm_groups,
         value_range=(-1.0, 1.0),
         quantizer=VectorConfig(architecture.codebook_size, architecture.dim),
+        in_channels=architecture.channels,
     )
 
 

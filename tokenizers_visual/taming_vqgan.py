@@ -113,6 +113,7 @@ def config_from_diffusers(architecture: VQArchitecture) -> TamingVQGANConfig:
         latent_channels=architecture.latent_channels,
         norm_groups=architecture.norm_groups,
         quantizer=VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
+        in_channels=architecture.channels,
     )
 
 

@@ -80,10 +80,12 @@ class VQArchitecture(Architecture):
 
     Attributes:
         codebook_size, dim: of the codebook, whose search is Euclidean.
+        channels: of the images.
     """
 
     codebook_size: int
     dim: int
+    channels: int = 3
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> VQArchitecture:
@@ -92,10 +94,12 @@ class VQArchitecture(Architecture):
         Raises:
             ValueError: a setting that no model of the zoo has, by name.
         """
+        channels = kwargs.get("in_channels", 3)
         return cls(
-            **_network_of_kwargs(kwargs, norm_type="group"),
+            **_network_of_kwargs(kwargs, norm_type="group", in_channels=channels, out_channels=channels),
             codebook_size=kwargs["num_vq_embeddings"],
             dim=kwargs.get("vq_embed_dim") or kwargs["latent_channels"],
+            channels=channels,
         )
 
     @classmethod
@@ -114,11 +118,13 @@ class VQArchitecture(Architecture):
             raise ValueError(f"expected a plain codebook of vectors, got the quantizer {quantizer}")
         if quantizer.metric not in ("euclidean", "cosine"):
             raise ValueError(f"expected a Euclidean or cosine search, got {quantizer.metric!r}")
-        return cls(**network, codebook_size=quantizer.codebook_size, dim=quantizer.dim)
+        return cls(**network, codebook_size=quantizer.codebook_size, dim=quantizer.dim, channels=model.spec.channels)
 
     def kwargs(self) -> dict[str, Any]:
         return {
             **super().kwargs(),
+            "in_channels": self.channels,
+            "out_channels": self.channels,
             "num_vq_embeddings": self.codebook_size,
             "vq_embed_dim": self.dim,
             "lookup_from_codebook": True,

@@ -138,7 +138,7 @@ def test_unequal_attention_is_refused_with_the_reason_of_each_family() -> None:
     [
         ({"norm_type": "spatial"}, "norm_type='group'"),
         ({"act_fn": "relu"}, "act_fn='silu'"),
-        ({"in_channels": 1}, "in_channels=3"),
+        ({"in_channels": 1}, "out_channels=1"),
         ({"out_channels": 1}, "out_channels=3"),
     ],
 )
@@ -369,3 +369,18 @@ def test_an_autoencoder_kl_of_published_size() -> None:
     with torch.no_grad():
         expected = theirs.encode(x).latent_dist.mean * theirs.config.scaling_factor
         torch.testing.assert_close(ours.latent(x).movedim(-1, 1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["maskgit_vq", "taming_vqgan"])
+def test_models_of_one_channel_go_there_and_back(family: str) -> None:
+    theirs = peer(architecture(channels=1))
+    ours = from_diffusers(theirs, family=family)
+    assert ours.spec.channels == 1
+    assert_equal(ours, theirs, images(8)[:, :1])
+    assert VQArchitecture.of(ours) == architecture(channels=1)
+
+
+def test_llamagen_holds_images_of_three_channels_alone() -> None:
+    coarsest = {"attention": (False, True), "decoder_attention": (False, True)}
+    with pytest.raises(ValueError, match="expected images of 3 channels, got 1"):
+        from_diffusers(peer(architecture(channels=1, **coarsest)), family="llamagen_vq")
