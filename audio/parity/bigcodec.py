@@ -28,9 +28,10 @@ class DiscriminatorCase:
 
     def __init__(self, fixture: Fixture) -> None:
         kwargs = fixture.meta["original"]["kwargs"]
-        self.network = MagnitudeDiscriminators(_config(kwargs["mpd"], kwargs["mstft"]))
-        self.periods = len(kwargs["mpd"]["periods"])
-        layers = len(kwargs["mstft"]["downsample_scales"]) + 2
+        config = _config(kwargs["mpd"], kwargs["mstft"])
+        self.network = MagnitudeDiscriminators(config)
+        self.periods = len(config.periods)
+        layers = len(config.strides) + 2
         changes = {"output_conv": "conv_post", f"layer_{layers}.": "conv_post."}
         changes |= {f"layer_{layer}.": f"convs.{layer}." for layer in range(layers)}
         state = {}
@@ -65,20 +66,54 @@ class DiscriminatorCase:
         }
 
 
+_PERIOD_DEFAULTS = {
+    "periods": [2, 3, 5, 7, 11], "channels": 32, "channel_increasing_factor": 4, "max_downsample_channels": 1024,
+    "downsample_scales": [3, 3, 3, 3, 1], "kernel_sizes": [5, 3], "in_channels": 1, "out_channels": 1,
+    "nonlinear_activation": "LeakyReLU", "nonlinear_activation_params": {"negative_slope": 0.1},
+    "use_weight_norm": True,
+}  # fmt: skip
+_SPECTRUM_DEFAULTS = {
+    "stft_params": {
+        "fft_sizes": [1024, 2048, 512], "hop_sizes": [120, 240, 50], "win_lengths": [600, 1200, 240],
+        "window": "hann_window",
+    },
+    "channels": 32, "max_downsample_channels": 512, "downsample_scales": [2, 2, 2], "kernel_sizes": [7, 3],
+    "in_channels": 1, "out_channels": 1, "use_weight_norm": True,
+}  # fmt: skip
+
+
 def _config(periods: dict[str, Any], spectra: dict[str, Any]) -> MagnitudeDiscriminatorConfig:
-    grown = (periods["channels"] * periods["channel_increasing_factor"] ** i for i in range(5))
+    """What is not stated is as the original's classes have it; what is not here is refused by name."""
+    periods, spectra = {**_PERIOD_DEFAULTS, **periods}, {**_SPECTRUM_DEFAULTS, **spectra}
+    transforms, scales = spectra["stft_params"], periods["downsample_scales"]
+    fixed = {
+        "kernel_sizes": [5, 3], "downsample_scales": [*[3] * (len(scales) - 1), 1], "in_channels": 1,
+        "out_channels": 1, "nonlinear_activation": "LeakyReLU",
+        "nonlinear_activation_params": {"negative_slope": 0.1}, "use_weight_norm": True,
+    }  # fmt: skip
+    _require(periods, fixed)
+    _require(spectra, {"in_channels": 1, "out_channels": 1, "use_weight_norm": True})
+    _require(transforms, {"window": "hann_window"})
+    grown = (periods["channels"] * periods["channel_increasing_factor"] ** i for i in range(len(scales)))
     first, last = spectra["kernel_sizes"]
     return MagnitudeDiscriminatorConfig(
         periods=tuple(periods["periods"]),
         period_channels=tuple(min(width, periods["max_downsample_channels"]) for width in grown),
-        n_ffts=tuple(spectra["stft_params"]["fft_sizes"]),
-        hop_lengths=tuple(spectra["stft_params"]["hop_sizes"]),
+        n_ffts=tuple(transforms["fft_sizes"]),
+        hop_lengths=tuple(transforms["hop_sizes"]),
+        window_lengths=tuple(transforms["win_lengths"]),
         channels=spectra["channels"],
         most_channels=spectra["max_downsample_channels"],
         strides=tuple(spectra["downsample_scales"]),
         kernel_size=first,
         last_kernel_size=last,
     )
+
+
+def _require(stated: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if stated[name] != value:
+            raise ValueError(f"expected discriminators with {name} {value}, got {stated[name]}")
 
 
 class BigCodecCase(Case):

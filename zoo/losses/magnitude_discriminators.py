@@ -5,7 +5,9 @@ Periods: HiFi-GAN, arXiv 2010.05646.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,10 @@ class MagnitudeDiscriminatorConfig(AudioDiscriminatorConfig):
     Attributes:
         periods: of the first discriminators.
         period_channels: of their convolutions, all but the last of stride 3.
-        n_ffts, hop_lengths: of the others' transforms, whose Hann windows are as long.
-        channels: of their first convolution, doubled by each layer up to `most_channels`.
+        n_ffts, hop_lengths: of the others' transforms.
+        window_lengths: of their Hann windows, centred in the frames; empty for windows as long as the transforms.
+        channels: of their first convolution; each layer multiplies them by its stride, and the last but one by 2, up
+            to `most_channels`.
         strides: of their convolutions after a first one of 2; one of stride s has 2 s + 1 taps.
         kernel_size: of their first convolution.
         last_kernel_size: of their last two.
@@ -39,6 +43,7 @@ class MagnitudeDiscriminatorConfig(AudioDiscriminatorConfig):
     period_channels: tuple[int, ...] = (16, 64, 256, 512, 512)
     n_ffts: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     hop_lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    window_lengths: tuple[int, ...] = ()
     channels: int = 32
     most_channels: int = 512
     strides: tuple[int, ...] = (2, 2, 2)
@@ -49,6 +54,9 @@ class MagnitudeDiscriminatorConfig(AudioDiscriminatorConfig):
         self.require(len(self.periods) + len(self.n_ffts) >= 1, "at least one discriminator", self.periods)
         self.require(len(self.period_channels) >= 1, "at least one layer", self.period_channels)
         self.require(len(self.n_ffts) == len(self.hop_lengths), "a hop length per transform", self.hop_lengths)
+        windows = self.window_lengths or self.n_ffts
+        fit = len(windows) == len(self.n_ffts) and all(map(operator.le, windows, self.n_ffts))
+        self.require(fit, "a window at most as long as it per transform", self.window_lengths)
         odd = self.kernel_size % 2 == self.last_kernel_size % 2 == 1
         self.require(odd, "odd kernel sizes", (self.kernel_size, self.last_kernel_size))
 
@@ -61,7 +69,7 @@ class MagnitudeDiscriminators(AudioDiscriminator):
             PeriodDiscriminator(period, config.period_channels, always_pad=False, last_kernel_size=2)
             for period in config.periods
         ]
-        sizes = zip(config.n_ffts, config.hop_lengths)
+        sizes = zip(config.n_ffts, config.hop_lengths, config.window_lengths or config.n_ffts)
         super().__init__(config, [*periods, *(MagnitudeDiscriminator(config, *size) for size in sizes)])
 
 
@@ -70,13 +78,14 @@ class MagnitudeDiscriminator(nn.Module):
 
     window: Tensor
 
-    def __init__(self, config: MagnitudeDiscriminatorConfig, n_fft: int, hop_length: int) -> None:
+    def __init__(self, config: MagnitudeDiscriminatorConfig, n_fft: int, hop_length: int, window: int) -> None:
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
         kernels = [config.kernel_size, *(2 * stride + 1 for stride in config.strides), config.last_kernel_size]
         strides = [2, *config.strides, 1]
-        widths = [1, *(min(config.channels * 2**i, config.most_channels) for i in range(len(strides)))]
+        grown = accumulate((*config.strides, 2), operator.mul, initial=config.channels)
+        widths = [1, *(min(width, config.most_channels) for width in grown)]
         self.convs = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, kernel, stride, kernel // 2))
             for a, b, kernel, stride in zip(widths, widths[1:], kernels, strides)
@@ -87,7 +96,7 @@ class MagnitudeDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Judgement:
         with torch.autocast(x.device.type, enabled=False):
             spectrum = torch.stft(
-                x[:, 0].float(), self.n_fft, self.hop_length, window=self.window.float(), return_complex=True
+                x[:, 0].float(), self.n_fft, self.hop_length, len(self.window), self.window.float(), return_complex=True
             )
             power = torch.view_as_real(spectrum).square().sum(-1)
             h = power.clamp(1e-7, 1e3).sqrt()[:, None].to(x.dtype)

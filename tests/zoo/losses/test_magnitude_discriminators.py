@@ -77,5 +77,7 @@ def test_feature_matching_leaves_the_logits_out() -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="a hop length per transform"):
         MagnitudeDiscriminatorConfig(n_ffts=(64,), hop_lengths=(16, 32))
+    with pytest.raises(ConfigError, match="a window at most as long as it per transform"):
+        MagnitudeDiscriminatorConfig(n_ffts=(64,), hop_lengths=(16,), window_lengths=(65,))
     with pytest.raises(ConfigError, match="odd kernel sizes"):
         MagnitudeDiscriminatorConfig(kernel_size=4)
