@@ -135,6 +135,7 @@ def _mel_loss(settings: dict[str, Any]) -> LogMelLoss:
             n_fft=scale["n_fft"],
             hop_length=scale["hop_size"],
             n_mels=scale["num_mels"],
+            window_length=scale["win_size"],
             low=float(scale["fmin"]),
             high=scale["fmax"],
             area_norm=True,

@@ -22,7 +22,7 @@ class MelConfig(Config):
 
     Attributes:
         sample_rate: in Hz.
-        n_fft: length of a frame, and of its Hann window.
+        n_fft: length of a frame.
         hop_length: samples from frame to frame.
         n_mels: bands.
         low, high: in Hz, the ends of the lowest and the highest band; `high` None is half the sample rate.
@@ -32,6 +32,7 @@ class MelConfig(Config):
         padding: "center": frames are centred on multiples of the hop, the signal being reflected at both ends; "hop":
             the signal is reflected by (n_fft - hop_length) / 2 instead; "filled": as that, and zeros at the end so that
             every sample lies in a frame.
+        window_length: of the Hann window, centred in the frame; None for one as long as the frame.
         window_norm: spectra are divided by the root of the sum of the squared window.
     """
 
@@ -45,12 +46,15 @@ class MelConfig(Config):
     area_norm: bool = False
     power: Literal[1, 2] = 1
     padding: Literal["center", "hop", "filled"] = "center"
+    window_length: int | None = None
     window_norm: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.sample_rate, self.n_fft, self.hop_length, self.n_mels)
         self.require(min(sizes) >= 1, "sizes >= 1", sizes)
         self.require(self.hop_length <= self.n_fft, f"a hop_length of at most {self.n_fft}", self.hop_length)
+        window = self.n_fft if self.window_length is None else self.window_length
+        self.require(1 <= window <= self.n_fft, f"a window_length from 1 to {self.n_fft}", self.window_length)
         self.require(0 <= self.low < self.top, f"a lowest frequency from 0 to below {self.top}", self.low)
 
     @property
@@ -68,7 +72,7 @@ class MelSpectrogram(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(config.window_length or config.n_fft), persistent=False)
         self.register_buffer("bands", mel_bands(config), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +86,7 @@ class MelSpectrogram(nn.Module):
                     surplus = max(signal.shape[-1], config.n_fft) - config.n_fft
                     signal = F.pad(signal, (0, -surplus % config.hop_length))
             spectrum = torch.stft(
-                signal, config.n_fft, config.hop_length, window=self.window.float(),
+                signal, config.n_fft, config.hop_length, len(self.window), self.window.float(),
                 center=config.padding == "center", pad_mode="reflect", return_complex=True,
             )  # fmt: skip
             if config.window_norm:

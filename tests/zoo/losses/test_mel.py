@@ -23,15 +23,23 @@ def test_bands_are_those_of_transformers(scale: str, area_norm: bool) -> None:
         torch.testing.assert_close(mel_bands(config), torch.tensor(expected.T).float(), rtol=1e-4, atol=1e-6)
 
 
-@given(samples=st.integers(200, 700), channels=st.integers(1, 2), power=st.sampled_from([1, 2]), norm=st.booleans())
-def test_spectrogram_is_its_definition(samples: int, channels: int, power: int, norm: bool) -> None:
-    config = MelConfig(8000, 64, 16, 5, power=power, padding="hop", window_norm=norm)
+@given(
+    samples=st.integers(200, 700),
+    channels=st.integers(1, 2),
+    power=st.sampled_from([1, 2]),
+    norm=st.booleans(),
+    length=st.sampled_from([None, 64, 47, 20]),
+)
+def test_spectrogram_is_its_definition(samples: int, channels: int, power: int, norm: bool, length: int | None) -> None:
+    config = MelConfig(8000, 64, 16, 5, power=power, padding="hop", window_length=length, window_norm=norm)
+    window, before = torch.zeros(64), (64 - (length or 64)) // 2
+    window[before : before + (length or 64)] = torch.hann_window(length or 64)
     x = torch.randn(2, channels, samples, generator=torch.Generator().manual_seed(samples))
     padded = torch.nn.functional.pad(x, (24, 24), mode="reflect")
-    frames = padded.unfold(-1, 64, 16) * torch.hann_window(64)
+    frames = padded.unfold(-1, 64, 16) * window
     spectrum = torch.fft.rfft(frames).abs()
     if norm:
-        spectrum = spectrum / torch.hann_window(64).square().sum().sqrt()
+        spectrum = spectrum / window.square().sum().sqrt()
     expected = (spectrum**power @ mel_bands(config).T).transpose(-1, -2)
     torch.testing.assert_close(MelSpectrogram(config)(x), expected, rtol=1e-4, atol=1e-4)
 
@@ -74,5 +82,7 @@ def test_wrong_sizes_are_refused() -> None:
         MelConfig(8000, 64, 65)
     with pytest.raises(ConfigError, match="from 0 to below 4000"):
         MelConfig(8000, 64, 16, low=4000.0)
+    with pytest.raises(ConfigError, match="a window_length from 1 to 64"):
+        MelConfig(8000, 64, 16, window_length=65)
     with pytest.raises(ConfigError, match="2 weights or none"):
         LogMelLossConfig((MelConfig(), MelConfig()), (1.0,))
