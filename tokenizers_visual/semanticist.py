@@ -114,7 +114,7 @@ class Semanticist(PrefixTokenizer):
             found = self.decoder(x.to(codes.dtype).repeat(repeats, 1, 1, 1), time.repeat(repeats), tokens)
             if scale == 1:
                 return found
-            given, without = found.chunk(2)
+            given, without = found.unflatten(0, (2, -1))
             return without + scale * (given - without)
 
         share = signal_share("linear", _TRAIN_STEPS)

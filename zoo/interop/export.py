@@ -1,10 +1,10 @@
 """Models as programs that need nothing of the zoo: torch.export archives and ONNX files of encoding and decoding.
 
-`encode` takes `signal`, of a size that needs no padding, and gives the index tensors of the levels, `level_0` and so
-on; `decode` takes these and gives the signal, that of codecs which normalise at loudness 1. Where the decoder draws
-noise, that is the last input, `noise`: standard normal, of the shape that `Tokenizer.noise_shape` gives; encoders draw
-none. Every program is run once more after it was written, on other signals and noise than those it was traced with, and
-must give what the model gives.
+`encode` takes `signal`, its sides multiples of the stride, and gives the index tensors of the levels, `level_0` and so
+on; `decode` takes these and gives the signal of all their positions, that of codecs which normalise at loudness 1.
+Where the decoder draws noise, that is the last input, `noise`: standard normal, of the shape that
+`Tokenizer.noise_shape` gives; encoders draw none. Every program is run once more after it was written, on other signals
+and noise than those it was traced with, and must give what the model gives.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from zoo.tokens import Tokens
 Form = Literal["torch-export", "onnx"]
 SUFFIXES: dict[Form, str] = {"torch-export": ".pt2", "onnx": ".onnx"}
 DEFAULT_SIDE = 256  # pixels, of models of any size
+DIFFUSERS_BATCH = 31  # its networks take another way for 64 items, of which guidance makes two of each
+_MOST = 1 << 16  # items, or positions along a side
 TOKENS_AGREE = 0.999  # an ONNX runtime sums in another order, which moves a latent on the border of two codes
 SIGNALS_AGREE = 1e-3  # of the value range
 
@@ -105,7 +107,7 @@ def export(model: Tokenizer, folder: str | Path, form: Form, *, size: tuple[int,
 
 def _exported(each: _Program, model: Tokenizer, file: Path, form: Form) -> Exported:
     try:
-        program, free = _traced(each, model)
+        program, free = _traced(each, model, form)
         outputs = ("signal",) if each.part == "decode" else _level_names(len(each.wanted))
         found = _write(program, file, form, tuple(each.arguments), outputs)(each.others)
         agreement = _agreement(each.wanted, found, model, each.part, form)
@@ -121,10 +123,15 @@ def _halts(model: Tokenizer) -> bool:
 
 
 def _full(model: Tokenizer, signal: Tensor) -> Tokens:
-    """Tokens as programs know them: all rows are full, and codecs that normalise keep no loudness beside them."""
+    """Tokens as programs know them: all rows are full, decoding gives whole positions, and codecs that normalise keep
+    no loudness beside them.
+    """
     tokens = model.encode(signal)
     levels = model.encode_levels(signal)[0] if _halts(model) else tokens.levels
-    extent = tokens.extent and replace(tokens.extent, gains=None, places=None)
+    extent = tokens.extent
+    if extent is not None:
+        sizes = tuple(tuple(side + grow for side, grow in zip(size, model.spec.padding(size))) for size in extent.sizes)
+        extent = replace(extent, sizes=sizes, gains=None, places=None)
     return replace(tokens, levels=levels, lengths=None, extent=extent)
 
 
@@ -157,7 +164,7 @@ class _Encode(nn.Module):
         self.model = model
 
     def forward(self, signal: Tensor) -> tuple[Tensor, ...]:
-        levels, lengths = self.model.encode_levels(signal)
+        levels, lengths = self.model.encode_levels(self.model.pad(signal))
         if lengths is not None or _halts(self.model):
             raise NoProgramError(f"encode of {self.model.name}: the number of its tokens depends on the signal")
         return tuple(levels)
@@ -212,14 +219,14 @@ def example_signal(model: Tokenizer, sides: tuple[int, ...], count: int, seed: i
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
-def _traced(each: _Program, model: Tokenizer) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+def _traced(each: _Program, model: Tokenizer, form: Form) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The program with as many free axes as the model allows."""
     arguments, reasons = tuple(each.arguments.values()), []
-    for free in _freedoms(model):
+    for free, most in _freedoms(model):
         try:
-            shapes = _dynamic_shapes(each, free, model.spec.multiple)
+            shapes = _dynamic_shapes(each, free, most, model.spec.multiple)
             program = torch.export.export(each.module, arguments, dynamic_shapes=shapes, strict=False)
-            return program.run_decompositions(_plain_searches()), free
+            return program.run_decompositions(_plain_searches() | (_transforms() if form == "onnx" else {})), free
         except ExportError:
             raise
         except Exception as error:  # the tracer raises nearly anything
@@ -227,21 +234,23 @@ def _traced(each: _Program, model: Tokenizer) -> tuple[torch.export.ExportedProg
     raise NoProgramError(f"{each.part} of {model.name} cannot be traced into one program: {reasons[-1]}")
 
 
-def _freedoms(model: Tokenizer) -> Iterator[tuple[str, ...]]:
+def _freedoms(model: Tokenizer) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Free axes, and the largest batch."""
     sides = {"image": ("height", "width"), "audio": ("samples",)}.get(model.spec.modality, ())
     if sides and model.spec.size is None and model.layout in ("grid", "frames"):
-        yield ("batch", *sides)
-    yield ("batch",)
-    yield ()
+        yield ("batch", *sides), _MOST
+    yield ("batch",), _MOST
+    yield ("batch",), DIFFUSERS_BATCH
+    yield (), 1
 
 
-def _dynamic_shapes(each: _Program, free: tuple[str, ...], multiple: int) -> Any:
+def _dynamic_shapes(each: _Program, free: tuple[str, ...], most: int, multiple: int) -> Any:
     """Which axes are free, and by how much those of one side grow together: levels of a coarse and a fine rate, say."""
     if not free:
         return None
-    axes: list[dict[int, Any]] = [{0: torch.export.Dim("batch", min=1, max=1 << 16)} for _ in each.arguments]
+    axes: list[dict[int, Any]] = [{0: torch.export.Dim("batch", min=1, max=most)} for _ in each.arguments]
     for place, name in enumerate(free[1:]):
-        positions = torch.export.Dim(f"{name}_positions", min=2, max=1 << 16)
+        positions = torch.export.Dim(f"{name}_positions", min=2, max=_MOST)
         last = [tensor.ndim - len(free[1:]) + place for tensor in each.arguments.values()]
         sizes = [tensor.shape[axis] for tensor, axis in zip(each.arguments.values(), last)]
         common = sizes[0] // multiple if each.part == "encode" else math.gcd(*sizes)
@@ -251,13 +260,16 @@ def _dynamic_shapes(each: _Program, free: tuple[str, ...], multiple: int) -> Any
 
 
 def _plain_searches() -> dict[Any, Callable[..., Any]]:
-    """What stands for the searches of the zoo in a program: the same scores by plain operations."""
-    table = torch.export.default_decompositions()
-    table[torch.ops.zoo.nearest_code.default] = _nearest_code
-    table[torch.ops.zoo.residual_codes.default] = _residual_codes
-    table[torch.ops.aten.__lshift__.Tensor] = lambda x, bits: x * 2**bits  # ONNX shifts unsigned integers alone
-    table[torch.ops.aten.__rshift__.Tensor] = lambda x, bits: torch.div(x, 2**bits, rounding_mode="floor")
-    return table
+    """What stands for the searches of the zoo in a program: the same scores by plain operations.
+
+    All other operations stay whole, since torch computes some of their parts with other sums than them.
+    """
+    return {
+        torch.ops.zoo.nearest_code.default: _nearest_code,
+        torch.ops.zoo.residual_codes.default: _residual_codes,
+        torch.ops.aten.__lshift__.Tensor: lambda x, bits: x * 2**bits,  # ONNX shifts unsigned integers alone
+        torch.ops.aten.__rshift__.Tensor: lambda x, bits: torch.div(x, 2**bits, rounding_mode="floor"),
+    }
 
 
 def _nearest_code(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
@@ -278,6 +290,38 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
     return torch.stack(levels, dim=1)
 
 
+def _transforms() -> dict[Any, Callable[..., Any]]:
+    """Fourier transforms for ONNX, whose runtime computes its own with errors that move tokens: sums in float64."""
+    return {torch.ops.aten.stft.default: _stft, torch.ops.aten.fft_irfft.default: _irfft}
+
+
+def _stft(x: Tensor, n_fft: int, hop_length: int, win_length: int | None, window: Tensor, *settings: Any) -> Tensor:
+    """As `torch.stft` of plain frames: not normalised, one-sided."""
+    if win_length not in (None, n_fft) or any(settings[:1]) or settings[1] is False:
+        raise NotImplementedError(f"stft with win_length {win_length} and settings {settings}")
+    cosines, sines = _waves(n_fft)
+    frames = (x.unfold(-1, n_fft, hop_length) * window).double()
+    return torch.complex((frames @ cosines).to(x.dtype), -(frames @ sines).to(x.dtype)).transpose(-1, -2)
+
+
+def _irfft(spectrum: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
+    """As `torch.fft.irfft`."""
+    if norm not in (None, "backward"):
+        raise NotImplementedError(f"irfft with norm {norm}")
+    parts = torch.view_as_real(spectrum)
+    real, imaginary = parts.double().movedim(dim, -2).unbind(-1)
+    once = torch.tensor([1.0 if k in (0, n / 2) else 2.0 for k in range(n // 2 + 1)], dtype=torch.float64) / n
+    cosines, sines = (waves * once for waves in _waves(n))
+    return (real @ cosines.T - imaginary @ sines.T).to(parts.dtype).movedim(-1, dim)
+
+
+def _waves(n_fft: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (n_fft, n_fft / 2 + 1) of the frequencies, float64."""
+    turns = torch.outer(torch.arange(n_fft), torch.arange(n_fft // 2 + 1)) % n_fft
+    angles = turns.double() * (2 * math.pi / n_fft)
+    return angles.cos(), angles.sin()
+
+
 def _write(
     program: torch.export.ExportedProgram, file: Path, form: Form, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
@@ -296,7 +340,9 @@ def _write(
     except ImportError as error:
         raise ImportError(f"{error}; ONNX needs it: pip install 'tokenizer-zoo[onnx]'") from error
     try:
-        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+        exported: Any = torch.onnx.export(  # its optimiser takes constants of up to 1e-8 for zero
+            program, dynamo=True, verbose=False, optimize=False, input_names=inputs, output_names=outputs
+        )
         exported.save(str(file), external_data=False)
     except Exception as error:
         reason = str(error).strip().splitlines()

@@ -19,8 +19,12 @@ def silu(x: Tensor) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Maps (B, C, H, W) as they are best for a row of convolutions; the layout passes through these by itself."""
-    return x.contiguous(memory_format=torch.channels_last) if _on_cpu(x) else x
+    """Maps (B, C, H, W) as they are best for a row of convolutions; the layout passes through these by itself.
+
+    Exported programs take it too: in another layout they would sum in another order, and round to other tokens.
+    """
+    wanted = _on_cpu(x) or torch.compiler.is_exporting()
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
 
 
 def conv_of_doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

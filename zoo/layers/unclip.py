@@ -108,7 +108,7 @@ class UnCLIP(nn.Module):
             found = self.unet(x, time, prompt, class_labels=condition, return_dict=False)[0]
             if scale == 1:
                 return found
-            without, towards = found.chunk(2)
+            without, towards = found.unflatten(0, (2, -1))
             return without + scale * (towards - without)
 
         hop = TRAIN_STEPS // steps

@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 
 import zoo
+from zoo import cards
+from zoo.interop.export import _irfft, _stft, export
 from zoo.interop.export import _nearest_code as plain_search
-from zoo.interop.export import export
 from zoo.ops.nearest_code import METRICS, nearest_code
-from zoo.registry import registry
 
 _WITHOUT_ZOO = """
 import sys, numpy, torch
@@ -85,6 +85,49 @@ def test_noise_is_an_input_of_a_decoder_that_draws_it(tmp_path, name, form):
     assert not torch.allclose(other, expected, atol=1e-3)
 
 
+def test_a_program_rounds_as_the_model_does(tmp_path):
+    """Steps of 2^-15 tell where a program sums in another order than the model."""
+    model = tiny.build("gaussian_token")
+    encode, _ = export(model, tmp_path, "torch-export")
+    images = tiny.signal(model, 8)
+    found = torch.export.load(encode.file).module()(images)
+    for level, expected in zip(found, model.encode(images).levels, strict=True):
+        assert torch.equal(level, expected)
+
+
+def test_a_codec_that_always_pads_gives_its_spare_frame(tmp_path):
+    """BigCodec's whole frames get one more frame of zeros, in its programs too."""
+    model = tiny.build("bigcodec")
+    encode, decode = export(model, tmp_path, "torch-export", size=tiny.size(model.spec))
+    audio = tiny.signal(model, 3)
+    whole = torch.cat([audio, audio[..., : model.spec.multiple]], dim=-1)
+    (level,) = torch.export.load(encode.file).module()(whole)
+    assert level.shape == (3, 6)
+    assert torch.equal(level, model.encode(whole).levels[0])
+    sound = torch.export.load(decode.file).module()(level)
+    torch.testing.assert_close(sound[..., : whole.shape[-1]], model.decode(model.encode(whole)))
+
+
+def test_an_onnx_codec_of_spectra_gives_the_same_tokens(tmp_path):
+    """Faint bins are raised by a power, and bands coded by how the network's sound misses them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny.build("spectral_codec")
+    encode, _ = export(model, tmp_path, "onnx", size=tiny.size(model.spec))
+    audio = 0.1 * tiny.signal(model, 3)
+    found = onnxruntime.InferenceSession(encode.file).run(None, {"signal": audio.numpy()})
+    for level, expected in zip(found, model.encode(audio).levels, strict=True):
+        assert (level == expected.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("n_fft", [12, 15])
+def test_the_transforms_of_programs_are_those_of_torch(n_fft):
+    signal, window = torch.randn(2, 100, generator=torch.Generator().manual_seed(0)), torch.hann_window(n_fft)
+    spectrum = torch.stft(signal, n_fft, 4, window=window, center=False, return_complex=True)
+    torch.testing.assert_close(_stft(signal, n_fft, 4, None, window, False, True, True), spectrum)
+    torch.testing.assert_close(_irfft(spectrum, n_fft, 1), torch.fft.irfft(spectrum, n_fft, dim=1))
+
+
 def test_noise_of_another_shape_is_refused():
     model = tiny.build("snac")
     tokens = model.encode(tiny.signal(model))
@@ -116,7 +159,7 @@ def test_every_family_is_exported_or_says_why_not(tmp_path, name):
     for program in export(model, tmp_path, "torch-export", size=tiny.size(model.spec)):
         if program.part == "encode" and name in REASONS:
             assert REASONS[name] in program.reason
-            assert all(REASONS[name] in registry.card(card).notes for card in zoo.list_models(family=name))
+            assert all(REASONS[name] in card.notes for card in cards.all_cards() if card.family == name)
         else:
             assert program.file is not None, program.reason
             assert program.free[0] == "batch"
