@@ -101,7 +101,7 @@ def config_from_original(meta: dict[str, Any]) -> LadiVtonConfig:
         image_dim=kwargs["input_dim"],
         word_dim=kwargs["output_dim"] // kwargs["num_vstar"],
         words=kwargs["num_vstar"],
-        blocks=kwargs["num_encoder_layers"],
+        blocks=kwargs.get("num_encoder_layers", 1),
         heads=encoder["num_attention_heads"],
         mlp_dim=encoder["intermediate_size"],
         activation=encoder["hidden_act"],

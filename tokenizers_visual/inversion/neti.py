@@ -195,9 +195,16 @@ class NeTI(WordModel):
         return [Conditioning(*pair_of_sides) for pair_of_sides in zip(*parts)]
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "output_dim": 768, "unet_layers": UNET_LAYERS, "use_nested_dropout": True, "nested_dropout_prob": 0.5,
+    "norm_scale": None, "use_positional_encoding": True, "num_pe_time_anchors": 10,
+    "pe_sigmas": {"sigma_t": 0.03, "sigma_l": 2.0}, "output_bypass": True,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> NeTIConfig:
     """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     layers, norm = kwargs["unet_layers"], kwargs["norm_scale"]
     return NeTIConfig(
         backbone=meta.get("base_model") or NeTIConfig.backbone,

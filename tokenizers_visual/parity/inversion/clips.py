@@ -56,7 +56,9 @@ def text_encoder(weights: Named, config: dict[str, Any], backbone: str) -> Trans
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     ignored = {"text_model.embeddings.position_ids": None, "embeddings.position_ids": None}
     names = KeyMap({**ignored, "*": "*"}, prefix="" if projected else "text_model.")
-    model = kind(CLIPTextConfig(**config))
+    model = kind(
+        CLIPTextConfig(**{"bos_token_id": 0, "eos_token_id": 2, **config})
+    )  # the defaults of the fixtures' release
     checkpoint.load_into(model, names(weights))
     return TransformersPair(model, backbone=backbone, placeholder_id=PLACEHOLDER_ID)
 

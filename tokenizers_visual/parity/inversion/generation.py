@@ -33,7 +33,7 @@ class LadiVtonCase(Case):
 
     def compose(self, inputs: Named, settings: dict[str, Any]) -> Named:
         output = self._encoded(inputs["input_ids"], inputs["pseudo_words"])
-        return {"last_hidden_state": output.hidden, "pooled": output.features}
+        return {"last_hidden_state": output.hidden, "pooled": pooled_at_largest(output.hidden, inputs["input_ids"])}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         output = self._encoded(inputs["input_ids"], self.model(inputs["features"]))
@@ -80,8 +80,7 @@ class PromptCase:
         pooled = result.pooled
         if settings["pooled_at"] == "largest id":
             hidden = encoders[1].encode_text(*embedded[1]).hidden
-            place = inputs["input_ids_2"].argmax(1)
-            pooled = encoders[1].model.text_projection(hidden[torch.arange(len(hidden)), place])  # type: ignore[operator]
+            pooled = encoders[1].model.text_projection(pooled_at_largest(hidden, inputs["input_ids_2"]))  # type: ignore[operator]
         return {"prompt_embeds": result.prompt, "pooled": pooled}
 
 
@@ -92,6 +91,11 @@ class TextEncoderCase(Case):
         _, rest = split(fixture.weights, fixture.meta["companions"]["clip_text"]["prefix"])
         super().__init__(replace(fixture, weights=rest), family)
         self.pair = encoder_of(fixture, self.model.config.backbone)
+
+
+def pooled_at_largest(hidden: Tensor, ids: Tensor) -> Tensor:
+    """States (B, D) at the largest id of each row, where the originals pool: at an added placeholder, if there is one."""
+    return hidden[torch.arange(len(hidden)), ids.argmax(1)]
 
 
 def encoder_of(fixture: Fixture, backbone: str) -> TransformersPair:
@@ -122,9 +126,9 @@ class NeTICase(TextEncoderCase):
         result = self.model.compose(self.pair, inputs["input_ids"], self._words(inputs, settings))
         return {
             "last_hidden_state": result.keys.hidden,
-            "pooled": result.keys.features,
+            "pooled": pooled_at_largest(result.keys.hidden, inputs["input_ids"]),
             "bypass_last_hidden_state": result.values.hidden,
-            "bypass_pooled": result.values.features,
+            "bypass_pooled": pooled_at_largest(result.values.hidden, inputs["input_ids"]),
         }
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
@@ -163,8 +167,7 @@ class BaTexCase:
 
     def compose(self, inputs: Named, settings: dict[str, Any]) -> Named:
         hidden = self._states(self._model(inputs), inputs["input_ids"], settings)
-        largest = inputs["input_ids"].argmax(1)  # where the original pools: at the placeholder
-        return {"last_hidden_state": hidden, "pooled": hidden[torch.arange(len(hidden)), largest]}
+        return {"last_hidden_state": hidden, "pooled": pooled_at_largest(hidden, inputs["input_ids"])}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         model = self._model(inputs)
