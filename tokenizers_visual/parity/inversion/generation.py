@@ -94,7 +94,7 @@ class TextEncoderCase(Case):
 
 
 def pooled_at_largest(hidden: Tensor, ids: Tensor) -> Tensor:
-    """States (B, D) at the largest id of each row, where the originals pool: at an added placeholder, if there is one."""
+    """States (B, D) at the largest id of each row, where the originals pool: an added placeholder, if there is one."""
     return hidden[torch.arange(len(hidden)), ids.argmax(1)]
 
 
