@@ -212,9 +212,11 @@ class TransformersPair(ClipPair):
         return self.model.vision_model(pixel_values=images)  # type: ignore[operator]
 
     def hidden_states(self, ids: Tensor, embeddings: Tensor | None = None) -> tuple[tuple[Tensor, ...], TextOutput]:
-        """What each layer of the text encoder gives, (B, L, D), before the final norm; and the output as ever."""
+        """What goes into the first layer of the text encoder, and what each layer gives, (B, L, D), before the final
+        norm; and the output as ever."""
+        tower = self._tower[0]
         with ExitStack() as stack:
-            kept = [stack.enter_context(outputs_of(layer)) for layer in self._tower[0].encoder.layers]
+            kept = [stack.enter_context(outputs_of(part)) for part in (tower.embeddings, *tower.encoder.layers)]
             output = self.encode_text(ids, embeddings)
         return tuple(part[0][0] if isinstance(part[0], tuple) else part[0] for part in kept), output
 

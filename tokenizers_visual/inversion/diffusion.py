@@ -106,7 +106,7 @@ def encode_prompt(
 
 def _layer(layers: Sequence[Tensor], skip: int) -> Tensor:
     if not 0 <= skip < len(layers):
-        raise ValueError(f"clip_skip: expected to leave one of {len(layers)} layers, got {skip} to skip")
+        raise ValueError(f"clip_skip: expected to leave one of {len(layers)} states, got {skip} to skip")
     return layers[-1 - skip]
 
 

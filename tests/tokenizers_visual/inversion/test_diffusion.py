@@ -99,7 +99,7 @@ def test_both_encoders_of_xl_take_their_own_words(tokenizer: CLIPTokenizer, tmp_
     )  # fmt: skip
     pairs = text_encoders(pipeline, ["one", "two"])
     learned = [PseudoWords(torch.randn(1, 2, width), name) for width, name in ((WIDTH, "one"), (24, "two"))]
-    for skip in (None, 1):
+    for skip in (None, 1, 2):  # of the first encoder's three layers, the last leaves what goes into the first
         ours = to_prompt_embeds(pairs, "a photo of $ in rain", learned, clip_skip=skip)
         if skip is None:
             parts = zip(learned, ("", "_2"))
@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_refused(tokenizer: CLIPTokenizer, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"broken\.pt"):
         load_learned_embeddings(tmp_path / "broken.pt")
     pair = TransformersPair(text_encoder(), tokenizer, backbone="tiny")
-    with pytest.raises(ValueError, match="to leave one of 3 layers, got 3"):
-        to_prompt_embeds([pair], "$", [words(1)], clip_skip=3)
+    with pytest.raises(ValueError, match="to leave one of 4 states, got 4"):
+        to_prompt_embeds([pair], "$", [words(1)], clip_skip=4)
     with pytest.raises(ValueError, match="words for 1 or 2 encoders, got 2 for 1"):
         to_prompt_embeds([pair], "$", [words(1)] * 2)
