@@ -89,7 +89,7 @@ def mask_keywords(caption: str, found: Sequence[str], rng: random.Random, *, pla
     """A caption with a placeholder for each keyword, wherever its letters stand.
 
     Where a keyword is no part of the caption, as when it spans a hyphen, a random word is masked and the rest is left;
-    so it is where there is no keyword at all.
+    so it is where there is no keyword at all. An empty caption becomes the placeholder.
 
     Args:
         caption: cleaned.
@@ -105,7 +105,7 @@ def mask_keywords(caption: str, found: Sequence[str], rng: random.Random, *, pla
             masked = masked.replace(keyword, placeholder)
             continue
         word = rng.choice(caption.split(" "))
-        if word:
+        if word or not caption:
             masked = masked.replace(word, placeholder)
         break
     return masked if placeholder in masked else FALLBACK.replace(PLACEHOLDER, placeholder)

@@ -167,8 +167,8 @@ def test_a_keyword_that_is_no_part_masks_one_random_word_and_ends() -> None:
     assert masked == {"$ view of rome", "wide-angle $ of rome", "wide-angle view $ rome", "wide-angle view of $"}
 
 
-def test_an_empty_caption_becomes_the_general_prompt() -> None:
-    assert lincir.mask_keywords("", [], random.Random(0)) == "a photo of $"
+def test_an_empty_caption_becomes_the_placeholder() -> None:
+    assert lincir.mask_keywords("", [], random.Random(0)) == "$"
     assert lincir.clean_caption(None) == ""
 
 
