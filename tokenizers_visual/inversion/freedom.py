@@ -211,7 +211,7 @@ def config_from_original(meta: dict[str, Any]) -> FreeDomConfig:
     kwargs = meta["original"]["kwargs"]
     return FreeDomConfig(
         backbone=meta.get("clip") or FreeDomConfig.backbone,
-        neighbours=kwargs["kappa"],
-        words_per_image=kwargs["ni"],
-        words=kwargs["miu"],
+        neighbours=kwargs.get("kappa", 20),
+        words_per_image=kwargs.get("ni", 7),
+        words=kwargs.get("miu", 7),
     )

@@ -74,9 +74,12 @@ def image_text_logits(image_features: Tensor, text_features: Tensor, scale: Tens
     return scale * F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
 
 
+_ORIGINAL_DEFAULTS = {"embed_dim": 512, "middle_dim": 512, "output_dim": 512, "n_layer": 2, "dropout": 0.1}
+
+
 def config_from_original(meta: dict[str, Any]) -> Pic2WordConfig:
     """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs: dict[str, Any] = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     return Pic2WordConfig(
         backbone=meta.get("clip") or BACKBONE_OF_WIDTH[kwargs["embed_dim"]],
         image_dim=kwargs["embed_dim"],

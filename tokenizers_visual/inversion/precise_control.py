@@ -150,9 +150,15 @@ def expand(embeddings: Tensor, places: Sequence[Tensor], words: Tensor) -> tuple
     return torch.stack(rows[: len(embeddings)]), taken
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "num_styles": 18, "w_dim": 512, "attn_heads": 8, "attn_dim_head": 64, "depth": 4, "num_embeds_per_token": 2,
+    "context_dim": 768, "use_timestep_embedder": True,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> PreciseControlConfig:
     """The config of the original's constants and arguments."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
     return PreciseControlConfig(
         word_dim=kwargs["context_dim"],
         styles=kwargs["num_styles"],

@@ -319,3 +319,21 @@ def test_joined_attention_weights_are_queries_keys_and_values() -> None:
     own = registry.family("ladi_vton").module.KEY_MAP(published)
     parts = [published[f"encoder_layers.0.self_attn.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(own["blocks.0.attention.qkv.weight"], torch.cat(parts))
+
+
+@pytest.mark.parametrize(
+    ("fixture", "defaults"),
+    [
+        ("pic2word", {"embed_dim": 512, "middle_dim": 512, "output_dim": 512, "n_layer": 2, "dropout": 0.1}),
+        ("precise_control", {"depth": 4, "num_embeds_per_token": 2, "use_timestep_embedder": True}),
+        ("ladi_vton", {"num_encoder_layers": 1}),
+        ("freedom", {"kappa": 20, "ni": 7, "miu": 7}),
+    ],
+)
+def test_what_is_not_stated_is_at_the_originals_defaults(fixture: str, defaults: dict[str, Any]) -> None:
+    stated = meta(fixture)
+    original = stated["original"]["kwargs"]
+    without = {**stated, "original": {"kwargs": {k: v for k, v in original.items() if k not in defaults}}}
+    module = registry.family(fixture).module
+    expected = module.config_from_original({**stated, "original": {"kwargs": {**original, **defaults}}})
+    assert module.config_from_original(without) == expected
