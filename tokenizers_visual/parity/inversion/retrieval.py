@@ -130,7 +130,8 @@ class LinCIRCase(ProjectorCase):
 
     def compose(self, inputs: Named, settings: dict[str, Any]) -> Named:
         self.pair.placeholder_id = settings.get("placeholder_id", PLACEHOLDER_ID)
-        output = self.pair.encode_text(*self.pair.embed(inputs["token_ids"], self.words(inputs["pseudo_words"])))
+        words = self.words(inputs["pseudo_words"])
+        output = self.pair.encode_text(*self.pair.embed(inputs["token_ids"], words, optional=True))
         return {"text_features": output.features, "last_hidden": output.hidden}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
