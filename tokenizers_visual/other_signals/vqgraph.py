@@ -17,7 +17,15 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.graph_conv import GraphConv
 from zoo.ops.soft_assignment import assignment_logits
-from zoo.quantizers import DirectionCodebookConfig, Quantized, QuantizerConfig, Vector, VectorConfig
+from zoo.quantizers import (
+    CodebookConfig,
+    DirectionCodebookConfig,
+    EmaCodebookConfig,
+    Quantized,
+    QuantizerConfig,
+    Vector,
+    VectorConfig,
+)
 from zoo.registry import register
 from zoo.structured import StructuredOutput, StructuredTokenizer
 
@@ -151,11 +159,15 @@ class VQGraph(StructuredTokenizer):
     def similarities(self, latent: Tensor) -> Tensor:
         """Cosines (N, K) of latents (N, D) and all codes: what the MLP that is to learn from this model is taught.
 
+        Of a quantizer with the Euclidean metric, the negative distances.
+
         Raises:
             ValueError: a model whose quantizer has no codebook.
         """
-        latent, codes = F.normalize(latent.float(), dim=-1), F.normalize(codebook(self), dim=-1)
-        return assignment_logits(latent, codes, 1.0, "dot")
+        latent, codes = latent.float(), codebook(self)
+        if self.quantizer.metric == "euclidean":
+            return assignment_logits(latent, codes, 1.0, "distance")
+        return assignment_logits(F.normalize(latent, dim=-1), F.normalize(codes, dim=-1), 1.0, "dot")
 
 
 def codebook(model: VQGraph) -> Tensor:
@@ -251,33 +263,47 @@ def soft_token_loss(student: Tensor, similarities: Tensor, codes: Tensor, temper
 # -- the original --------------------------------------------------------------------------------------------------
 
 
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "use_cosine_sim": False, "decay": 0.8, "threshold_ema_dead_code": 0, "commitment_weight": 1.0,
+}  # fmt: skip
+
+
 def config_from_original(meta: dict[str, Any]) -> VQGraphConfig:
-    """The config of the original quantizer's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
-    dim = kwargs["dim"]
-    quantizer = VectorConfig(
-        codebook_size=kwargs["codebook_size"],
-        dim=dim,
-        metric="cosine",
-        codebook=DirectionCodebookConfig(decay=kwargs["decay"], revive_below=kwargs.get("threshold_ema_dead_code", 0)),
-        unit_vectors=False,
+    """The config of the original quantizer's constructor arguments.
+
+    Raises:
+        ValueError: several heads, or codes of another width than the latents.
+    """
+    kwargs = {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
+    dim, size, decay, revive_below = (
+        kwargs[name] for name in ("dim", "codebook_size", "decay", "threshold_ema_dead_code")
     )
+    if kwargs.get("heads", 1) != 1 or (kwargs.get("codebook_dim") or dim) != dim:
+        raise ValueError(f"expected one head of width {dim}, got {kwargs}")
+    if kwargs["use_cosine_sim"]:
+        codebook: CodebookConfig = DirectionCodebookConfig(decay=decay, revive_below=revive_below)
+        quantizer = VectorConfig(size, dim, "cosine", codebook, unit_vectors=False)
+    else:
+        quantizer = VectorConfig(size, dim, codebook=EmaCodebookConfig(decay=decay, revive_below=revive_below))
     return VQGraphConfig(features=dim, hidden=dim, quantizer=quantizer)
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original's quantizer weighs its loss itself."""
-    return {"loss.commit": meta["original"]["kwargs"]["commitment_weight"] * quantized.losses["commitment"]}
+    weight = meta["original"]["kwargs"].get("commitment_weight", _ORIGINAL_DEFAULTS["commitment_weight"])
+    return {"loss.commit": weight * quantized.losses["commitment"]}
 
 
 KEY_MAP = KeyMap(
     {
         "_codebook.embed": "quantizer.codebook.weight",
         "_codebook.cluster_size": "quantizer.ema.count",
+        "_codebook.embed_avg": "quantizer.ema.total",  # of the Euclidean metric
         "_codebook.initted": None,
     },
     transforms={
         "quantizer.codebook.weight": lambda weight: weight[0],  # of one head
         "quantizer.ema.count": lambda count: count[0],
+        "quantizer.ema.total": lambda total: total[0],
     },
 )

@@ -36,12 +36,13 @@ class GraphCase(Case):
         quantized = model.quantizer(latent)
         losses = self.original_losses(quantized)
         torch.add(losses["loss.commit"], (quantized.codes * inputs["cotangent"]).sum()).backward()
+        state = model.state_dict()
+        named = {key: self.key_map.name(key, self.fixture.weights) for key in self.fixture.weights}
         return {
             **losses,
             "quantized": quantized.codes,
             "grad.latent": gradient(latent),
-            "buffer._codebook.embed": model.quantizer.codebook.weight,
-            "buffer._codebook.cluster_size": model.quantizer.ema.count,
+            **{f"buffer.{key}": state[own] for key, own in named.items() if own in state},
         }
 
 
