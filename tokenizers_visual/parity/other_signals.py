@@ -133,11 +133,11 @@ class DocumentCase(Case):
     def encode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         steps = settings.get("data_slicing", {})
         model = type(self.model)(self.model.config.replace(**{f"{name}_step": step for name, step in steps.items()}))
-        text, frames = inputs.get("text"), inputs.get("image")
+        text, frames, audio = (inputs.get(name) for name in ("text", "image", "audio"))
         document = pixelbytes.Document(
             None if text is None else bytes(text.tolist()).decode(),
             None if frames is None else frames.to(torch.uint8).reshape(-1, *frames.shape[-3:]),
-            inputs.get("audio"),
+            None if audio is None else torch.atleast_2d(audio),
         )
         return {"indices": model.encode(document).indices, "context": model.context(document)}
 
