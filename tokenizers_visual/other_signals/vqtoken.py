@@ -173,8 +173,14 @@ def _check(features: Tensor, shape: tuple[int, int]) -> None:
 
 
 def config_from_original(meta: dict[str, Any]) -> VQTokenConfig:
-    """The config of the original's constructor arguments."""
-    kwargs = meta["original"]["kwargs"]
+    """The config of the original's constructor arguments.
+
+    Raises:
+        ValueError: several layers of attention.
+    """
+    kwargs = {"num_heads": 1, "num_layers": 1, "max_iteration": 300, **meta["original"]["kwargs"]}
+    if kwargs["num_layers"] != 1:
+        raise ValueError(f"expected one layer of attention, got {kwargs['num_layers']}")
     return VQTokenConfig(
         tokens=kwargs["query_dim"],
         width=kwargs["context_dim"],

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import zoo
-from tokenizers_visual.other_signals.vqtoken import ClipTokens, VQToken, VQTokenConfig, cluster, elbow, spread
+from tokenizers_visual.other_signals.vqtoken import (
+    ClipTokens,
+    VQToken,
+    VQTokenConfig,
+    cluster,
+    config_from_original,
+    elbow,
+    spread,
+)
 from zoo.config import ConfigError
 
 CONFIG = VQTokenConfig(tokens=9, width=8, heads=2, feedforward=16, clusters=4)
@@ -119,3 +127,11 @@ def test_what_is_no_clip_is_refused(model: VQToken) -> None:
         model.encode(features, num_tokens=37)
     with pytest.raises(ValueError, match=r"start: expected \(4, 8\), got \(3, 8\)"):
         model.encode(features, start=torch.zeros(3, 8))
+
+
+def test_originals_with_arguments_left_out_and_of_several_layers() -> None:
+    stated = {"query_dim": 9, "context_dim": 8, "num_clusters": 4}
+    expected = VQTokenConfig(tokens=9, width=8, heads=1, clusters=4, iterations=300)
+    assert config_from_original({"original": {"kwargs": stated}}) == expected
+    with pytest.raises(ValueError, match="one layer of attention, got 2"):
+        config_from_original({"original": {"kwargs": {**stated, "num_layers": 2}}})
