@@ -215,18 +215,25 @@ def semantic_teacher(config: RobustTokConfig, weights: Path | None = None) -> Se
     return teacher.requires_grad_(False).eval()
 
 
-def semantic_loss(model: RobustTok, features: Tensor, codes: Tensor) -> Tensor:
-    """Contrastive loss in both directions (as in CLIP, of logit scale 1) between images as teacher and codes show them,
-    over the batches of all processes.
+def semantic_loss(
+    model: RobustTok, features: Tensor, codes: Tensor, *, scale: float = 1.0, cosines: bool = False
+) -> Tensor:
+    """Contrastive loss in both directions (as in CLIP) between images as teacher and codes show them, over the batches
+    of all processes.
 
     Args:
         features: (B, width) of the teacher, which pass through the model's own `to_latent`.
         codes: (B, s, s, D), of which the mean over the positions and the last branch's channels are taken. Perturbed
             where the decoder's are.
+        scale: of the logits.
+        cosines: compare directions alone, instead of by inner products.
     """
     teacher = model.to_latent(features)
     student = codes.mean((1, 2))[:, -teacher.shape[1] :]
-    logits = joined_over_ranks(teacher).float() @ joined_over_ranks(student).float().T
+    rows = [joined_over_ranks(part).float() for part in (teacher, student)]
+    if cosines:
+        rows = [F.normalize(part, dim=-1) for part in rows]
+    logits = scale * rows[0] @ rows[1].T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -239,7 +246,22 @@ def transformer_from_original(stated: dict[str, Any], side: str) -> TransformerS
     if "vit" in stated:
         vit = stated["vit"]
         return TransformerSizes(vit["embed_dim"], vit["depth"], vit["num_heads"])
-    return _VIT_SIZES[stated["kwargs"][f"{side}_model"].split("_")[1]]
+    return _VIT_SIZES[original_arguments({"original": stated})[f"{side}_model"].split("_")[1]]
+
+
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
+    "enc_type": "cnn", "dec_type": "cnn", "abs_pos_embed": False, "codebook_size": 16384, "codebook_embed_dim": 8,
+    "codebook_l2_norm": True, "commit_loss_beta": 0.25, "entropy_loss_ratio": 0.0,
+    "v_patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], "share_quant_resi": 4, "product_quant": 1,
+    "codebook_drop": 0.0, "start_drop": 1, "sem_loss_weight": 0.1, "sem_loss_scale": 1.0, "clip_norm": False,
+    "lfq": False, "scale": 1.0, "soft_entropy": True,
+    "encoder_model": "vit_small_patch14_dinov2.lvd142m", "decoder_model": "vit_small_patch14_dinov2.lvd142m",
+}  # fmt: skip
+
+
+def original_arguments(meta: dict[str, Any]) -> dict[str, Any]:
+    """The original's constructor arguments, with those that are not stated."""
+    return {**_ORIGINAL_DEFAULTS, **meta["original"]["kwargs"]}
 
 
 def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
@@ -249,7 +271,8 @@ def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
         ValueError: networks other than transformers, learned positions of the queries, or signs that shrink with the
             scales.
     """
-    stated, kwargs = meta["original"], meta["original"]["kwargs"]
+    stated = meta["original"]
+    kwargs = original_arguments(meta)
     found = (kwargs["enc_type"], kwargs["dec_type"], kwargs["abs_pos_embed"])
     if found != ("dinov2", "dinov2", True):
         raise ValueError(f"expected dinov2 on both sides with absolute positions, got {found}")
@@ -267,40 +290,41 @@ def config_from_original(meta: dict[str, Any]) -> RobustTokConfig:
 
 
 def _branch(kwargs: dict[str, Any], ladder: tuple[int, ...]) -> QuantizerConfig:
-    """The quantizer of one branch."""
-    size, dim, unit = kwargs["codebook_size"], kwargs["codebook_embed_dim"], kwargs.get("codebook_l2_norm", True)
-    single = len(ladder) == 1
-    convolutions, dropout = kwargs.get("share_quant_resi", 4), _dropout(kwargs)
-    if single or not kwargs.get("lfq", False):
-        level = VectorConfig(size, dim, "cosine", unit_vectors=single) if unit else VectorConfig(size, dim)
-        return level if single else MultiScaleConfig(level, ladder, convolutions, dropout=dropout)
-    if size != 2**dim or kwargs.get("scale", 1.0) != 1.0:
-        raise ValueError(f"expected 2^{dim} signs of scale 1, got {size} of {kwargs.get('scale', 1.0)}")
+    """The quantizer of one branch; a codebook of several scales takes unit vectors, whatever is stated."""
+    size, dim, unit = kwargs["codebook_size"], kwargs["codebook_embed_dim"], kwargs["codebook_l2_norm"]
+    if len(ladder) == 1:
+        return VectorConfig(size, dim, "cosine" if unit else "euclidean")
+    convolutions, dropout = kwargs["share_quant_resi"], _dropout(kwargs)
+    if not kwargs["lfq"]:
+        return MultiScaleConfig(
+            VectorConfig(size, dim, "cosine", unit_vectors=False), ladder, convolutions, dropout=dropout
+        )
+    if size != 2**dim or kwargs["scale"] != 1.0:
+        raise ValueError(f"expected 2^{dim} signs of scale 1, got {size} of {kwargs['scale']}")
     signs = BinaryConfig(dim, entropy=None, scale=dim**-0.5 if unit else 1.0)
-    soft = kwargs.get("soft_entropy", True)
+    soft = kwargs["soft_entropy"]
     entropy = BinaryEntropyConfig(1.0, group_bits=1) if soft else BinaryEntropyConfig(0.01, shift=1e-5)
     return MultiScaleConfig(signs, ladder, convolutions, dropout=dropout, unit_latents=unit, entropy=entropy)
 
 
 def _dropout(kwargs: dict[str, Any]) -> LevelDropoutConfig | None:
-    share = kwargs.get("codebook_drop", 0.0)
+    share = kwargs["codebook_drop"]
     return LevelDropoutConfig(kwargs["start_drop"], share=share, per_item=True) if share > 0 else None
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
     """The original weighs the commitment by beta, and sums it over scales, where it averages the codebook term.
 
-    Of signs it averages both, and beta is always 0.25.
+    Of signs it averages both, and of several scales beta is always 0.25.
     """
-    kwargs, losses = meta["original"]["kwargs"], quantized.losses
-    if kwargs.get("lfq", False) and len(kwargs["v_patch_nums"]) > 1:
+    kwargs, losses = original_arguments(meta), quantized.losses
+    scales = len(kwargs["v_patch_nums"])
+    if kwargs["lfq"] and scales > 1:
         weights = {"codebook": 1.0, "commitment": 0.25, "entropy": kwargs["entropy_loss_ratio"]}
         names = {"codebook": "loss.vq", "commitment": "loss.commit", "entropy": "loss.entropy"}
         return {names[name]: weight * losses[name] for name, weight in weights.items() if name in losses}
-    return {
-        "loss.vq": losses["codebook"],
-        "loss.commit": kwargs["commit_loss_beta"] * len(kwargs["v_patch_nums"]) * losses["commitment"],
-    }
+    beta = kwargs["commit_loss_beta"] if scales == 1 else 0.25
+    return {"loss.vq": losses["codebook"], "loss.commit": beta * scales * losses["commitment"]}
 
 
 def _transformer(published: str, own: str) -> dict[str, str | None]:
@@ -344,6 +368,7 @@ def _key_map(codebook: str) -> KeyMap:
             "decoder.to_pixel.model.*": "decoder.to_pixels.*",
             "semantic_model.*": None,  # the teacher of the original's training
             "detail_model.*": None,  # another one
+            "sem_linear.*": None,  # no term of its loss reads it
         },
         transforms={
             "encoder.queries": lambda queries: queries[0],

@@ -24,8 +24,8 @@ def case(fixture: Fixture, family: Family) -> Any:
 
 
 class RobustTokCase(Case):
-    """Indices of one codebook are flat; those of several scales stand in an array for each branch. The original clamps
-    reconstructions, but not in training."""
+    """Indices of one codebook are flat; those of several scales or branches stand in an array for each branch. The
+    original clamps reconstructions, but not in training."""
 
     def __init__(self, fixture: Fixture, family: Family) -> None:
         super().__init__(fixture, family)
@@ -64,20 +64,25 @@ class RobustTokCase(Case):
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
         model: Any = self.model
-        image, kwargs = inputs["image"], self.meta["original"]["kwargs"]
+        image, kwargs = inputs["image"], robust_tok.original_arguments(self.meta)
         feature = self.teacher(inputs, settings)["feature"]
         model.train()
-        excluded = 0
+        excluded = int(len(image) * settings.get("codebook_drop", kwargs["codebook_drop"]))
         if self.scaled:
-            excluded = int(len(image) * settings["codebook_drop"])
             self._give_counts(inputs["dropout"][:excluded])
         latent = model.latent(image)
         latent.retain_grad()
         clean = quantized = model.quantizer(latent)
-        if not self.scaled:
+        if not self.scaled and self.config.branches == 1:
             quantized = perturb(model.quantizer, latent, clean, *_perturbation(inputs, settings, latent))
         reconstruction = model.reconstruct(quantized.codes)
-        semantic = robust_tok.semantic_loss(model, feature[excluded:], quantized.codes[excluded:])
+        semantic = robust_tok.semantic_loss(
+            model,
+            feature[excluded:],
+            quantized.codes[excluded:],
+            scale=_semantic_scale(kwargs, settings.get("epoch", 0)),
+            cosines=kwargs["clip_norm"],
+        )
         losses = {
             **self.original_losses(clean),
             "loss.sem": kwargs["sem_loss_weight"] * semantic,
@@ -111,7 +116,7 @@ class RobustTokCase(Case):
         size, branches = self.model.vocab_sizes[0], self.config.branches
         counts = torch.stack([torch.bincount(level.flatten(), minlength=size) for level in quantized.levels]).float()
         if not self.scaled:
-            used = counts[0] >= world_size * first.numel() / size * 0.08
+            used = counts >= world_size * first.numel() / size * 0.08
             return {"hits": counts[0], "usage": 100 * used.float().mean()}
         before = torch.stack([self.fixture.weights[f"quantizes.{p}.ema_vocab_hit_SV"] for p in range(branches)])
         counts = counts.unflatten(0, (-1, branches)).transpose(0, 1)
@@ -131,11 +136,19 @@ class RobustTokCase(Case):
 
     def _tokens(self, inputs: Named) -> Tokens:
         branches, shapes = self.config.branches, self.model.token_shapes(self.model.spec.size or ())
-        if not self.scaled:
+        if "indices" in inputs:
             return self.model.tokens(inputs["indices"].view(-1, *shapes[0]))
-        sizes = [height * width for height, width in shapes[::branches]]
-        parts = [inputs[f"indices.branch{p}"].split(sizes, dim=1) for p in range(branches)]
+        rows = [inputs[f"indices.branch{p}"] for p in range(branches)]
+        if not self.scaled:
+            return self.model.tokens(torch.stack([row.unflatten(1, shapes[0]) for row in rows], dim=1))
+        parts = [row.split([height * width for height, width in shapes[::branches]], dim=1) for row in rows]
         return self.model.tokens(torch.cat([part for scale in zip(*parts) for part in scale], dim=1))
+
+
+def _semantic_scale(kwargs: dict[str, Any], epoch: int) -> float:
+    """Of the logits; cosines begin with the stated scale, and reach 100 in 200 epochs."""
+    scale = kwargs["sem_loss_scale"]
+    return scale + min(epoch / 200, 1.0) * (100 - scale) if kwargs["clip_norm"] else scale
 
 
 class PerturbationCase:
