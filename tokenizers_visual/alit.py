@@ -289,8 +289,19 @@ def base_from_original(stated: dict[str, Any]) -> BaseConfig:
     )
 
 
+_LATENT_DEFAULTS: dict[str, Any] = {
+    "quantize_latent": True, "vq_codebook_size": 4096, "vq_token_dim": 12, "vq_commitment_cost": 0.25,
+    "vq_use_l2_norm": True,
+}  # fmt: skip
+_ROLLOUT_DEFAULTS: dict[str, Any] = {
+    "num_init_latent_tokens": 32, "img_size": 256, "max_rollout_iters": 8, "dynamic_halting": True,
+    "dynamic_halting_threshold": 0.55,
+}  # fmt: skip
+
+
 def latents_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Fields of ALIT's or KARL's config that say how the latents are quantised, and the sizes of the transformers."""
+    kwargs = {**_LATENT_DEFAULTS, **kwargs}
     dim, continuous = kwargs["vq_token_dim"], not kwargs["quantize_latent"]
     metric: Any = "cosine" if kwargs["vq_use_l2_norm"] else "euclidean"
     sizes = {
@@ -306,7 +317,7 @@ def latents_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def config_from_original(meta: dict[str, Any]) -> ALITConfig:
     """The config of the original's arguments, as a fixture or a published listing states them."""
-    kwargs = meta["original"]["kwargs"]
+    kwargs = {**_ROLLOUT_DEFAULTS, **meta["original"]["kwargs"]}
     base = base_from_original(kwargs["base_tokenizer"])
     halts = kwargs["dynamic_halting"] and isinstance(base, CodebookBaseConfig)  # the other halts nothing, by a mistake
     return ALITConfig(
@@ -323,7 +334,7 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     """The sum of the quantizer's losses with the original's weights."""
     if "codebook" not in quantized.losses:
         return {}
-    cost = meta["original"]["kwargs"]["vq_commitment_cost"]
+    cost = {**_LATENT_DEFAULTS, **meta["original"]["kwargs"]}["vq_commitment_cost"]
     return {"loss.quantizer": cost * quantized.losses["commitment"] + quantized.losses["codebook"]}
 
 

@@ -302,7 +302,7 @@ def config_from_original(meta: dict[str, Any]) -> KARLConfig:
         most_tokens=small.get("latent tables (512)", 512),
         num_tokens=small.get("second-pass budget (256)", 256),
         halting_width=small.get("halting_mlp hidden (512)", 512),
-        position_table=kwargs["max_grid_tokens"],
+        position_table=kwargs.get("max_grid_tokens", 64),
         base=base_from_original(stated),
         **latents_from_original(kwargs),
     )

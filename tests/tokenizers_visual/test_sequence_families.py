@@ -530,3 +530,18 @@ def test_file_with_the_running_use_of_codes_loads() -> None:
     assert not any("pull" in key for key in mapped)
     assert mapped["empty_text"].shape == (10, 20)
     assert torch.equal(tatitok.KEY_MAP_TRAINING(state)["quantizer.pull.share"], state["quantize.embed_prob"])
+
+
+@pytest.mark.parametrize("fixture", ["alit", "karl"])
+def test_what_is_not_stated_is_at_the_originals_defaults(fixture: str) -> None:
+    meta = json.loads((PARITY / fixture / "meta.json").read_text())
+    module, kwargs = registry.family(fixture).module, meta["original"]["kwargs"]
+    defaults = {
+        "quantize_latent": True, "vq_codebook_size": 4096, "vq_token_dim": 12, "vq_use_l2_norm": True, "img_size": 256,
+        "num_init_latent_tokens": 32, "max_rollout_iters": 8, "dynamic_halting": True,
+        "dynamic_halting_threshold": 0.55, "max_grid_tokens": 64,
+    }  # fmt: skip
+    meta["original"]["kwargs"] = kwargs | defaults
+    stated = module.config_from_original(meta)
+    meta["original"]["kwargs"] = {name: value for name, value in kwargs.items() if name not in defaults}
+    assert module.config_from_original(meta) == stated
