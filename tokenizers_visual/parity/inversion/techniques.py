@@ -69,6 +69,8 @@ class DomainAgnosticCase:
             loss = domain_agnostic_e4t.norm_loss(words)
             loss.backward()
             return {"loss.l2": loss, "grad.embeddings": gradient(words)}
+        if settings.get("neighbours_by", "cosine") != "cosine":
+            raise ValueError(f"expected neighbours by cosine, got by {settings['neighbours_by']}")
         items = domain_agnostic_e4t.nearest_token_loss(
             words,
             inputs["token_table"],
