@@ -22,7 +22,7 @@ class InputsCase:
         return {"token_ids": cir_inputs.tokenize(**settings)}
 
     def preprocess(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        padded = settings["kind"] == "targetpad"
+        padded = {"targetpad": True, "clip": False}[settings["kind"]]
         ratio = settings.get("ratio", cir_inputs.TARGET_RATIO) if padded else None
         preprocess = cir_inputs.ImageInput(settings["size"], pad_ratio=ratio)
         image = Image.fromarray(inputs["image"].to(torch.uint8).numpy())
