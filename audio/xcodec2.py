@@ -28,9 +28,10 @@ from zoo.registry import register
 from zoo.tokenizer import Tokenizer
 
 
-def scalars(dim: int) -> ProjectedConfig:
-    """65536 codes: 8 dimensions of 4 values, between projections from and to `dim`."""
-    return ProjectedConfig(dim, FiniteScalarConfig(levels=(4,) * 8, bound_twice=True))
+def scalars(dim: int) -> QuantizerConfig:
+    """65536 codes: 8 dimensions of 4 values, between projections from and to `dim` where that is another number."""
+    values = FiniteScalarConfig(levels=(4,) * 8, bound_twice=True)
+    return values if dim == 8 else ProjectedConfig(dim, values)
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,15 @@ class XCodec2Decoder(nn.Module):
 
 
 def config_from_original(meta: dict[str, Any]) -> XCodec2Config:
-    """The config of the original's arguments. Those narrower than the speech model take mel bands in its place."""
+    """The config of the original's arguments. Those narrower than the speech model take mel bands in its place.
+
+    Raises:
+        ValueError: an encoder of another width than the decoder.
+    """
     kwargs = meta["original"]["kwargs"]
     encoder, decoder, width = kwargs["codec_encoder"], kwargs["codec_decoder"], kwargs["semantic_dim"]
+    if encoder.get("hidden_dim", 1024) != decoder["hidden_dim"]:
+        raise ValueError(f"expected an encoder of width {decoder['hidden_dim']}, got {encoder.get('hidden_dim', 1024)}")
     published = Wav2Vec2BertConfig()
     return XCodec2Config(
         channels=encoder["ngf"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio.xcodec2 import KEY_MAP_HEAD, SemanticHead
-from zoo.parity import Case, Fixture, Named, channels_first, gradient
+from zoo.parity import Case, Fixture, Named, channels_first, gradient, gradients
 from zoo.registry import Family
 
 
@@ -63,6 +64,22 @@ class XCodec2Case(Case):
         total = [weight * losses[f"loss.{name}"] for name, weight in settings["weights"].items()]
         torch.stack(total).sum().backward()
         return {**losses, "grad.latent": gradient(latent), **self.gradients()}
+
+    def gradients(self) -> Named:
+        """With those of the encoder's last layers, whose places the key map knows by their number alone."""
+        model: Any = self.model
+        last = len(model.encoder.layers) - 1
+        places = {
+            f"CodecEnc.conv_final_block.{part}": f"encoder.layers.{own}"
+            for part, own in (
+                ("0.act.alpha", f"{last - 1}.alpha"),
+                ("0.act.beta", f"{last - 1}.beta"),
+                ("1.weight", f"{last}.weight"),
+                ("1.bias", f"{last}.bias"),
+            )
+        }
+        whole = dataclasses.replace(self.key_map, patterns={**self.key_map.patterns, **places})
+        return gradients(model, whole, self.fixture.weights)
 
     def latent(self, inputs: Named) -> Tensor:
         """The latent of a signal and the features given with it."""
