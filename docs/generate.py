@@ -166,10 +166,10 @@ def original_table() -> str:
         return "Not measured yet."
     result = json.loads(path.read_text())
     names = [f"{title}, {side}" for title in result["columns"].values() for side in ("zoo", "original")]
-    lines = [f"| adversary from step | after step | {' | '.join(names)} |", "|---:|---:|" + "---:|" * len(names)]
+    lines = [f"| weight of the adversary | after step | {' | '.join(names)} |", "|---:|---:|" + "---:|" * len(names)]
     for row in result["rows"]:
         values = (row[name][side] for name in result["columns"] for side in ("zoo", "original"))
-        where = f"{row['adversary_from']} | {row['steps']}"
+        where = f"{row['weight']:g} | {row['steps']}"
         lines.append(f"| {where} | {' | '.join(f'{value:.4g}' for value in values)} |")
     return "\n".join([*lines, "", result["about"]])
 
