@@ -219,3 +219,9 @@ def test_files_of_tests_have_names_of_their_own() -> None:
     """pytest imports them by their base names."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_a_file_of_a_family_is_read_in_one_sitting() -> None:
+    files = [path for folder in ("audio", "tokenizers_visual") for path in (ROOT / folder).rglob("*.py")]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {name: count for name, count in lines.items() if count > 400} == {}

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_visual.alit import BASE_KEYS, base_from_original, blocks_map, latents_from_original
+from tokenizers_visual.alit import base_from_original, latents_from_original
 from tokenizers_visual.alit import original_losses as original_losses
+from tokenizers_visual.alit_keys import BASE_KEYS, blocks_map
 from zoo.adaptive import token_counts
 from zoo.checkpoint import KeyMap
 from zoo.config import Config

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.checkpoint import KeyMap
+from tokenizers_visual.selftok_keys import KEY_MAP as KEY_MAP
+from tokenizers_visual.selftok_keys import key_map_from_original as key_map_from_original
 from zoo.config import Config
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import (
@@ -333,80 +334,3 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     if "diversity" in losses:
         found["loss.total"] = stated["w_commit"] * losses["commitment"] + stated["w_diversity"] * losses["diversity"]
     return found
-
-
-_ENCODER: dict[str, str | None] = {
-    "x_embedder.proj.*": "encoder.patches.proj.*",
-    "pos_embed": "encoder.patches.positions",
-    "query_tokens": "encoder.queries",
-    "blocks.{}.attn.qkv.*": "encoder.blocks.{}.qkv.*",
-    "blocks.{}.attn.proj.*": "encoder.blocks.{}.proj.*",
-    "blocks.{}.attn.to_query_kv.*": "encoder.blocks.{}.to_query_kv.*",
-    "blocks.{}.attn.query_linear.*": "encoder.blocks.{}.query_qkv.*",
-    "blocks.{}.attn.query_proj.*": "encoder.blocks.{}.query_proj.*",
-    "blocks.{}.mlp.*": "encoder.blocks.{}.mlp.*",
-    "blocks.{}.q_mlp.*": "encoder.blocks.{}.query_mlp.*",
-    "blocks.{}.adaLN_modulation.*": "encoder.blocks.{}.modulation.*",
-    "blocks.{}.t_embedder.mlp.*": "encoder.blocks.{}.place.*",
-    "final_layer_norm3.*": "norm_codes.*",
-    "final_layer_norm.*": None,  # never used
-    "final_layer_norm2.*": None,
-    "quantizer.project_in.*": "to_latent.*",
-    "quantizer._codebook.embed": "quantizer.inner.codebook.weight",
-    "quantizer._codebook.embed_avg": "quantizer.inner.ema.total",
-    "quantizer._codebook.cluster_size": "quantizer.inner.ema.count",
-    "quantizer._codebook.timestep_p_over_c": "quantizer.frequencies",
-    "quantizer._codebook.tpc_initted": "quantizer.started",
-    "quantizer._codebook.cluster_size_wo_react": None,  # counters
-    "quantizer._codebook.initted": None,
-    "quantizer.continuous": None,
-    "quantizer.steps": None,
-    "quantizer.count": None,
-}
-
-_STREAM = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp": "mlp", "adaLN_modulation": "modulation"}
-_SIDES = {"context_block": "context", "x_block": "image"}
-_DECODER: dict[str, str | None] = {
-    "x_embedder.proj.*": "decoder.patches.proj.*",
-    "pos_embed": "decoder.patches.positions",
-    "t_embedder.mlp.*": "decoder.time.*",
-    "y_embedder.*": None,  # never used
-    "context_embedder.*": "decoder.from_context.*",
-    "context_pos_embed": "decoder.context_positions",
-    "joint_blocks.{}.context_block.t_embedder.mlp.*": "decoder.blocks.{}.place.*",
-    **{
-        f"joint_blocks.{{}}.{published}.{theirs}.*": f"decoder.blocks.{{}}.{own}.{ours}.*"
-        for published, own in _SIDES.items()
-        for theirs, ours in _STREAM.items()
-    },
-    "final_layer.adaLN_modulation.*": "decoder.modulation_out.*",
-    "final_layer.linear.*": "decoder.to_patches.*",
-}
-
-
-def _without_unread(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what the last blocks hold and nothing reads: the encoder's image, the places of the decoder's context."""
-    unread = {"encoder": ("qkv.", "proj.", "mlp."), "decoder": ("place.",)}
-    for side, names in unread.items():
-        blocks = [int(key.split(".")[2]) for key in state if key.startswith(f"{side}.blocks.")]
-        starts = tuple(f"{side}.blocks.{max(blocks, default=0)}.{name}" for name in names)
-        state = {key: value for key, value in state.items() if not key.startswith(starts)}
-    return state
-
-
-_FLAT = {f"quantizer.{name}": lambda table: table[0] for name in ("inner.*", "frequencies")}
-
-KEY_MAP = KeyMap(
-    {
-        **{f"encoder.{published}": own for published, own in _ENCODER.items()},
-        **{f"model.{published}": own for published, own in _DECODER.items()},
-    },
-    transforms=_FLAT,
-    finish=_without_unread,
-)
-
-
-def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
-    """The key map of a fixture, which holds one part, under names without its prefix."""
-    patterns = _DECODER if meta["original"].get("class") == "MMDiT" else _ENCODER
-    return KeyMap(patterns, transforms=_FLAT, finish=_without_unread)

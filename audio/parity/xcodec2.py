@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio.xcodec2 import KEY_MAP_HEAD, SemanticHead
+from audio.xcodec2 import SemanticHead
+from audio.xcodec2_keys import KEY_MAP_HEAD
 from zoo.parity import Case, Fixture, Named, channels_first, gradient, gradients
 from zoo.registry import Family
 
