@@ -111,15 +111,17 @@ def config_from_original(meta: dict[str, Any]) -> BigCodecConfig:
     directions = {side["rnn_bidirectional"] for side in recurrent}
     if len(directions) > 1:
         raise ValueError("expected rnn_bidirectional of encoder and decoder alike, got one of each")
+    layers, decoder_layers = (side["rnn_num_layers"] if side["use_rnn"] else 0 for side in (encoder, decoder))
+    alike = list(decoder["dilations"]) == list(encoder["dilations"])
     return BigCodecConfig(
         channels=encoder["ngf"],
         decoder_channels=decoder["upsample_initial_channel"],
         strides=tuple(encoder["up_ratios"]),
         decoder_strides=tuple(decoder["up_ratios"]),
         dilations=tuple(encoder["dilations"]),
-        decoder_dilations=tuple(decoder["dilations"]),
-        lstm_layers=encoder["rnn_num_layers"] if encoder["use_rnn"] else 0,
-        decoder_lstm_layers=decoder["rnn_num_layers"] if decoder["use_rnn"] else 0,
+        decoder_dilations=None if alike else tuple(decoder["dilations"]),
+        lstm_layers=layers,
+        decoder_lstm_layers=None if decoder_layers == layers else decoder_layers,
         bidirectional=True in directions,
         quantizer=codebooks(
             decoder["vq_dim"], decoder["codebook_size"], decoder["codebook_dim"], decoder["vq_num_quantizers"]

@@ -34,6 +34,7 @@ def _process(rank: int, port: int, folder: str) -> None:
     value = loss(weight, x[2 * rank : 2 * rank + 2])
     value.backward()
     torch.save((value.detach(), weight.grad), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # a process that ends early breaks the other's connection
     torch.distributed.destroy_process_group()
 
 
