@@ -73,6 +73,19 @@ class MagnitudeDiscriminators(AudioDiscriminator):
         super().__init__(config, [*periods, *(MagnitudeDiscriminator(config, *size) for size in sizes)])
 
 
+class _Conv2d(nn.Conv2d):
+    """As torch's, but narrow maps in float32: for their strided convolutions in bfloat16 oneDNN, where a CPU has AMX,
+    adds up what memory happens to hold.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.device.type != "cpu" or input.shape[-1] > 2:
+            return super()._conv_forward(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            values = super()._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return values.to(input.dtype)
+
+
 class MagnitudeDiscriminator(nn.Module):
     """Judges the magnitudes of one transform: (B, 1, T) -> logits (B, 1, frequencies, times)."""
 
@@ -87,7 +100,7 @@ class MagnitudeDiscriminator(nn.Module):
         grown = accumulate((*config.strides, 2), operator.mul, initial=config.channels)
         widths = [1, *(min(width, config.most_channels) for width in grown)]
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(a, b, kernel, stride, kernel // 2))
+            weight_norm(_Conv2d(a, b, kernel, stride, kernel // 2))
             for a, b, kernel, stride in zip(widths, widths[1:], kernels, strides)
         )
         last = config.last_kernel_size

@@ -81,3 +81,20 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         MagnitudeDiscriminatorConfig(n_ffts=(64,), hop_lengths=(16,), window_lengths=(65,))
     with pytest.raises(ConfigError, match="odd kernel sizes"):
         MagnitudeDiscriminatorConfig(kernel_size=4)
+
+
+def test_few_frames_in_bfloat16_are_judged_by_what_they_hold_alone() -> None:
+    """oneDNN's strided bfloat16 convolutions of one or two columns add what memory holds, where a CPU has AMX."""
+    torch.manual_seed(0)
+    part = MagnitudeDiscriminatorConfig((), (4,), n_ffts=(876,), hop_lengths=(438,)).build().discriminators[0]
+    x = torch.randn(2, 1, 1500, requires_grad=True)
+    expected = part(x).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(20):
+            garbage = [torch.full((size,), float("nan")) for size in (10, 100, 1000, 10_000, 100_000) for _ in range(3)]
+            del garbage
+            judgement = part(x)
+            assert all(bool(values.isfinite().all()) for values in (judgement.logits, *judgement.features))
+            (gradient,) = torch.autograd.grad(judgement.logits.float().sum(), x)
+            assert bool(gradient.isfinite().all())
+    torch.testing.assert_close(judgement.logits.float(), expected, rtol=0.1, atol=0.02)
