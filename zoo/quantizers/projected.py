@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,11 +42,19 @@ class Projected(Quantizer):
         self.project_out = nn.Linear(config.inner.dim, config.dim, bias=config.bias)
 
     def quantize(self, z: Tensor) -> Quantized:
+        quantized = self.inner.quantize(self._inside(z))
+        return replace(quantized, codes=linear(self.project_out, quantized.codes))
+
+    def _inside(self, z: Tensor) -> Tensor:
+        """Latents in the inner quantizer's space."""
         z = linear(self.project_in, z)
         if self.norm is not None:
             z = F.layer_norm(z, self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float())
-        quantized = self.inner.quantize(z)
-        return replace(quantized, codes=linear(self.project_out, quantized.codes))
+        return z
+
+    def first_levels(self, z: Tensor, count: int) -> tuple[Tensor, ...]:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.inner.first_levels(self._inside(z.float()), count)
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         return linear(self.project_out, self.inner.indices_to_codes(*levels))

@@ -77,6 +77,14 @@ class Summed(Quantizer):
         """Code vectors of indices; of the first levels alone where `config.prefix`."""
         return self._codes(levels, lambda part, own: part.indices_to_codes(*own))
 
+    def first_levels(self, z: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The further levels, and parts of which none is asked for, are left out."""
+        levels: tuple[Tensor, ...] = ()
+        for part, config in zip(self.parts, self.config.parts):
+            if len(levels) < count:
+                levels += part.first_levels(z, min(count - len(levels), len(config.vocab_sizes)))  # type: ignore[operator]
+        return levels
+
     def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:
         return self._codes(levels, lambda part, own: part.prefix_to_codes(positions, *own))
 

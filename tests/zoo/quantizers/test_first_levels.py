@@ -27,6 +27,10 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "soft_clamp": ResidualConfig(FiniteScalarConfig(levels=(3, 3)), num_levels=3, soft_clamp=1.5),
     "rates": ResidualConfig(tuple(StridedConfig(VECTOR, stride) for stride in (4, 2, 1)), num_levels=3),
     "summed": SummedConfig((VECTOR, ResidualConfig(VECTOR, num_levels=3))),
+    "summed_inside": SummedConfig(
+        (ProjectedConfig(6, VECTOR), ProjectedConfig(6, ResidualConfig(VECTOR, num_levels=3)))
+    ),
+    "normed": ProjectedConfig(6, ResidualConfig(VECTOR, num_levels=3), layer_norm=True),
     "inside": ProjectedConfig(6, ResidualConfig(VECTOR, num_levels=3)),
 }
 
