@@ -55,13 +55,17 @@ class Model(nn.Module):
         return Source(self.name, self._fingerprint[1])
 
     def _weights_version(self) -> int:
-        """Counts the in-place changes of all weights: those of `state_dict`, which takes longer."""
-        return sum(
-            tensor._version
-            for module in self.modules()
-            for name, tensor in chain(module._parameters.items(), module._buffers.items())
-            if tensor is not None and name not in module._non_persistent_buffers_set
-        )
+        """Counts the in-place changes of all weights: those of `state_dict`, which takes longer, as does `modules`."""
+        version = 0
+        waiting: list[nn.Module | None] = [self]
+        while waiting:
+            module = waiting.pop()
+            if module is not None:
+                temporary = module._non_persistent_buffers_set
+                weights = [*module._parameters.values(), *(v for k, v in module._buffers.items() if k not in temporary)]
+                version += sum(weight._version for weight in weights if weight is not None)
+                waiting += module._modules.values()
+        return version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
