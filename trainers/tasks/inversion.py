@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.optim.swa_utils import AveragedModel
 
 import zoo
@@ -31,7 +30,7 @@ from trainers.data.features import ImageFeatures, InvertedImages
 from trainers.data.retrieval import RetrievalPart
 from trainers.tasks.scheduled import ScheduledTask
 from zoo import checkpoint
-from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.collective import joined_over_ranks, sum_over_ranks, world_size
 from zoo.registry import registry
 
 
@@ -220,9 +219,7 @@ class Pic2WordTask(InversionTask):
 
     def losses(self, batch: ImageFeatures) -> dict[str, Tensor]:
         texts = self.pair.compose(pic2word.TRAINING_PROMPT, self.words(batch.features))
-        images = batch.features
-        if world_size() > 1:
-            texts, images = torch.cat(all_gather(texts)), torch.cat(all_gather(images))
+        texts, images = joined_over_ranks(texts), joined_over_ranks(batch.features)
         losses = pic2word.contrastive_losses(images, texts.float(), self.pair.logit_scale.float())
         return {"total": (losses["image"] + losses["text"]) / 2, **losses}
 
@@ -318,9 +315,7 @@ class ISATask(InversionTask):
         words = self.words(features)
         ids, embeddings = pair.embed(PLACEHOLDER, words)
         output = pair.encode_text(ids, embeddings)
-        sentences = output.features.float()
-        if world_size() > 1:
-            sentences, images = torch.cat(all_gather(sentences)), torch.cat(all_gather(images))
+        sentences, images = joined_over_ranks(output.features.float()), joined_over_ranks(images)
         losses = {"global": isa.global_distillation_loss(sentences, images, pair.logit_scale.float())}
         total = losses["global"]
         if self.local_weight:
