@@ -21,7 +21,7 @@ from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.discriminative_class_tokens import classify
 from tokenizers_visual.inversion.domain_agnostic_e4t import nearest_token_loss
 from tokenizers_visual.inversion.rtd import text_encoder_state
-from trainers.data import CaptionedImageData, CodedImageData, GarmentData, NoiseData
+from trainers.data import CodedImageData, GarmentData, NoiseData
 from trainers.data.rows import CaptionedImages, CodedImages, Garments
 from trainers.recipes import CONFIGS, create_task
 from trainers.tasks import ClassTokenTask, DictionaryTask, ISATask, ProjectionTask
@@ -455,17 +455,6 @@ def test_rows_come_with_all_that_belongs_to_them(tiny: Tiny) -> None:
     assert worn.categories == ("upper_body", "upper_body")
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_row(tiny: Tiny) -> None:
-    def data() -> CaptionedImageData:
-        return CaptionedImageData(str(tiny.folder / "captions.jsonl"), size=PIXELS, batch_size=2)
-
-    once, again = data().batch([0, 1], 0), data().batch([0, 1], 0)
-    assert torch.equal(once.images, again.images)
-    assert once.texts == ("a dog", "two cats sleep")
-    assert torch.equal(data().batch([1], 0).images[0], once.images[1])
-    assert any(not torch.equal(data().batch([0, 1], epoch).images, once.images) for epoch in (1, 2, 3))
-
-
 def test_every_noise_comes_once_in_an_epoch() -> None:
     loader = NoiseData(5, batch_size=2).train_dataloader()
     assert [len(batch) for batch in loader] == [2, 2]
@@ -473,12 +462,13 @@ def test_every_noise_comes_once_in_an_epoch() -> None:
 
 
 def test_rows_that_cannot_be_used_are_refused(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.png"}\n')
-    with pytest.raises(ValueError, match=r"line 2: expected a JSON object with image, caption"):
-        CaptionedImageData(str(tmp_path / "rows.jsonl"))
-    (tmp_path / "one.jsonl").write_text(json.dumps({"image": "a.png", "caption": "x"}))
+    row = {"image": "a.png", "garment": "a.png", "mask": "a.png", "category": "dresses"}
+    (tmp_path / "rows.jsonl").write_text(f'{json.dumps(row)}\n{{"image": "b.png"}}\n')
+    with pytest.raises(ValueError, match=r"line 2: expected a JSON object with image, garment, mask, category"):
+        GarmentData(str(tmp_path / "rows.jsonl"))
+    (tmp_path / "one.jsonl").write_text(json.dumps(row))
     with pytest.raises(MediaError, match=r"a\.png: expected an image"):
-        CaptionedImageData(str(tmp_path / "one.jsonl")).batch([0], 0)
+        GarmentData(str(tmp_path / "one.jsonl")).batch([0], 0)
     save_file({"images/0.png": torch.zeros(3, 8)}, tmp_path / "codes.safetensors")
     with pytest.raises(ValueError, match=r"got none for 3, as images/1\.png"):
         CodedImageData(str(tiny.folder / "faces.jsonl"), str(tmp_path / "codes.safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,11 @@ class Tiny:
         for name in (*names, "images/mask.png"):
             Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(folder / name)
         texts = ("a dog", "two cats sleep", "a red car", "the house")
-        self._save_rows("captions", [{"image": name, "caption": text} for name, text in zip(names, texts)])
+        with tarfile.open(folder / "captions.tar", "w") as shard:
+            for number, (name, text) in enumerate(zip(names, texts)):
+                (folder / "caption.txt").write_text(text)
+                shard.add(folder / name, f"{number}.png")
+                shard.add(folder / "caption.txt", f"{number}.txt")
         self._save_rows("faces", [{"image": name} for name in names])
         garment = {"garment": names[0], "mask": "images/mask.png", "category": "upper_body"}
         self._save_rows("garments", [{"image": name, **garment} for name in names])
@@ -90,7 +95,7 @@ class Tiny:
         crop = "{class_path: trainers.data.transforms.ContrastiveAugmentation, init_args: {size: 16}}"
         if family == "fdt":
             text = {"text_layers": 1, "text_heads": 2}
-            return text, {**rows, "train": folder / "captions.jsonl", "size": 16, "transform": crop}
+            return text, {**rows, "train": folder / "captions.tar", "size": 16, "transform": crop}
         if family == "isa":
             return {"clip": self.clip, "encoder_weights": "random"}, {**images, "size": 32}
         if family == "discriminative_class_tokens":

@@ -5,12 +5,11 @@ from trainers.data.captions import CaptionData, TripletData
 from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
 from trainers.data.noise import NoiseData
-from trainers.data.rows import CaptionedImageData, CodedImageData, GarmentData
+from trainers.data.rows import CodedImageData, GarmentData
 
 __all__ = [
     "AudioFolderData",
     "CaptionData",
-    "CaptionedImageData",
     "CodedImageData",
     "GarmentData",
     "ImageData",

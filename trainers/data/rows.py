@@ -1,4 +1,4 @@
-"""Images with what belongs to them, one row of a JSON Lines file each: captions, garments and masks, codes of faces."""
+"""Images with what belongs to them; garments and masks, and codes of faces, are rows of a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.data.captions import OrderedData, read_lines
 from trainers.data.loading import Reader, Reads
-from trainers.data.transforms import augmentation
 from zoo import checkpoint
 from zoo.media import MediaError
 from zoo.media.pixels import read_pixels, to_unit
@@ -104,8 +103,6 @@ class Stretched:
 class RowData(OrderedData[T]):
     """Base of the data modules over such a file: a subclass names the fields of its rows, and makes a batch.
 
-    What is random in the images of a row is a function of seed, epoch and row.
-
     Args:
         train: file with a JSON object a line (`.jsonl`), also gzipped; places of images are relative to its folder.
         batch_size, workers, seed: see `OrderedData`.
@@ -132,52 +129,21 @@ class RowData(OrderedData[T]):
     def count(self) -> int:
         return len(self.rows)
 
-    def images(self, places: Sequence[int], epoch: int, reader: Reads, field: str = "image") -> Tensor:
+    def images(self, places: Sequence[int], reader: Reads, field: str = "image") -> Tensor:
         """Images (B, 3, H, W) of a field of some rows.
 
         Raises:
             MediaError: one that cannot be read.
         """
-        return torch.stack([self._image(place, epoch, reader, field) for place in places])
+        return torch.stack([self._image(place, reader, field) for place in places])
 
-    def _image(self, place: int, epoch: int, reader: Reads, field: str) -> Tensor:
+    def _image(self, place: int, reader: Reads, field: str) -> Tensor:
         path = self.folder / self.rows[place][field]
         try:
             data = path.read_bytes()
         except OSError as error:
             raise MediaError(f"{path}: expected an image: {error}") from error
-        return reader(Record(str(path), data), (self.item_seed(epoch, place),))
-
-
-class CaptionedImageData(RowData[CaptionedImages]):
-    """Batches of `CaptionedImages` of rows with `image` and `caption`.
-
-    Args:
-        train, batch_size, workers, seed: see `RowData`.
-        size: pixels a side.
-        scale: see `ImageData`.
-        transform: torchvision v2 transform in place of random crop and flip.
-    """
-
-    fields = ("image", "caption")
-
-    def __init__(
-        self,
-        train: str,
-        size: int = 224,
-        batch_size: int = 128,
-        workers: int = 0,
-        seed: int = 0,
-        scale: tuple[float, float] = (1.0, 1.0),
-        transform: nn.Module | None = None,
-    ) -> None:
-        super().__init__(train, batch_size=batch_size, workers=workers, seed=seed)
-        self.save_hyperparameters(ignore=["transform"])
-        self.reader = Reader(size, augmentation(size, scale) if transform is None else transform)
-
-    def batch(self, places: Sequence[int], epoch: int) -> CaptionedImages:
-        texts = tuple(self.rows[place]["caption"] for place in places)
-        return CaptionedImages(self.images(places, epoch, self.reader), texts)
+        return reader(Record(str(path), data), (place,))
 
 
 class GarmentData(RowData[Garments]):
@@ -203,7 +169,7 @@ class GarmentData(RowData[Garments]):
         self.reader = Stretched((size[0], size[1]))
 
     def batch(self, places: Sequence[int], epoch: int) -> Garments:
-        images, garments, masks = (self.images(places, epoch, self.reader, field) for field in self.fields[:3])
+        images, garments, masks = (self.images(places, self.reader, field) for field in self.fields[:3])
         categories = tuple(self.rows[place]["category"] for place in places)
         return Garments(images, garments, (masks.mean(1, keepdim=True) > 0.5).to(images), categories)
 
@@ -233,4 +199,4 @@ class CodedImageData(RowData[CodedImages]):
 
     def batch(self, places: Sequence[int], epoch: int) -> CodedImages:
         codes = [self.codes[self.rows[place]["image"]] for place in places]
-        return CodedImages(self.images(places, epoch, self.reader), torch.stack(codes))
+        return CodedImages(self.images(places, self.reader), torch.stack(codes))
