@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoint import KeyMap
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.seanet import (
     SEANET_KEYS,
@@ -225,8 +225,7 @@ def config_from_original(meta: dict[str, Any]) -> EncodecConfig:
     network = {**_NETWORK_DEFAULTS, **kwargs["seanet"]}
     quantizer, model = {**_QUANTIZER_DEFAULTS, **kwargs["quantizer"]}, {**_MODEL_DEFAULTS, **kwargs["model"]}
     fixed = ("activation", "activation_params", "final_activation", "norm_params")
-    if other := {name: network[name] for name in fixed if network[name] != _NETWORK_DEFAULTS[name]}:
-        raise ValueError(f"expected ELU and the default norm_params, got {other}")
+    require_arguments(network, {name: _NETWORK_DEFAULTS[name] for name in fixed}, "EnCodec's network")
     if network["norm"] not in NORMS:
         raise ValueError(f"expected a norm of {', '.join(NORMS)}, got {network['norm']}")
     seanet = SEANetConfig(

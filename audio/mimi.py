@@ -5,7 +5,6 @@ Paper: arXiv 2410.00037. Original: kyutai-labs/moshi (MIT); transformers' MimiMo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from audio.mimi_keys import KEY_MAP, KEY_MAP_TRANSFORMERS, LEAST_USAGE
 from zoo.checkpoint import KeyMap
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.interop.transformers import TransformersLayout, codec_extractor
 from zoo.layers.conv1d import Conv1d, ConvTranspose1d
 from zoo.layers.seanet import (
@@ -166,20 +165,16 @@ _SEANET_DEFAULTS = {
     "norm": "none", "kernel_size": 7, "last_kernel_size": 7, "residual_kernel_size": 3, "dilation_base": 2,
     "pad_mode": "reflect", "true_skip": True, "compress": 2,
 }  # fmt: skip
+_NETWORK = "Mimi's network"
 _FIXED_SEANET = {"activation": "ELU", "causal": True}
 _FIXED_TRANSFORMER = {"causal": True, "gating": "none", "norm": "layer_norm", "positional_embedding": "rope"}
-
-
-def _require(kwargs: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    if other := {name: kwargs[name] for name, value in fixed.items() if kwargs.get(name, value) != value}:
-        raise ValueError(f"expected Mimi's network, {fixed}, got {other}")
 
 
 def _from_moshi(kwargs: dict[str, Any]) -> MimiConfig:
     transformer, quantizer = kwargs["transformer"], kwargs["quantizer"]
     seanet: dict[str, Any] = {**_SEANET_DEFAULTS, **kwargs["seanet"]}
-    _require(seanet, _FIXED_SEANET)
-    _require(transformer, _FIXED_TRANSFORMER)
+    require_arguments(seanet, _FIXED_SEANET, _NETWORK)
+    require_arguments(transformer, _FIXED_TRANSFORMER, _NETWORK)
     network = SEANetConfig(
         channels=seanet["channels"],
         filters=seanet["n_filters"],
@@ -226,7 +221,7 @@ def _from_transformers(kwargs: dict[str, Any]) -> MimiConfig:
     values: dict[str, Any] = {**_TRANSFORMERS_DEFAULTS, **kwargs}
     width, heads = values["hidden_size"], values["num_attention_heads"]
     fixed = {"hidden_act": "gelu", "norm_eps": 1e-5, "attention_bias": False, "upsample_groups": width}
-    _require(values, {**fixed, "num_key_value_heads": heads, "head_dim": width // heads})
+    require_arguments(values, {**fixed, "num_key_value_heads": heads, "head_dim": width // heads}, _NETWORK)
     return MimiConfig(
         network=seanet_from_transformers(values, lstm_layers=0),
         width=width,

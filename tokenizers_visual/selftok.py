@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenizers_visual.selftok_keys import KEY_MAP as KEY_MAP
 from tokenizers_visual.selftok_keys import key_map_from_original as key_map_from_original
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import (
     GridPatches,
@@ -291,8 +291,7 @@ def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
         quantizer = _quantizer(kwargs["quantizer_config"], kwargs["k"])
         size, count = kwargs["image_size"] // 8, kwargs["k"]
         return SelftokConfig(kwargs["in_channels"], size, 2 * size, count, decoder=flow, quantizer=quantizer)
-    if other := {name: kwargs[name] for name, value in _PUBLISHED.items() if kwargs.get(name, value) != value}:
-        raise ValueError(f"expected Selftok's encoder, {_PUBLISHED}, got {other}")
+    require_arguments(kwargs, _PUBLISHED, "Selftok's encoder")
     return SelftokConfig(
         channels=kwargs["in_channels"],
         latent_size=kwargs["input_size"],

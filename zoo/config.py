@@ -69,6 +69,18 @@ class Config:
             raise ConfigError(f"{type(self).__name__}: expected {expected}, got {got!r}")
 
 
+def require_arguments(stated: Mapping[str, Any], fixed: Mapping[str, Any], of: str) -> None:
+    """Raise a ConfigError where an original's constructor arguments are other than those that are built here.
+
+    Args:
+        stated: the arguments; those that are left out fit.
+        fixed: name -> the only value.
+        of: what has these values: "Mimi's network".
+    """
+    if other := {name: stated[name] for name, value in fixed.items() if stated.get(name, value) != value}:
+        raise ConfigError(f"expected {of}, {dict(fixed)}, got {other}")
+
+
 def _plain(value: Any, of_config: Callable[[Config], dict[str, Any]] = Config.to_dict) -> Any:
     if isinstance(value, Config):
         return of_config(value)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from audio.parity.discriminators import weight_normed_names
+from zoo.config import require_arguments
 from zoo.losses.audio_discriminators import discriminator_loss, generator_loss, summed_feature_loss
 from zoo.losses.magnitude_discriminators import MagnitudeDiscriminatorConfig, MagnitudeDiscriminators
 from zoo.losses.mel import LogMelLoss, LogMelLossConfig, MelConfig
@@ -91,9 +92,10 @@ def _config(periods: dict[str, Any], spectra: dict[str, Any]) -> MagnitudeDiscri
         "out_channels": 1, "nonlinear_activation": "LeakyReLU",
         "nonlinear_activation_params": {"negative_slope": 0.1}, "use_weight_norm": True,
     }  # fmt: skip
-    _require(periods, fixed)
-    _require(spectra, {"in_channels": 1, "out_channels": 1, "use_weight_norm": True})
-    _require(transforms, {"window": "hann_window"})
+    of = "BigCodec's discriminators"
+    require_arguments(periods, fixed, of)
+    require_arguments(spectra, {"in_channels": 1, "out_channels": 1, "use_weight_norm": True}, of)
+    require_arguments(transforms, {"window": "hann_window"}, of)
     grown = (periods["channels"] * periods["channel_increasing_factor"] ** i for i in range(len(scales)))
     first, last = spectra["kernel_sizes"]
     return MagnitudeDiscriminatorConfig(
@@ -108,12 +110,6 @@ def _config(periods: dict[str, Any], spectra: dict[str, Any]) -> MagnitudeDiscri
         kernel_size=first,
         last_kernel_size=last,
     )
-
-
-def _require(stated: dict[str, Any], expected: dict[str, Any]) -> None:
-    for name, value in expected.items():
-        if stated[name] != value:
-            raise ValueError(f"expected discriminators with {name} {value}, got {stated[name]}")
 
 
 class BigCodecCase(Case):

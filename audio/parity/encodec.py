@@ -15,6 +15,7 @@ from audio.encodec import Encodec, EncodecConfig, residual_codebooks
 from audio.encodec_entropy import CodeModel
 from audio.parity.discriminators import judgements, named_gradients, weight_normed_names
 from zoo import checkpoint
+from zoo.config import require_arguments
 from zoo.losses.audio_discriminators import (
     STFTDiscriminatorConfig,
     discriminator_loss,
@@ -180,8 +181,7 @@ class DiscriminatorCase:
         defaults = STFTDiscriminatorConfig()
         fixed = {"out_channels": 1, "filters_scale": 1, "stride": [1, 2], "normalized": True, "norm": "weight_norm",
                  "activation": "LeakyReLU", "sep_channels": False}  # fmt: skip
-        if other := {name: kwargs[name] for name, value in fixed.items() if kwargs.get(name, value) != value}:
-            raise ValueError(f"expected EnCodec's discriminators, {fixed}, got {other}")
+        require_arguments(kwargs, fixed, "EnCodec's discriminators")
         self.network = STFTDiscriminatorConfig(
             channels=kwargs.get("in_channels", 1),
             filters=kwargs["filters"],
