@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -356,10 +357,7 @@ class RTDTask(InversionTask):
 
     def configure_model(self) -> None:
         if self.text_encoder is None:
-            self.text_encoder = copy.deepcopy(self.pair).float()
-            trained = rtd.text_encoder_state(self.text_encoder)
-            for name, parameter in self.text_encoder.model.named_parameters():
-                parameter.requires_grad_(name in trained)
+            self.text_encoder = learning_copy(self.pair, rtd.text_encoder_state(self.pair))
 
     def trained(self) -> nn.Module:
         return self.text_encoder  # type: ignore[return-value]
@@ -385,13 +383,26 @@ class RTDTask(InversionTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        kept = {f"text_encoder.model.{name}" for name in rtd.text_encoder_state(self.text_encoder)}  # type: ignore[arg-type]
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("text_encoder.") or k in kept}
+        keep_learned(checkpoint, "text_encoder", rtd.text_encoder_state(self.text_encoder))  # type: ignore[arg-type]
 
     def export_beside(self, folder: Path) -> None:
         """Write the text encoder into the folder of the exported projector (see `ExportModel`)."""
         rtd.save_text_encoder(self.text_encoder, folder / "text_encoder.safetensors")  # type: ignore[arg-type]
+
+
+def learning_copy(pair: ClipPair, names: Collection[str]) -> ClipPair:
+    """A copy of a CLIP in float32, of whose weights those of these names learn."""
+    learning = copy.deepcopy(pair).float()
+    for name, parameter in learning.model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return learning
+
+
+def keep_learned(checkpoint: dict[str, Any], place: str, names: Collection[str]) -> None:
+    """Leave out of a checkpoint what does not learn of the copy that is the task's attribute of that name."""
+    kept = {f"{place}.model.{name}" for name in names}
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(f"{place}.") or k in kept}
 
 
 class _RisingAverage:

@@ -6,7 +6,6 @@ ViLex (arXiv 2412.06774), domain-agnostic E4T (arXiv 2307.06925), LaDI-VTON (arX
 
 from __future__ import annotations
 
-import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from tokenizers_visual.inversion.precise_control import PreciseControl
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
 from tokenizers_visual.inversion.vilex import ViLex, compose_prefixes, draw_lengths
 from trainers.data.rows import Garments, ImageRows
-from trainers.tasks.inversion import clip_widths, token_width
+from trainers.tasks.inversion import clip_widths, keep_learned, learning_copy, token_width
 from trainers.tasks.pipeline import PipelineTask
 from zoo import checkpoint
 from zoo.registry import registry
@@ -195,16 +194,7 @@ class ProjectionTask(PipelineTask):
 
     def configure_model(self) -> None:
         if self.encoder_rate and self.image_encoder is None:
-            self.image_encoder = copy.deepcopy(self._clips[0])
-            trained = set(self._encoder_names())
-            for name, parameter in self.image_encoder.model.named_parameters():
-                parameter.requires_grad_(name in trained)
-
-    def _encoder_names(self) -> list[str]:
-        """The names of the image encoder's weights, by those of its library."""
-        clip: Any = self.image_encoder
-        texts = rtd.text_encoder_state(clip)
-        return [name for name in clip.model.state_dict() if name not in texts and not name.startswith("logit_")]
+            self.image_encoder = learning_copy(self.clip, _image_encoder_names(self.clip))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = super().parameter_groups()
@@ -221,16 +211,18 @@ class ProjectionTask(PipelineTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if self.image_encoder is not None:
-            kept = {f"image_encoder.model.{name}" for name in self._encoder_names()}
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {
-                k: v for k, v in state.items() if not k.startswith("image_encoder.") or k in kept
-            }
+            keep_learned(checkpoint, "image_encoder", _image_encoder_names(self.image_encoder))
 
     def export_beside(self, folder: Path) -> None:
         """Write an image encoder that learned into the folder of the exported model (see `ExportModel`)."""
         if self.image_encoder is not None:
             whole = self.image_encoder.model.state_dict()
-            state = {name: whole[name] for name in self._encoder_names()}
+            state = {name: whole[name] for name in _image_encoder_names(self.image_encoder)}
             about = {"backbone": self.image_encoder.backbone, "format": "pt"}
             checkpoint.save(folder / "image_encoder.safetensors", state, about)
+
+
+def _image_encoder_names(clip: ClipPair) -> list[str]:
+    """The names of the image encoder's weights, by those of its library."""
+    texts = rtd.text_encoder_state(clip)
+    return [name for name in clip.model.state_dict() if name not in texts and not name.startswith("logit_")]
