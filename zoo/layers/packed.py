@@ -17,7 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 GELU = Literal["none", "tanh"]  # exact, or by that approximation: torch's names
 
-_TIME = 4096  # positions that layouts of convolutions are chosen for; other numbers run as fast
+_WIDE = torch.cpu._is_avx512_supported()
+_TIME = 4096  # positions that layouts of convolutions are chosen for on wide vector units; other numbers run as fast
 _SAMPLES = 32  # values that show changes of which torch keeps no count (through `.data`, or by sharding)
 _kept = WeakIdKeyDictionary()  # weight -> its state and use when it was packed, some values, and the packed copy
 
@@ -67,13 +68,15 @@ def convolution(
     `x` and `weight` are such that `can_be_packed`. `prepare`: weight -> the kernel (O, C / groups, K).
     """
     settings = ((0, padding), (1, stride), (1, dilation), groups)
+    # with narrower vectors oneDNN wants another layout for each length, and going from one to another takes it longest
+    time = max(_TIME, (weight.shape[2] - 1) * dilation + 1) if _WIDE else x.shape[3]
 
     def pack(weight: Tensor) -> Tensor:
         kernel = prepare(weight).unsqueeze(2).contiguous()
-        size = (1, kernel.shape[1] * groups, 1, max(_TIME, (kernel.shape[3] - 1) * dilation + 1))
+        size = (1, kernel.shape[1] * groups, 1, time)
         return torch._C._nn.mkldnn_reorder_conv2d_weight(kernel.to_mkldnn(), *settings, size)
 
-    form = packed(weight, settings, pack)
+    form = packed(weight, (settings, time), pack)
     return torch.ops.mkldnn._convolution_pointwise(x, form, bias, *settings, "none", [], "")
 
 
