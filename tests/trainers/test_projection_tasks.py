@@ -88,6 +88,8 @@ def frozen(task: Any) -> dict[str, nn.Module]:
         parts["clip"] = task.pair
     if isinstance(task, ProjectionTask) and hasattr(task.model, "features"):
         parts["image encoder"] = task._clips[0]
+    if isinstance(task, ProjectionTask) and task.identity is not None:
+        parts["recogniser"] = task.identity.recogniser.network
     if isinstance(task, ClassTokenTask):
         parts["classifier"] = task._classifiers[0]
     return parts
@@ -315,6 +317,18 @@ def test_words_of_faces_follow_code_and_time(tiny: Tiny) -> None:
     torch.testing.assert_close(losses["total"], losses["denoising"] + 0.5 * losses["norm"])
 
 
+def test_words_must_lead_to_the_same_person(tiny: Tiny) -> None:
+    task = precise_control(tiny, recogniser=tiny.recogniser, identity_weight=3.0)
+    losses = task.losses(batch_of("precise_control"))
+    torch.testing.assert_close(losses["total"], losses["denoising"] + 3 * losses["identity"])
+    assert 0 < losses["identity"].item() < 2
+    losses["identity"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in task.model.layers.parameters())
+    assert all(parameter.grad is None for parameter in task.identity.recogniser.network.parameters())
+    assert not any("recogniser" in name for name in task.state_dict())
+    assert "identity" not in precise_control(tiny).losses(batch_of("precise_control"))
+
+
 def test_words_start_near_to_the_class_and_are_held_there(tiny: Tiny) -> None:
     task = e4t(tiny, norm_weight=2.0, nearest_weight=3.0, nearest_count=4, nearest_temperature=0.1)
     cat = task.pair.embedding.weight[int(task.ids_of("cat"))].detach()
@@ -422,6 +436,7 @@ def test_what_does_not_fit_is_refused(tiny: Tiny) -> None:
     refused("expected vilex, domain_agnostic_e4t, ladi_vton or precise_control, got 'lincir_vit_l14'",
             lambda _, **given: projection(tiny, "lincir_vit_l14", **given))  # fmt: skip
     refused("encoder_rate: expected 0, since precise_control reads no images", precise_control, encoder_rate=0.1)
+    refused("recogniser: expected none, since domain_agnostic_e4t is not of faces", e4t, recogniser="faces.pth")
     refused("initial: expected one token, got 'a black cat", e4t, initial="a black cat")
     refused(r"templates: expected one \$ in each", e4t, templates=("a photo",))
     refused("nearest_temperature: expected a positive value", e4t, nearest_temperature=0.0)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_open_clip import save_tiny_clip
 from tiny_pipeline import clip_tokenizer, stable_diffusion
+from tiny_recogniser import save_tiny_recogniser
 
 PIXELS = 8  # of the pipeline's images
 FDT_SIZES = (
@@ -39,6 +40,7 @@ class Tiny:
         for name, inpainting in (("pipeline", False), ("inpainting", True)):
             stable_diffusion(tokenizer, inpainting=inpainting).save_pretrained(folder / name)
         self._save_classifier(folder / "classifier")
+        self.recogniser = str(save_tiny_recogniser(folder / "ir_se.pth"))
         (folder / "images").mkdir()
         generator = np.random.default_rng(0)
         names = [f"images/{number}.png" for number in range(4)]
@@ -78,6 +80,8 @@ class Tiny:
             model["changes"] = CHANGES[family]
         if recipe.endswith("_published") and family == "discriminative_class_tokens":
             model["classifier"] = self.folder / "classifier"
+        if recipe == "precise_control_published":
+            model["recogniser"] = self.recogniser
         return [
             f"--config={recipe}",
             *(f"--model.init_args.{name}={value}" for name, value in model.items()),

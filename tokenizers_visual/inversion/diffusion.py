@@ -113,7 +113,7 @@ def _layer(layers: Sequence[Tensor], skip: int) -> Tensor:
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def denoising_loss(
+def denoising(
     unet: nn.Module,
     scheduler: Any,
     latents: Tensor,
@@ -121,8 +121,8 @@ def denoising_loss(
     times: Tensor,
     noise: Tensor,
     beside: Tensor | None = None,
-) -> Tensor:
-    """The loss by which words are learned from images: how well a frozen U-Net denoises them, told the prompts.
+) -> tuple[Tensor, Tensor]:
+    """What a frozen U-Net, told the prompts, predicts of noisy latents, and what it should: (B, C, H, W), float32.
 
     Args:
         unet: `UNet2DConditionModel`.
@@ -144,7 +144,25 @@ def denoising_loss(
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(f"expected a scheduler that predicts epsilon or v_prediction, got {kind!r}")
     target = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, times)
-    return F.mse_loss(predicted.float(), target.float())
+    return predicted.float(), target.float()
+
+
+def denoising_loss(
+    unet: nn.Module, scheduler: Any, latents: Tensor, states: Tensor, times: Tensor, noise: Tensor
+) -> Tensor:
+    """The loss by which words are learned from images: mean squared error of `denoising`, whose arguments it takes."""
+    return F.mse_loss(*denoising(unet, scheduler, latents, states, times, noise))
+
+
+def denoised(scheduler: Any, latents: Tensor, times: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
+    """The latents (B, C, H, W) that a prediction of `denoising` amounts to, in one step; these are the latents where it
+    is right.
+    """
+    kept = scheduler.alphas_cumprod.to(latents)[times][
+        :, None, None, None
+    ]  # the share of the latents in the noisy ones
+    scale = (1 - kept).sqrt() if scheduler.config.prediction_type == "v_prediction" else ((1 - kept) / kept).sqrt()
+    return latents + scale * (target - predicted)
 
 
 @contextmanager

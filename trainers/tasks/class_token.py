@@ -98,14 +98,14 @@ class ClassTokenTask(PipelineTask):
             encode_prompt([pair], [given]).prompt[:, :length]
             for given in ((ids, embeddings), (empty, pair.token_embeddings(empty)))
         )
-        unet, vae = pipeline.unet, pipeline.vae
+        unet = pipeline.unet
         side = self.size // pipeline.vae_scale_factor
         noise = torch.stack([self._noise(number, (unet.config.in_channels, side, side)) for number in numbers])
         latents = method.generate(
             lambda latents, time, states: unet(latents, time, encoder_hidden_states=states).sample,
             pipeline.scheduler, states, unconditional, noise, steps=self.steps, guidance=self.guidance,
         )  # fmt: skip
-        return vae.decode(latents / vae.config.scaling_factor).sample.float()
+        return self.decoded(latents)
 
     def _noise(self, number: int, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(self.noise_seed + number)

@@ -60,6 +60,11 @@ class PipelineTask(ScheduledTask):
         vae = self.pipeline.vae
         return vae.encode(images * 2 - 1).latent_dist.sample() * vae.config.scaling_factor
 
+    def decoded(self, latents: Tensor) -> Tensor:
+        """The images (B, 3, H, W) of such latents, about in [-1, 1], float32; gradients flow back to the latents."""
+        vae = self.pipeline.vae
+        return vae.decode(latents / vae.config.scaling_factor).sample.float()
+
     def on_fit_start(self) -> None:
         self.pipeline.to(self.device)
         self.train()

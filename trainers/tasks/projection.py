@@ -19,7 +19,7 @@ from tokenizers_visual.inversion import domain_agnostic_e4t, precise_control, rt
 from tokenizers_visual.inversion.backbones import load_pair
 from tokenizers_visual.inversion.cir_inputs import image_input
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
-from tokenizers_visual.inversion.diffusion import denoising_loss, encode_prompt
+from tokenizers_visual.inversion.diffusion import denoised, denoising, encode_prompt
 from tokenizers_visual.inversion.domain_agnostic_e4t import DomainAgnosticE4T
 from tokenizers_visual.inversion.ladi_vton import LadiVton, try_on_prompt
 from tokenizers_visual.inversion.precise_control import PreciseControl
@@ -29,6 +29,7 @@ from trainers.data.rows import Garments, ImageRows
 from trainers.tasks.inversion import clip_widths, keep_learned, learning_copy, token_width
 from trainers.tasks.pipeline import PipelineTask
 from zoo import checkpoint
+from zoo.losses.identity import IdentityDistance, face_recogniser
 from zoo.registry import registry
 
 
@@ -38,7 +39,8 @@ class ProjectionTask(PipelineTask):
 
     loss = how badly the U-Net denoises the latents of an image, told a prompt with its words, and the weighted
     regularisers. ViLex's prompts are words alone, of which the last ones are dropped at random; LaDI-VTON's name the
-    garment, whose place in the person's image the U-Net paints. `ExportModel` writes an image encoder that learns as
+    garment, whose place in the person's image the U-Net paints; PreciseControl's must lead to the same person, by what
+    one step of denoising makes of the image. `ExportModel` writes an image encoder that learns as
     `image_encoder.safetensors` beside the model.
 
     Args:
@@ -53,6 +55,9 @@ class ProjectionTask(PipelineTask):
         norm_weight: of E4T's squared norms of the words, or PreciseControl's norm of them before they are anchored.
         nearest_weight, nearest_count, nearest_temperature: of E4T's contrast with the nearest tokens, which needs
             batches of two or more.
+        recogniser: file of a face recogniser (see `face_recogniser`) for PreciseControl's loss of identity; None:
+            without it.
+        identity_weight: of that loss.
         optimizer: the arguments of `ScheduledTask`.
 
     Raises:
@@ -72,6 +77,8 @@ class ProjectionTask(PipelineTask):
         nearest_weight: float = 0.0,
         nearest_count: int = 10,
         nearest_temperature: float = 1.0,
+        recogniser: str | None = None,
+        identity_weight: float = 1.0,
         **optimizer: Any,
     ) -> None:
         card = registry.card(model)
@@ -108,6 +115,10 @@ class ProjectionTask(PipelineTask):
             denoiser = self.model.config.denoiser_dim
             self._require(denoiser == 0, "denoiser_dim", "0, since words for use see no denoiser", denoiser)
             self.model.class_word.copy_(self.general)
+        faces = recogniser is None or isinstance(self.model, PreciseControl)
+        self._require(faces, "recogniser", f"none, since {model} is not of faces", recogniser)
+        self.identity = None if recogniser is None else IdentityDistance(face_recogniser(recogniser))
+        self.identity_weight = identity_weight
         self.image_encoder: ClipPair | None = None
         self.strict_loading = False  # checkpoints hold what learns
 
@@ -132,8 +143,12 @@ class ProjectionTask(PipelineTask):
         words, losses, weights = self._words(batch, times)
         states = self._states(batch, words)
         beside = self._masked(batch) if isinstance(batch, Garments) else None
-        losses["denoising"] = denoising_loss(pipeline.unet, scheduler, latents, states, times, noise, beside)
-        total = losses["denoising"]
+        predicted, target = denoising(pipeline.unet, scheduler, latents, states, times, noise, beside)
+        losses["denoising"] = total = F.mse_loss(predicted, target)
+        if self.identity is not None:
+            seen = self.decoded(denoised(scheduler, latents, times, predicted, target))
+            losses["identity"] = self.identity(seen, batch.images * 2 - 1).mean()
+            weights["identity"] = self.identity_weight
         for name, weight in weights.items():
             total = total + weight * losses[name]
         return {"total": total, **losses}

@@ -13,6 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from tokenizers_visual.inversion.clip import TransformersPair
 from tokenizers_visual.inversion.diffusion import (
     cross_attention_maps,
+    denoised,
+    denoising,
     denoising_loss,
     load_learned_embeddings,
     save_learned_embeddings,
@@ -146,6 +148,21 @@ def test_words_are_learned_by_denoising_and_nothing_else_moves(tokenizer: CLIPTo
     assert losses[-1] == pytest.approx((predicted - target).square().mean().item(), rel=1e-4)
     with pytest.raises(ValueError, match="epsilon or v_prediction, got 'sample'"):
         denoising_loss(pipeline.unet, DDPMScheduler(prediction_type="sample"), latents, states, times, noise)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_prediction_tells_the_latents_behind_the_noise(tokenizer: CLIPTokenizer, kind: str) -> None:
+    unet, scheduler = stable_diffusion(tokenizer).unet, DDPMScheduler(prediction_type=kind)
+    latents, noise = torch.randn(2, 2, 4, 8, 8)
+    times = torch.tensor([10, 400])
+    predicted, target = denoising(unet, scheduler, latents, torch.randn(2, 5, WIDTH), times, noise)
+    torch.testing.assert_close(denoised(scheduler, latents, times, target, target), latents)
+    share = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+    noisy = scheduler.add_noise(latents, noise, times)
+    expected = (noisy - (1 - share).sqrt() * predicted) / share.sqrt()
+    if kind == "v_prediction":
+        expected = share.sqrt() * noisy - (1 - share).sqrt() * predicted
+    torch.testing.assert_close(denoised(scheduler, latents, times, predicted, target), expected)
 
 
 def test_attention_maps_are_those_of_the_pipelines_own_attention(tokenizer: CLIPTokenizer) -> None:
