@@ -25,7 +25,7 @@ class Model(nn.Module):
         self.config = config
         self.name = type(self).__name__
         self.card: ModelCard | None = None
-        self._fingerprint: tuple[int, str] | None = None
+        self._fingerprint: tuple[int | None, str] | None = None
 
     def described(self) -> dict[str, Any]:
         """What a card tells of the model itself: modality, layout, quantizer and config."""
@@ -45,8 +45,12 @@ class Model(nn.Module):
     def source(self) -> Source:
         """Name and fingerprint that what this model makes carries; the fingerprint follows changes of the weights."""
         version = self._weights_version()
-        if self._fingerprint is None or self._fingerprint[0] != version:
+        if self._fingerprint is None or version is None or self._fingerprint[0] != version:
             state = self.state_dict()
+            if absent := [name for name, tensor in (*state.items(), *self.named_buffers()) if tensor.is_meta]:
+                raise ValueError(
+                    f"{self.name}: expected weights, got tensors without data (meta): {', '.join(absent[:3])}"
+                )
             digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
             for key in sorted(state):
                 digest.update(key.encode())
@@ -54,23 +58,31 @@ class Model(nn.Module):
             self._fingerprint = (version, digest.hexdigest()[:16])
         return Source(self.name, self._fingerprint[1])
 
-    def _weights_version(self) -> int:
-        """Counts the in-place changes of all weights: those of `state_dict`, which takes longer, as does `modules`."""
+    def _weights_version(self) -> int | None:
+        """A number that changes with the weights: it counts their changes in place, and where they lie.
+
+        The weights are those of `state_dict`, which takes longer, as does `modules`. None where they tell neither, as
+        those that were made in inference mode. A change in place of `weight.data` is counted nowhere.
+        """
         version = 0
         waiting: list[nn.Module | None] = [self]
-        while waiting:
-            module = waiting.pop()
-            if module is not None:
-                temporary = module._non_persistent_buffers_set
-                weights = [*module._parameters.values(), *(v for k, v in module._buffers.items() if k not in temporary)]
-                version += sum(weight._version for weight in weights if weight is not None)
-                waiting += module._modules.values()
+        try:
+            while waiting:
+                module = waiting.pop()
+                if module is not None:
+                    own, temporary = module._buffers, module._non_persistent_buffers_set
+                    weights = [*module._parameters.values(), *(v for k, v in own.items() if k not in temporary)]
+                    version += sum(weight._version + weight.data_ptr() for weight in weights if weight is not None)
+                    waiting += module._modules.values()
+        except RuntimeError:
+            return None
         return version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
         known = self._fingerprint is not None and self._fingerprint[0] == self._weights_version()
-        super()._apply(fn, recurse)
+        with torch.inference_mode(False):  # weights that were made in it count no changes and cannot learn
+            super()._apply(fn, recurse)
         if known:
             self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
         return self

@@ -144,6 +144,7 @@ def list_models(pattern: str = "*", **filters: Any) -> list[str]:
     return [card.full_name for card in cards.select(cards.all_cards(), pattern, **filters)]
 
 
+@torch.inference_mode(False)
 def create_model(
     name: str,
     *,
@@ -198,7 +199,8 @@ def create_model(
 
 
 def _finish(model: Model, device: str | torch.device | None, dtype: torch.dtype | None, compile: bool | str) -> Any:
-    _ = model.source  # the fingerprint is of the weights as loaded, before any cast
+    if model.device.type != "meta":
+        _ = model.source  # the fingerprint is of the weights as loaded, before any cast
     model = model.to(device=device, dtype=dtype).eval()
     return model.compiled(None if compile is True else compile) if compile else model
 
@@ -353,6 +355,7 @@ def save_model(model: Model, folder: str | Path) -> Path:
     return path
 
 
+@torch.inference_mode(False)
 def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
     """The model of a file that `save_model` wrote."""
     about = checkpoint.metadata(path).get("zoo")

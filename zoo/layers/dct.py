@@ -12,7 +12,7 @@ def dct_matrix(length: int, device: torch.device | None = None) -> Tensor:
     """(n, n) float32, orthonormal: row k is the cosine of k half cycles over n samples."""
     place = torch.arange(length, device=device)
     rows = (math.pi / length * (place + 0.5) * place[:, None]).cos()
-    return rows * torch.where(place == 0, 1 / length, 2 / length).sqrt()[:, None]
+    return (rows * torch.where(place == 0, 1 / length, 2 / length).sqrt()[:, None]).float()
 
 
 def dct2(x: Tensor) -> Tensor:
@@ -36,4 +36,4 @@ def _constant_scale(x: Tensor) -> Tensor:
     """(h, w, 1): 1, at the constant frequency the factor from the mean to the orthonormal coefficient."""
     height, width = x.shape[1:3]
     place = torch.arange(height * width, device=x.device).view(height, width, 1)
-    return torch.where(place == 0, math.sqrt(height * width), 1.0)
+    return torch.where(place == 0, math.sqrt(height * width), 1.0).float()

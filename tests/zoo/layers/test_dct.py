@@ -37,3 +37,14 @@ def test_half_precision_goes_in_and_out_and_autocast_is_left_aside() -> None:
     assert dct2(x.bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(dct2(x), dct2(x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_computed_in_float32_whatever_the_default_is() -> None:
+    x = torch.randn(1, 4, 4, 2)
+    expected = dct2(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.testing.assert_close(dct2(x), expected)
+        torch.testing.assert_close(inverse_dct2(expected), x)
+    finally:
+        torch.set_default_dtype(torch.float32)
