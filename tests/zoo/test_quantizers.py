@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from typing import Literal
 
 import pytest
@@ -275,6 +276,15 @@ def test_config_survives_json_and_builds_the_same_module(config: QuantizerConfig
     first, second = built(config).state_dict(), built(again).state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@every
+def test_a_pickled_module_is_the_same(config: QuantizerConfig) -> None:
+    """As processes that are spawned get it."""
+    quantizer = built(config).eval()
+    z = latents(config)
+    again = pickle.loads(pickle.dumps(quantizer))
+    assert all(torch.equal(a, b) for a, b in zip(again(z).levels, quantizer(z).levels, strict=True))
 
 
 @every

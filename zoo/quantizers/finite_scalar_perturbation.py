@@ -18,6 +18,14 @@ Distribution = Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"]
 _UNIFORM_DEVIATION = 12**-0.5  # standard deviation of the uniform distribution on [0, 1]
 
 
+def _tanh(z: Tensor) -> Tensor:
+    return (z.tanh() + 1) / 2
+
+
+def _tanh_inverse(p: Tensor) -> Tensor:
+    return (2 * p - 1).atanh()
+
+
 def _laplace(z: Tensor) -> Tensor:
     return (1 - torch.expm1(-z.abs()) * z.sign()) / 2
 
@@ -26,13 +34,21 @@ def _laplace_inverse(p: Tensor) -> Tensor:
     return -(p - 0.5).sign() * torch.log1p(-2 * (p - 0.5).abs())
 
 
+def _cauchy(z: Tensor) -> Tensor:
+    return z.atan() / math.pi + 0.5
+
+
+def _cauchy_inverse(p: Tensor) -> Tensor:
+    return ((p - 0.5) * math.pi).tan()
+
+
 # cumulative distribution functions and their inverses
 _FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "tanh": (lambda z: (z.tanh() + 1) / 2, lambda p: (2 * p - 1).atanh()),
+    "tanh": (_tanh, _tanh_inverse),
     "sigmoid": (torch.sigmoid, torch.logit),
     "normal": (torch.special.ndtr, torch.special.ndtri),
     "laplace": (_laplace, _laplace_inverse),
-    "cauchy": (lambda z: z.atan() / math.pi + 0.5, lambda p: ((p - 0.5) * math.pi).tan()),
+    "cauchy": (_cauchy, _cauchy_inverse),
 }
 
 
