@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -25,12 +25,20 @@ constexpr int PANELS = 3, WIDTH = PANELS * LANES;  // codes that ROWS vectors ar
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef float FloatsInMemory __attribute__((vector_size(LANES * 4), may_alias));  // of an array of float
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
-typedef double Doubles __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(LANES * 4)));
 
 static inline Floats splat(float value) { return value - Floats{}; }
 
 // The larger; `other` where `score` is not a number.
 static inline Floats larger(Floats score, Floats other) { return score > other ? score : other; }
+
+// The same, in a register: with few of them GCC reads a value anew for each product, which takes longer than these.
+static inline Floats held(Floats value) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    asm("" : "+x"(value));
+#endif
+    return value;
+}
 
 static inline float highest_lane(Floats lanes) {
 #if defined(__AVX512F__)
@@ -43,18 +51,22 @@ static inline float highest_lane(Floats lanes) {
 
 enum Metric { EUCLIDEAN = 0, COSINE = 1, DOT = 2 };
 
-static inline Doubles eight(const double* values) {
+constexpr int HALF = LANES / 2;  // numbers of float64 in a register
+
+static inline Doubles as_doubles(const double* values) {
     Doubles result;
     memcpy(&result, values, sizeof result);
     return result;
 }
 
-static inline Doubles eight(const float* values) {
+static inline Doubles as_doubles(const float* values) {
 #if defined(__AVX512F__)
     return Doubles(_mm512_cvtps_pd(_mm256_loadu_ps(values)));  // which compilers do not make of the lines below
+#elif defined(__AVX__)
+    return Doubles(_mm256_cvtps_pd(_mm_loadu_ps(values)));
 #else
-    typedef float Eight __attribute__((vector_size(32)));
-    Eight result;
+    typedef float Halves __attribute__((vector_size(HALF * 4)));
+    Halves result;
     memcpy(&result, values, sizeof result);
     return __builtin_convertvector(result, Doubles);
 #endif
@@ -64,11 +76,12 @@ template <typename T> static double dot(const T* a, const T* b, int64_t dim) {
     constexpr int chains = 4;  // sums that do not wait for one another
     Doubles sums[chains] = {};
     int64_t d = 0;
-    for (; d + 8 * chains <= dim; d += 8 * chains)
-        for (int c = 0; c < chains; c++) sums[c] += eight(a + d + 8 * c) * eight(b + d + 8 * c);
-    for (; d + 8 <= dim; d += 8) sums[0] += eight(a + d) * eight(b + d);
+    for (; d + HALF * chains <= dim; d += HALF * chains)
+        for (int c = 0; c < chains; c++) sums[c] += as_doubles(a + d + HALF * c) * as_doubles(b + d + HALF * c);
+    for (; d + HALF <= dim; d += HALF) sums[0] += as_doubles(a + d) * as_doubles(b + d);
     const Doubles all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    double sum = ((all[0] + all[4]) + (all[1] + all[5])) + ((all[2] + all[6]) + (all[3] + all[7]));
+    double sum = 0;
+    for (int lane = 0; lane < HALF; lane++) sum += all[lane];
     for (; d < dim; d++) sum += double(a[d]) * double(b[d]);
     return sum;
 }

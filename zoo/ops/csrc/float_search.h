@@ -30,9 +30,16 @@ template <typename T> class FloatSearch {
                     const int64_t k = (first_sweep + s) * WIDTH + lane;
                     const bool used = k < book.count && book.usable(k);
                     biases[lane] = used ? float(book.codes[k].bias) : -INFINITY;
-                    const double scale = used ? book.codes[k].scale : 0;
                     const T* code = book.code(used ? k : 0);
-                    for (int64_t d = from; d < to; d++) codes[d * WIDTH + lane] = used ? float(code[d] * scale) : 0;
+                    const auto write = [&](const auto& value) {
+                        for (int64_t d = from; d < to; d++) codes[d * WIDTH + lane] = value(code[d]);
+                    };
+                    if (!used)
+                        write([](T) { return 0.0f; });
+                    else if (book.metric == COSINE)
+                        write([scale = book.codes[k].scale](T number) { return float(number * scale); });
+                    else
+                        write([](T number) { return float(number); });
                 }
             }
     }
@@ -48,13 +55,16 @@ template <typename T> class FloatSearch {
                 const Floats start = reinterpret_cast<const FloatsInMemory*>(bias)[s * PANELS + p];
                 for (int r = 0; r < ROWS; r++) sum[r][p] = start;
             }
-            for (int64_t d = 0; d < dim; d++, codes += PANELS)
+            for (int64_t d = 0; d < dim; d++, codes += PANELS) {
+                Floats code[PANELS];
+                for (int p = 0; p < PANELS; p++) code[p] = held(codes[p]);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) {
                     const Floats value = splat(vectors[d * ROWS + r]);
 #pragma GCC unroll 3
-                    for (int p = 0; p < PANELS; p++) sum[r][p] += value * codes[p];
+                    for (int p = 0; p < PANELS; p++) sum[r][p] += value * code[p];
                 }
+            }
             for (int r = 0; r < ROWS; r++)
                 for (int p = 0; p < PANELS; p++) best[r] = larger(sum[r][p], best[r]);
         }
@@ -115,14 +125,23 @@ public:
     }
 };
 
-// For a few vectors, one in each lane: reads the codes once, as they lie, and multiplies each with all vectors. Keeps
-// the best score that each vector has among GROUP consecutive codes.
+// For a few vectors, one in each lane of a few registers: reads the codes once, as they lie, and multiplies each with all
+// vectors. Keeps the best score that each vector has among GROUP consecutive codes.
 template <typename T> class FewSearch {
-    static constexpr int GROUP = 8, LINE = 16;  // LINE: floats of a line of the cache
+#if defined(__AVX512F__)
+    static constexpr int PARTS = 1, GROUP = 8, CHAINS = 2;  // registers of vectors; codes; sums that do not wait
+#else
+    static constexpr int PARTS = 2, GROUP = 4, CHAINS = 1;
+#endif
+    static constexpr int LINE = 16;  // floats of a line of the cache
+
+    struct Lanes {  // a value for each vector
+        Floats parts[PARTS];
+    };
 
     int64_t dim;
-    std::vector<Floats> vectors, best;  // (dim), (groups)
-    std::vector<float> converted;       // (GROUP, dim)
+    std::vector<Lanes> vectors, best;  // (dim), (groups)
+    std::vector<float> converted;      // (GROUP, dim)
 
     // Code k: itself where it is of float32 and not scaled, otherwise a copy.
     const float* as_float(const Codebook<T>& book, int64_t k, int64_t place) {
@@ -132,33 +151,48 @@ template <typename T> class FewSearch {
         return copy;
     }
 
+    static inline void add_products(const Lanes& vectors, const float* const* codes, int64_t d, Lanes* sums) {
+        Floats value[PARTS];
+        for (int p = 0; p < PARTS; p++) value[p] = held(vectors.parts[p]);
+#pragma GCC unroll 8
+        for (int j = 0; j < GROUP; j++) {
+            const Floats code = splat(codes[j][d]);
+#pragma GCC unroll 2
+            for (int p = 0; p < PARTS; p++) sums[j].parts[p] += value[p] * code;
+        }
+    }
+
 public:
+    static constexpr int64_t MOST = PARTS * LANES;  // vectors
+
     explicit FewSearch(int64_t dim) : dim(dim), vectors(dim), converted(GROUP * dim) {}
 
-    void run(Codebook<T>& book, const std::vector<const T*>& rows) {  // at most LANES; measures the codes, too
+    void run(Codebook<T>& book, const std::vector<const T*>& rows) {  // at most MOST; measures the codes, too
         for (int64_t d = 0; d < dim; d++)
-            for (size_t r = 0; r < rows.size(); r++) vectors[d][r] = float(rows[r][d]);
+            for (size_t r = 0; r < rows.size(); r++) vectors[d].parts[r / LANES][r % LANES] = float(rows[r][d]);
         best.clear();
         for (int64_t first = 0; first < book.count; first += GROUP) {
             const int64_t end = std::min(first + GROUP, book.count);
             book.measure(first, end);
             const float* codes[GROUP];
             for (int64_t j = 0; j < GROUP; j++) codes[j] = as_float(book, std::min(first + j, end - 1), j);
-            Floats sums[2][GROUP] = {};  // of even and of odd dimensions, which do not wait for each other
+            Lanes sums[CHAINS][GROUP] = {};
             int64_t d = 0;
             for (; d + LINE <= dim; d += LINE) {
                 for (int j = 0; j < GROUP; j++) __builtin_prefetch(codes[j] + GROUP * dim + d);  // of the next group
 #pragma GCC unroll 16
-                for (int i = 0; i < LINE; i++)
-#pragma GCC unroll 8
-                    for (int j = 0; j < GROUP; j++) sums[i % 2][j] += vectors[d + i] * codes[j][d + i];
+                for (int i = 0; i < LINE; i++) add_products(vectors[d + i], codes, d + i, sums[i % CHAINS]);
             }
-            for (; d < dim; d++)
-#pragma GCC unroll 8
-                for (int j = 0; j < GROUP; j++) sums[0][j] += vectors[d] * codes[j][d];
-            Floats highest = splat(-INFINITY);
-            for (int64_t j = 0; j < end - first; j++)
-                highest = larger(sums[0][j] + sums[1][j] + float(book.codes[first + j].bias), highest);
+            for (; d < dim; d++) add_products(vectors[d], codes, d, sums[0]);
+            Lanes highest;
+            for (int p = 0; p < PARTS; p++) {
+                highest.parts[p] = splat(-INFINITY);
+                for (int64_t j = 0; j < end - first; j++) {
+                    Floats score = sums[0][j].parts[p] + float(book.codes[first + j].bias);
+                    for (int c = 1; c < CHAINS; c++) score += sums[c][j].parts[p];
+                    highest.parts[p] = larger(score, highest.parts[p]);
+                }
+            }
             best.push_back(highest);
         }
         book.bound();
@@ -166,12 +200,13 @@ public:
 
     template <typename Visit>
     void each(const Codebook<T>&, int64_t r, const Extent& extent, const Visit& visit) const {
+        const auto of = [&](const Lanes& group) { return group.parts[r / LANES][r % LANES]; };
         float highest = -INFINITY;
-        for (const Floats& group : best) highest = std::max(highest, group[r]);
+        for (const Lanes& group : best) highest = std::max(highest, of(group));
         const bool all = !extent.fits_float();
         const float threshold = all ? 0 : extent.threshold(highest, dim);
         for (size_t g = 0; g < best.size(); g++)
-            if (all || best[g][r] >= threshold)
+            if (all || of(best[g]) >= threshold)
                 for (int64_t k = g * GROUP; k < int64_t(g + 1) * GROUP; k++) visit(k);
     }
 };

@@ -14,7 +14,6 @@
 
 constexpr int64_t BLOCK_FLOATS = 1 << 18;  // of the vectors that share one packing of the codes
 constexpr int64_t BLOCK_ROWS = 2048;
-constexpr int64_t FEW_ROWS = LANES;  // for so few vectors packing the codes costs more than it brings
 
 // Calls work(block) for each block, on up to `threads` threads; false where memory ran out.
 template <typename Work> static bool parallel(int64_t threads, int64_t blocks, const Work& work) {
@@ -102,6 +101,7 @@ static bool residual_codes(const T* x, int64_t rows, int64_t row_stride, int64_t
     std::vector<Codebook<T>> books;
     books.reserve(levels);
     for (int64_t q = 0; q < levels; q++) books.emplace_back(codebooks[q], counts[q], dim, metric);
+    constexpr int64_t FEW_ROWS = FewSearch<T>::MOST;  // for so few packing the codes costs more than it brings
     const bool few = rows <= FEW_ROWS;
     if (!few && !measure(books, threads)) return false;
     const int64_t most_rows = std::max(std::min(BLOCK_ROWS, BLOCK_FLOATS / dim), std::max<int64_t>(ROWS, FEW_ROWS));
