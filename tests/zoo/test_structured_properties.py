@@ -89,11 +89,11 @@ def total(output: Any) -> torch.Tensor:
     return sum(parts, torch.zeros(())) + sum(output.quantized.losses.values(), torch.zeros(()))
 
 
-def halved(signal: Any) -> Any:
-    """The signal in bfloat16."""
+def cast(signal: Any, dtype: torch.dtype) -> Any:
+    """The signal in another precision."""
     if isinstance(signal, torch.Tensor):
-        return signal.to(torch.bfloat16)
-    return replace(signal, **{name: halved(x) for name, x in tensors(signal).items() if x.is_floating_point()})
+        return signal.to(dtype)
+    return replace(signal, **{name: x.to(dtype) for name, x in tensors(signal).items() if x.is_floating_point()})
 
 
 def test_there_are_such_families() -> None:
@@ -259,9 +259,11 @@ def test_bf16_autocast_is_finite_with_quantisation_in_float32(name: str, trainin
 
 
 @every
-def test_a_model_in_half_precision_encodes_and_decodes(name: str) -> None:
-    model = build(name).to(torch.bfloat16)
-    for decoded in model.decode(model.encode([halved(item) for item in signals(model)])):
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_a_model_of_any_precision_takes_signals_of_any(name: str, own: torch.dtype, given: torch.dtype) -> None:
+    model = build(name).to(own)
+    for decoded in model.decode(model.encode([cast(item, given) for item in signals(model)])):
         assert all(bool(value.isfinite().all()) for value in tensors(decoded).values())
 
 

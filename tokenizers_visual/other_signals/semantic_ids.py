@@ -62,7 +62,7 @@ class SemanticIds(StructuredTokenizer):
             raise ValueError(f"{wanted}, got NaN or infinity")
 
     def latent(self, signal: Tensor) -> Tensor:
-        return self.encoder(signal)
+        return self.encoder(signal.to(self.dtype))
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(codes)

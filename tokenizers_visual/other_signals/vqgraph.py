@@ -141,7 +141,7 @@ class VQGraph(StructuredTokenizer):
 
     def hidden(self, graph: Graph) -> Tensor:
         """The nodes (N, F) after the first graph convolution, which codes have to tell again."""
-        return self.dropout(F.relu(self.encoder(graph.features, graph.edges)))
+        return self.dropout(F.relu(self.encoder(graph.features.to(self.dtype), graph.edges)))
 
     def reconstruct(self, codes: Tensor) -> NodeReconstruction:
         codes = self.from_codes(codes)
