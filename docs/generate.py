@@ -189,7 +189,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
     "speed": speed_table,
-    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask", "ContrastiveTask"),
+    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask"),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
     "word recipes": lambda: recipe_table(*WORD_TASKS),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.ddim import Prediction, Schedule, ddim, item_noise, signal_share, trailing_times
+from zoo.layers.ddim import Prediction, Schedule, ddim, denoising, item_noise, signal_share, trailing_times
 from zoo.layers.positions import sine_grid
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.layers.unet import UNet
 from zoo.quantizers import DirectionCodebookConfig, EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokenizer import InputSpec, Output, Tokenizer
 from zoo.tokens import Tokens
 
 
@@ -100,7 +100,8 @@ class FourM(Tokenizer):
     (B, classes, H, W).
 
     A diffusion decoder starts from noise: `decode` takes `noise` (of the padded images' shape), or a `seed` (0 if
-    none is given; a list has one for each item), and the number of `steps`.
+    none is given; a list has one for each item), and the number of `steps`. In training a pass then gives the loss
+    `diffusion`, the squared error of what the decoder predicts at random times, and the images that this stands for.
     """
 
     def __init__(self, config: FourMConfig) -> None:
@@ -119,6 +120,7 @@ class FourM(Tokenizer):
         if isinstance(config.decoder, DiffusionConfig):
             self.decoder = _DiffusionDecoder(config.decoder, config.in_channels, dim, stride)
             self.decode_options = frozenset({"steps", "seed", "noise"})
+            self.own_losses = frozenset({"diffusion"})
         else:
             self.from_codes = nn.Conv2d(dim, config.decoder.width, 1)
             self.decoder = _PixelDecoder(config.decoder, grid, made, stride)
@@ -131,6 +133,17 @@ class FourM(Tokenizer):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.decoder(self.from_codes(codes.movedim(-1, 1)))
+
+    def forward(self, x: Tensor) -> Output:
+        if not (self.training and isinstance(self.decoder, _DiffusionDecoder)):
+            return super().forward(x)
+        self.spec.check_shape(x)
+        padded = self.pad(x)
+        latent = self.latent(padded)
+        quantized = self.quantizer(latent)
+        codes = quantized.codes.to(latent.dtype).movedim(-1, 1)
+        quantized.losses["diffusion"], signal = self.decoder.loss(padded, codes)
+        return Output(signal[..., : x.shape[2], : x.shape[3]], latent, quantized)
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         if not isinstance(self.decoder, _DiffusionDecoder):
@@ -226,6 +239,17 @@ class _DiffusionDecoder(nn.Module):
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         return (codes.shape[0], self.channels, *(side * self.stride for side in codes.shape[2:]))
 
+    def share(self) -> Tensor:
+        """(train_steps,): see `signal_share`."""
+        config = self.config
+        return signal_share(config.schedule, config.train_steps, zero_terminal_snr=config.zero_terminal_snr)
+
+    def loss(self, images: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See `denoising`, at random times and of images (B, C, H, W) with their codes (B, D, h, w)."""
+        config, noise = self.config, torch.randn_like(images)
+        time = torch.randint(0, config.train_steps, (len(images),), device=images.device)
+        return denoising(lambda x, t: self.predict(x, t, codes), images, noise, time, self.share(), config.prediction)
+
     def times(self, steps: int | None = None) -> list[int]:
         """The times that sampling visits, falling."""
         return trailing_times(self.config.train_steps, self.config.steps if steps is None else steps)
@@ -240,11 +264,10 @@ class _DiffusionDecoder(nn.Module):
         config, times = self.config, self.times(steps)
         noise = item_noise(self.noise_shape(codes), seed, noise)
         hop = config.train_steps // (config.steps if steps is None else steps)
-        share = signal_share(config.schedule, config.train_steps, zero_terminal_snr=config.zero_terminal_snr)
         return ddim(
             lambda x, time: self.predict(x, time, codes),
             noise.to(codes),
-            share,
+            self.share(),
             times,
             hop,
             config.prediction,

@@ -7,7 +7,7 @@ model, how tokens enter it and the kernel of the downsampling; here they enter a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from tokenizers_visual.llamagen_vq import LlamaGenVQ, LlamaGenVQConfig
 from zoo.config import Config
-from zoo.layers.ddim import ddim, item_noise, trailing_times
+from zoo.layers.ddim import ddim, denoising, item_noise, trailing_times
 from zoo.layers.latent_diffusion import TRAIN_STEPS, LatentDiffusionConfig, fields_of
 from zoo.quantizers import QuantizerConfig, VectorConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokenizer import InputSpec, Output, Tokenizer
 from zoo.tokens import Tokens
 
 
@@ -31,6 +31,7 @@ class LaytonConfig(Config):
     tokenizer: LlamaGenVQConfig = LlamaGenVQConfig()  # whose encoder is taken; its own quantizer is not
     diffusion: LatentDiffusionConfig = LatentDiffusionConfig(latent_size=128, prediction="epsilon")
     steps: int = 2
+    stage: Literal["noise", "image"] = "noise"  # of training: it learns of predicted noise, then of painted images
     quantizer: QuantizerConfig = VectorConfig(codebook_size=16384, dim=8, metric="cosine")
 
     def __post_init__(self) -> None:
@@ -39,6 +40,7 @@ class LaytonConfig(Config):
         large = self.diffusion.image_size
         self.require(self.small_side <= large, f"a small_side of at most {large} pixels", self.small_side)
         self.require(1 <= self.steps <= TRAIN_STEPS, f"1 to {TRAIN_STEPS} steps", self.steps)
+        self.require(self.stage in ("noise", "image"), "stage noise or image", self.stage)
 
     @property
     def grid(self) -> int:
@@ -52,10 +54,13 @@ class Layton(Tokenizer):
 
     Encoder, quantizer and diffusion model are frozen; `control`, a copy of the latter's first half, learns. As long as
     it has not, tokens change nothing. `decode` takes `steps`, and `noise` of the latents or a `seed` (0 if none is
-    given; a list has one for each item). Weights of the parts come by `with_parts`.
+    given; a list has one for each item). Weights of the parts come by `with_parts`. In training a pass of the stage
+    "noise" gives the loss `diffusion`, the squared error of what is predicted at random times, and the images that this
+    stands for, without gradient; one of the stage "image" gives images painted from random noise.
     """
 
     decode_options = frozenset({"steps", "seed", "noise"})
+    own_losses = frozenset({"diffusion"})
     config: LaytonConfig  # type: ignore[assignment]
     prompt: Tensor
 
@@ -119,26 +124,38 @@ class Layton(Tokenizer):
                 return self.predict(x.to(codes.dtype), time, codes)
 
         share, hop = config.share(), TRAIN_STEPS // steps
-        latent = ddim(predict, noise.to(codes), share, times, hop, config.prediction, clip=False)
-        return self.autoencoder.decode(latent.to(codes.dtype) / config.latent_scale, return_dict=False)[0]
+        return self._image_of(
+            ddim(predict, noise.to(codes), share, times, hop, config.prediction, clip=False).to(codes)
+        )
 
-    def noise_loss(self, x: Tensor, time: Tensor, noise: Tensor) -> Tensor:
-        """The loss of the first stage: how well `predict` undoes noise, mean squared error.
+    def _image_of(self, latent: Tensor) -> Tensor:
+        return self.autoencoder.decode(latent / self.config.diffusion.latent_scale, return_dict=False)[0]
 
-        Args:
-            x: images (B, 3, S, S) in [-1, 1].
-            time: (B,) int64 in [0, 1000).
-            noise: (B, C, s, s), normal.
-        """
+    def forward(self, x: Tensor) -> Output:
+        if not self.training:
+            return super().forward(x)
+        self.spec.check_shape(x)
+        with torch.no_grad():
+            latent = self.latent(x)
+            quantized = self.quantizer(latent)
+        codes = quantized.codes.to(latent.dtype)
+        noise = torch.randn(self.noise_shape(codes), device=x.device)
+        if self.config.stage == "image":
+            return Output(self.paint(codes, noise=noise), latent, quantized)
+        time = torch.randint(0, TRAIN_STEPS, (len(x),), device=x.device)
+        quantized.losses["diffusion"], predicted = self.denoise(x, codes, noise, time)
+        with torch.no_grad():
+            return Output(self._image_of(predicted.to(codes)), latent, quantized)
+
+    def denoise(self, x: Tensor, codes: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """See `denoising`: of images (B, 3, S, S) with codes (B, g, g, D), at times (B,) int64 in [0, 1000)."""
         config = self.config.diffusion
         with torch.no_grad():
             clean = self.autoencoder.encode(x).latent_dist.mode() * config.latent_scale
-            codes = self.quantizer(self.latent(x)).codes.to(x.dtype)
-        share = config.share().to(x.device)[time].view(-1, 1, 1, 1).to(x.dtype)
-        noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
-        rotated = share.sqrt() * noise - (1 - share).sqrt() * clean
-        wanted = noise if config.prediction == "epsilon" else rotated
-        return F.mse_loss(self.predict(noisy, time, codes), wanted)
+        return denoising(
+            lambda noisy, time: self.predict(noisy, time, codes),
+            clean, noise.to(clean), time, config.share(), config.prediction,
+        )  # fmt: skip
 
     def with_parts(self, tokenizer: LlamaGenVQ, pipeline: Any, prompt: Tensor | None = None) -> Layton:
         """This model with copies of published parts, and a control that starts from them.

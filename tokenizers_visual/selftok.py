@@ -31,7 +31,7 @@ from zoo.layers.mmdit import MMDiT, attend, heads_of, tanh_mlp, token_places
 from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.quantizers.position_diversity import PositionDiversityConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokenizer import InputSpec, Output, Tokenizer
 from zoo.tokens import Tokens
 
 _SHIFT, _SCALE = 0.0609, 1.5305  # of the autoencoder's latents
@@ -62,6 +62,7 @@ class FlowConfig(Config):
     stage_ends: tuple[int, ...] = (200, 400, 600, 800, 1000)  # of the time, in thousandths
     stage_tokens: tuple[int, ...] = (192, 184, 72, 48, 16)  # that each stage adds to what is seen
     steps: int = 50  # of sampling, unless decode is told another number
+    null_probability: float = 0.0  # of an item to be trained without its tokens
 
     def __post_init__(self) -> None:
         ends = (0, *self.stage_ends)
@@ -70,6 +71,9 @@ class FlowConfig(Config):
             len(self.stage_ends) == len(self.stage_tokens) > 0, "as many stage_tokens as stage_ends", self.stage_tokens
         )
         self.require(min(self.layers, self.steps) >= 1, "layers and steps >= 1", (self.layers, self.steps))
+        self.require(0 <= self.null_probability < 1, "a null_probability in [0, 1)", self.null_probability)
+        blind = self.null_probability > 0 and not self.context_sees_image
+        self.require(not blind, "a context that sees the image where tokens are dropped", self.context_sees_image)
 
     @property
     def width(self) -> int:
@@ -118,12 +122,13 @@ class Selftok(Tokenizer):
     """Latents of an autoencoder (B, 16, S, S) of the configured size -> tokens (B, num_tokens).
 
     Decoding is a flow from noise: `decode` takes `noise` (of the latents' shape) or a `seed` (0 if none is given; a
-    list has one for each item), and the number of `steps`. The flow is trained by `Flow.loss`; in training mode
-    `reconstruct` takes a single step.
+    list has one for each item), and the number of `steps`. In training a pass gives the loss `flow`, the squared
+    distance of velocities at times drawn evenly, and the signal that a single step from its time leads to.
     """
 
     layout = "sequence"
     decode_options = frozenset({"steps", "seed", "noise"})
+    own_losses = frozenset({"flow"})
     config: SelftokConfig
 
     def __init__(self, config: SelftokConfig) -> None:
@@ -154,7 +159,20 @@ class Selftok(Tokenizer):
         return self.norm_codes(codes)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        return self._draw(codes, steps=1 if self.training else None)
+        return self._draw(codes)
+
+    def forward(self, x: Tensor) -> Output:
+        if self.decoder is None or not self.training:
+            return super().forward(x)
+        self.spec.check_shape(x)
+        latent = self.latent(x)
+        quantized = self.quantizer(latent)
+        context = self.condition(quantized.codes.to(latent.dtype))
+        noise, times = torch.randn_like(x), torch.rand(len(x), device=x.device)
+        told = torch.rand(len(x), device=x.device) >= self.decoder.config.null_probability
+        noised, velocity = self.decoder.flow(x, noise, times, context, self.decoder.seen(times) & told[:, None])
+        quantized.losses["flow"] = F.mse_loss(velocity.float(), (noise - x).float())
+        return Output(noised - times.view(-1, 1, 1, 1).to(noised) * velocity, latent, quantized)
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self._draw(codes, **options)
@@ -262,11 +280,12 @@ class Flow(MMDiT):
 
         return euler(velocity, noise, self.config.steps if steps is None else steps)
 
-    def loss(self, signal: Tensor, noise: Tensor, times: Tensor, context: Tensor) -> Tensor:
-        """The mean squared error of the velocity at times (B,) in (0, 1), which trains the flow."""
-        seen = self.seen(times)
-        velocity = self(interpolate(signal, noise, times), times, context * seen[..., None], seen)
-        return F.mse_loss(velocity, noise - signal)
+    def flow(
+        self, signal: Tensor, noise: Tensor, times: Tensor, context: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Signals with noise of times (B,) in (0, 1), and the velocities there, told the seen tokens (B, tokens)."""
+        noised = interpolate(signal, noise, times)
+        return noised, self(noised, times, context * seen[..., None], seen)
 
 
 _PUBLISHED = {  # arguments of the encoder that the published models share

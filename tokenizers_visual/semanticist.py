@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
-from zoo.layers.ddim import ddim, item_noise, signal_share, trailing_times
+from zoo.layers.ddim import ddim, denoising, item_noise, signal_share, trailing_times
 from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, image_of, modulate
 from zoo.layers.mmdit import tanh_mlp
 from zoo.layers.query_transformer import TransformerSizes
@@ -58,11 +58,12 @@ class Semanticist(PrefixTokenizer):
     """Images (B, 3, S, S) in [0, 1] of the configured size -> 1 to `num_tokens` tokens, any prefix of which decodes.
 
     `decode` takes noise away (of the base's latents: `noise`, or by a `seed`, 0 if none is given, a list with one for
-    each item) in `steps` steps, with `guidance_scale`. In training a pass gives the loss `noise`, the squared error of
-    the predicted noise for prefixes of random length, and the image that a single step from its time leads to.
+    each item) in `steps` steps, with `guidance_scale`. In training a pass gives the loss `diffusion`, the squared error
+    of the predicted noise for prefixes of random length, and the image that a single step from its time leads to.
     """
 
     decode_options = frozenset({"steps", "guidance_scale", "seed", "noise"})
+    own_losses = frozenset({"diffusion"})
     config: SemanticistConfig
 
     def __init__(self, config: SemanticistConfig) -> None:
@@ -130,13 +131,12 @@ class Semanticist(PrefixTokenizer):
         count, side, dim = len(x), self.config.image_size // self.config.base.stride, self.config.base.dim
         clean = self.base.latent(2 * x - 1, torch.randn(count, side, side, dim, device=x.device)).movedim(-1, 1)
         kept = torch.randint(1, self.config.num_tokens + 1, (count,), device=x.device) if lengths is None else lengths
-        time = torch.randint(0, _TRAIN_STEPS, (count,), device=x.device)
-        noise = torch.randn_like(clean)
-        share = signal_share("linear", _TRAIN_STEPS).to(x.device)[time].view(-1, 1, 1, 1).to(clean)
-        noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
-        predicted = self.decoder(noisy, time, self.decoder.tokens(codes, kept))
-        quantized.losses["noise"] = F.mse_loss(predicted.float(), noise.float())
-        return Output(self._image_of((noisy - (1 - share).sqrt() * predicted) / share.sqrt()), latent, quantized)
+        tokens, time = self.decoder.tokens(codes, kept), torch.randint(0, _TRAIN_STEPS, (count,), device=x.device)
+        quantized.losses["diffusion"], predicted = denoising(
+            lambda noisy, time: self.decoder(noisy, time, tokens),
+            clean, torch.randn_like(clean), time, signal_share("linear", _TRAIN_STEPS), "epsilon",
+        )  # fmt: skip
+        return Output(self._image_of(predicted), latent, quantized)
 
     def _image_of(self, latent: Tensor) -> Tensor:
         return self.base.decode(latent.movedim(1, -1) / self.config.base.scale) / 2 + 0.5

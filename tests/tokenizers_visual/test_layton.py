@@ -71,7 +71,7 @@ def test_before_training_the_output_is_that_of_the_frozen_diffusion_model() -> N
 
 def test_gradients_are_in_the_copies_alone() -> None:
     model = build(trained=True).train()
-    loss = model.noise_loss(images(), torch.tensor([3, 700]), torch.randn(2, 4, 8, 8))
+    loss, _ = model.denoise(images(), torch.randn(2, 4, 4, 3), torch.randn(2, 4, 8, 8), torch.tensor([3, 700]))
     loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == name.startswith("control."), name
@@ -90,7 +90,9 @@ def test_the_loss_of_noise_is_zero_for_a_model_that_knows_it(prediction: str, mo
         return found if prediction == "epsilon" else share.sqrt() * found - (1 - share).sqrt() * clean
 
     monkeypatch.setattr(model, "predict", perfect)
-    assert float(model.noise_loss(images(), time, noise).detach()) == pytest.approx(0, abs=1e-8)
+    loss, predicted = model.denoise(images(), torch.randn(2, 4, 4, 3), noise, time)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-8)
+    torch.testing.assert_close(predicted, clean, rtol=1e-3, atol=1e-3)
 
 
 def test_of_two_steps_only_the_second_has_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

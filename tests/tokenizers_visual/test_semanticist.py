@@ -102,7 +102,7 @@ def test_before_training_the_blocks_of_the_decoder_are_the_identity() -> None:
 
 def test_in_training_only_the_kept_tokens_learn_and_the_base_rests() -> None:
     model = build().train()
-    model(images(), torch.tensor([2, 2])).quantized.losses["noise"].backward()
+    model(images(), torch.tensor([2, 2])).quantized.losses["diffusion"].backward()
     assert model.encoder.queries.grad is not None
     assert model.decoder.null.grad is not None
     learned = model.encoder.queries.grad[0].abs().sum(-1) > 0
@@ -112,13 +112,13 @@ def test_in_training_only_the_kept_tokens_learn_and_the_base_rests() -> None:
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 
-def test_the_loss_of_noise_falls() -> None:
+def test_the_loss_of_diffusion_falls() -> None:
     torch.manual_seed(0)
     model, x = Semanticist(CONFIG).train(), images(8)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     losses = []
     for _ in range(60):
-        loss = model(x).quantized.losses["noise"]
+        loss = model(x).quantized.losses["diffusion"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

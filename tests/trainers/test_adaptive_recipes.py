@@ -20,7 +20,7 @@ from trainers.recipes import CONFIGS
 from trainers.tasks import HaltingTask, ProxyTask, RollOutTask
 from zoo.cli.training import run
 
-FAMILIES = ("alit", "flextok", "karl", "one_d_piece", "spectral", "titok")
+FAMILIES = ("alit", "flextok", "karl", "one_d_piece", "semanticist", "spectral", "titok")
 SETTINGS = {
     path.stem: yaml.safe_load(path.read_text())["model"]
     for family in FAMILIES
@@ -49,6 +49,10 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "flextok": {
         "image_size": 32, "num_tokens": 8, "encoder": SIZES, "decoder": SIZES, "steps": 2,
+        "base": {"kind": "variational", **BASE, "attention": [False, False], "scale": 1.0},
+    },
+    "semanticist": {
+        "image_size": 32, "num_tokens": 8, "patch_size": 8, "encoder": SIZES, "decoder": SIZES, "steps": 2,
         "base": {"kind": "variational", **BASE, "attention": [False, False], "scale": 1.0},
     },
     "spectral": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,37 @@ from trainers.recipes import CONFIGS
 from trainers.tasks.reconstruction import AdversaryTrainingConfig
 from zoo.cli.training import run
 
-TASK, SEMANTIC_TASK = "trainers.tasks.ReconstructionTask", "trainers.tasks.SemanticTask"  # others have their own tests
+TASK, SEMANTIC_TASK, LATENT_TASK = (f"trainers.tasks.{kind}Task" for kind in ("Reconstruction", "Semantic", "Latent"))
+TASKS = (TASK, SEMANTIC_TASK, LATENT_TASK)  # others have their own tests
 SETTINGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
-RECIPES = [name for name, settings in SETTINGS.items() if settings["model"]["class_path"] in (TASK, SEMANTIC_TASK)]
+RECIPES = [name for name, settings in SETTINGS.items() if settings["model"]["class_path"] in TASKS]
 NARROW: dict[str, dict[str, Any]] = {  # networks of the photo recipes that are still too large for two quick steps
     "compact": {"fine_channels": 16, "channels": 16, "encoder_blocks": [1, 1], "decoder_blocks": [1, 1]},
 }
 
 
+def sibling(name: str) -> str:
+    """The small recipe beside a published or described one."""
+    return re.sub("_(published|described)$", "_photos", name)
+
+
 def small(name: str) -> tuple[dict[str, Any], dict[str, Any] | None, int]:
     """Changes of the model, adversary and pixels a side: a published recipe takes the sizes of its photo sibling."""
     own = SETTINGS[name]["model"]["init_args"]
-    sibling = SETTINGS[name.replace("_published", "_photos")]
-    sizes = sibling["model"]["init_args"]
+    beside = SETTINGS[sibling(name)]
+    sizes = beside["model"]["init_args"]
     family = name.partition("_")[0]
-    changes = {**(sizes.get("changes") or {}), **NARROW.get(family, {})}
+    changes = {**(own.get("changes") or {}), **(sizes.get("changes") or {}), **NARROW.get(family, {})}
     adversary = own.get("adversary")
     if adversary is not None:
         adversary = {**adversary, "discriminator": sizes["adversary"]["discriminator"], "discriminator_start": 1}
-    return changes, adversary, min(64, sibling["data"]["init_args"]["size"])
+    return changes, adversary, min(64, beside["data"]["init_args"]["size"])
 
 
-def own_arguments(name: str, dinov2: Path) -> dict[str, str]:
+def own_arguments(name: str, dinov2: Path) -> dict[str, Any]:
     """What the task of a recipe needs beside the arguments of `ReconstructionTask`."""
+    if SETTINGS[name]["model"]["class_path"] == LATENT_TASK:
+        return {"autoencoder": SETTINGS[sibling(name)]["model"]["init_args"]["autoencoder"]}  # a dict reads as YAML
     return {"teacher_weights": str(dinov2)} if SETTINGS[name]["model"]["class_path"] == SEMANTIC_TASK else {}
 
 
@@ -89,6 +98,6 @@ def test_the_adversary_of_a_shipped_recipe_is_valid(name: str) -> None:
     assert AdversaryTrainingConfig.from_dict(settings).discriminator.kind == settings["discriminator"]["kind"]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_published")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith(("_published", "_described"))])
 def test_a_published_recipe_has_a_sibling_for_photos(name: str) -> None:
-    assert name.replace("_published", "_photos") in RECIPES
+    assert sibling(name) in RECIPES

@@ -18,6 +18,7 @@ from test_codec_task import ADVERSARY as SOUND_ADVERSARY
 from test_codec_task import task as codec_task
 from test_contrastive_task import save_shard
 from test_contrastive_task import task as contrastive_task
+from test_generative_decoders import four_m, latent_task, layton
 from test_resume import Interrupt, Losses, assert_equal
 from test_semantic_task import task as semantic_task
 from tiny_task import ADVERSARY, trainer
@@ -38,6 +39,9 @@ TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
     ),
     "semantic": lambda dinov2: semantic_task(dinov2, perturbation={"share": 0.5, "neighbours": 5}, **PLAYERS),
     "contrastive": lambda _: contrastive_task(**PLAYERS),
+    "diffusion": lambda _: four_m(ema_decay=0.9),
+    "flow": lambda _: latent_task(ema_decay=0.9),
+    "painting": lambda _: layton("image"),
     "codec": lambda _: codec_task(adversary={**SOUND_ADVERSARY, "discriminator_start": 1}, ema_decay=0.9),
 }
 

@@ -100,6 +100,8 @@ class DecoderCase:
         return {"latent": latent, "times": times, "k_index": self.decoder.seen(times).sum(1) - 1}
 
     def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
-        loss = self.decoder.loss(inputs["latent"], inputs["noise"], inputs["t"], inputs["hidden_states"])
+        signal, noise, times = (inputs[name] for name in ("latent", "noise", "t"))
+        _, velocity = self.decoder.flow(signal, noise, times, inputs["hidden_states"], self.decoder.seen(times))
+        loss = F.mse_loss(velocity, noise - signal)
         loss.backward()
         return {"loss.flow": loss, **gradients(self.model, self.key_map, self.fixture.weights)}

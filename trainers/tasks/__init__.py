@@ -6,6 +6,7 @@ from trainers.tasks.codec import CodecTask
 from trainers.tasks.contrastive import ContrastiveTask
 from trainers.tasks.dictionary import DictionaryTask
 from trainers.tasks.inversion import DistillationTask, ISATask, LinCIRTask, Pic2WordTask, RTDTask
+from trainers.tasks.latent import LatentTask
 from trainers.tasks.personalisation import PersonalisationTask
 from trainers.tasks.prediction import HaltingTask, ProxyTask, RollOutTask
 from trainers.tasks.projection import ProjectionTask
@@ -21,6 +22,7 @@ __all__ = [
     "DistillationTask",
     "HaltingTask",
     "ISATask",
+    "LatentTask",
     "LinCIRTask",
     "PersonalisationTask",
     "Pic2WordTask",

@@ -29,6 +29,7 @@ class TailDropConfig(Config):
         full: share of the items that keep all their tokens.
         each_item: whether a number is drawn for each item; else one for the batch.
         start: steps before which nothing is dropped.
+        blank: share of the items that see no token at all before that, of models with guidance (Semanticist).
     """
 
     distribution: Literal["uniform", "log_uniform", "powers", "geometric"] = "uniform"
@@ -36,14 +37,16 @@ class TailDropConfig(Config):
     full: float = 0.0
     each_item: bool = True
     start: int = 0
+    blank: float = 0.0
 
     def __post_init__(self) -> None:
         self.require(0 < self.survival < 1, "a survival in (0, 1)", self.survival)
         self.require(0 <= self.full <= 1, "a full in [0, 1]", self.full)
         self.require(self.start >= 0, "a start >= 0", self.start)
+        self.require(0 <= self.blank <= 1, "a blank in [0, 1]", self.blank)
 
     def draw(self, items: int, most: int, step: int) -> Tensor:
-        """(items,) int64 from 1 to `most`; takes two random numbers an item, whatever the step.
+        """(items,) int64 from 1 to `most`, or 0; takes two random numbers an item, whatever the step.
 
         Args:
             items: size of the batch.
@@ -61,9 +64,10 @@ class TailDropConfig(Config):
         else:
             counts = 1 + (1 - place).log() / torch.tensor(self.survival, dtype=torch.float64).log()
         counts = counts.long().clamp(1, most)
+        counts = torch.where(kept < self.full, most, counts)
         if step < self.start:
-            return torch.full((items,), most)
-        return torch.where(kept < self.full, most, counts).expand(items).clone()
+            counts = torch.where(kept < self.blank, 0, most)
+        return counts.expand(items).clone()
 
 
 class AdaptiveTask(ReconstructionTask):
@@ -90,6 +94,8 @@ class AdaptiveTask(ReconstructionTask):
         if self.model.prefix != "positions":
             raise ValueError(f"model: expected one whose first tokens decode alone, got {model}")
         self.tail_drop = TailDropConfig.from_dict(tail_drop or {})
+        if self.tail_drop.blank > 0 and "guidance_scale" not in self.model.decode_options:
+            raise ValueError(f"blank: expected 0 with a model without guidance, such as {model}, got {self.tail_drop}")
         self.reported = reported
 
     def reconstructed(self, signal: Tensor) -> zoo.Output:

@@ -166,9 +166,12 @@ class TokenizerTask(lightning.LightningModule):
 
     def _check_quantizer(self) -> None:
         """Raise a ValueError for the weight of a loss that the quantizer lacks, or a perturbation it cannot take."""
+        shape: tuple[int, ...] = (4, 4)
+        if self.model.layout == "sequence" and self.model.spec.size is not None:  # some quantizers take no other rows
+            shape = self.model.positions(self.model.spec.size)
         with torch.random.fork_rng(devices=[]):
             quantizer = self.model.quantizer.config.build().train()
-            self.quantizer_losses = frozenset(quantizer(torch.rand(2, 4, 4, quantizer.config.dim)).losses)
+            self.quantizer_losses = frozenset(quantizer(torch.rand(2, *shape, quantizer.config.dim)).losses)
         known = sorted({*self.quantizer_losses, *self.model.own_losses})
         if unknown := sorted(set(self.quantizer_weights) - set(known)):
             raise ValueError(f"quantizer_weights: the losses of this quantizer are {known}, got {unknown}")

@@ -1,4 +1,4 @@
-"""Noise schedules of diffusion models, and their deterministic sampling (DDIM, arXiv 2010.02502)."""
+"""Noise schedules of diffusion models, their training, and their deterministic sampling (DDIM, arXiv 2010.02502)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Schedule = Literal["linear", "squaredcos_cap_v2"]
@@ -69,16 +70,49 @@ def ddim(
     for time in times:
         now = share[time]
         then = share[time - hop] if time >= hop else torch.ones_like(now)
-        output = predict(x, torch.full((x.shape[0],), time, device=x.device))
-        if prediction == "epsilon":
-            clean, residue = (x - (1 - now).sqrt() * output) / now.sqrt(), output
-        elif prediction == "v_prediction":
-            clean = now.sqrt() * x - (1 - now).sqrt() * output
-            residue = now.sqrt() * output + (1 - now).sqrt() * x
-        else:
-            clean, residue = output, (x - now.sqrt() * output) / (1 - now).sqrt()
+        clean, residue = _parts(x, predict(x, torch.full((x.shape[0],), time, device=x.device)), now, prediction)
         x = then.sqrt() * (clean.clamp(-1, 1) if clip else clean) + (1 - then).sqrt() * residue
     return x
+
+
+def denoising(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    clean: Tensor,
+    noise: Tensor,
+    time: Tensor,
+    share: Tensor,
+    prediction: Prediction,
+) -> tuple[Tensor, Tensor]:
+    """The loss by which a diffusion model learns, and the signals (B, ...) that its predictions stand for.
+
+    Args:
+        predict: noisy signals and times (B,) to what `prediction` names.
+        clean: signals (B, ...).
+        noise: normal, of their shape.
+        time: (B,) int64, of `share`.
+        share, prediction: as for `ddim`.
+
+    Returns:
+        The mean squared error of the predictions, in float32, and the clean signals.
+    """
+    now = share.to(clean.device)[time].view(-1, *[1] * (clean.ndim - 1)).to(clean)
+    noisy = now.sqrt() * clean + (1 - now).sqrt() * noise
+    output = predict(noisy, time)
+    wanted = {
+        "sample": clean,
+        "epsilon": noise,
+        "v_prediction": now.sqrt() * noise - (1 - now).sqrt() * clean,
+    }[prediction]
+    return F.mse_loss(output.float(), wanted.float()), _parts(noisy, output, now, prediction)[0]
+
+
+def _parts(x: Tensor, output: Tensor, now: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """The clean signal and the noise that a prediction takes noisy signals for, `now` being the share of the former."""
+    if prediction == "epsilon":
+        return (x - (1 - now).sqrt() * output) / now.sqrt(), output
+    if prediction == "v_prediction":
+        return now.sqrt() * x - (1 - now).sqrt() * output, now.sqrt() * output + (1 - now).sqrt() * x
+    return output, (x - now.sqrt() * output) / (1 - now).sqrt()
 
 
 def item_noise(shape: tuple[int, ...], seed: int | list[int] | None, noise: Tensor | None = None) -> Tensor:
