@@ -38,8 +38,8 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next(chain(self.parameters(), self.buffers())).device
+        """Where the weights lie; the CPU for a model without any."""
+        return next((weight.device for weight in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     @property
     def source(self) -> Source:

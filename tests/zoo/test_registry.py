@@ -188,3 +188,12 @@ def test_a_model_that_is_not_registered_is_not_saved(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"expected a model of a registered family, got Stranger"):
         zoo.save_model(Stranger(FiniteScalarConfig(levels=(3,))), tmp_path / "saved")
+
+
+def test_a_model_without_weights_is_made_as_any_other() -> None:
+    """FreeDom counts votes, and has nothing that is learned."""
+    model = zoo.create_model("freedom_vit_l14")
+    assert not model.state_dict()
+    assert model.device == torch.device("cpu")
+    assert model.source.fingerprint == zoo.create_model("freedom_vit_l14").source.fingerprint
+    assert model.source.fingerprint != zoo.create_model("freedom_vit_l14", neighbours=3).source.fingerprint
