@@ -19,7 +19,8 @@ import trainers.tasks
 import zoo
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.discriminative_class_tokens import classify
-from tokenizers_visual.inversion.domain_agnostic_e4t import nearest_token_loss
+from tokenizers_visual.inversion.domain_agnostic_e4t import nearest_token_loss, vocabulary
+from tokenizers_visual.inversion.hooks import outputs_of
 from tokenizers_visual.inversion.rtd import text_encoder_state
 from trainers.data import CodedImageData, GarmentData, NoiseData
 from trainers.data.rows import CaptionedImages, CodedImages, Garments
@@ -333,17 +334,36 @@ def test_words_start_near_to_the_class_and_are_held_there(tiny: Tiny) -> None:
     task = e4t(tiny, norm_weight=2.0, nearest_weight=3.0, nearest_count=4, nearest_temperature=0.1)
     cat = task.pair.embedding.weight[int(task.ids_of("cat"))].detach()
     assert torch.equal(task.model.class_word, cat)
-    rows = task._words(images(), torch.zeros(2))[0].embeddings[:, 0]
-    torch.testing.assert_close(rows, cat + 0.1 * task.model.head(task._features(images())))
-    torch.manual_seed(1)
-    losses = task.losses(images())
+    with outputs_of(task.model) as words, outputs_of(task.model.head) as moves:
+        torch.manual_seed(1)
+        losses = task.losses(images())
+    rows = words[0][:, 0]
+    torch.testing.assert_close(rows, cat + 0.1 * moves[0])
     expected = losses["denoising"] + 2 * losses["norm"] + 3 * losses["nearest"]
     torch.testing.assert_close(losses["total"], expected)
     torch.testing.assert_close(losses["norm"], rows.square().sum())
     table = task.pair.embedding.weight.detach()[:49406]  # start and end are the last two, and padding is the end
-    assert torch.equal(task._vocabulary, table)
+    assert torch.equal(vocabulary(task.pair), table)
     nearest = nearest_token_loss(rows, table, count=4, temperature=0.1).mean()
     torch.testing.assert_close(losses["nearest"], nearest)
+
+
+def test_both_paths_of_the_denoiser_count_and_its_weights_are_moved(tiny: Tiny) -> None:
+    soft, both, hard = (total(e4t(tiny, blend=blend), images()) for blend in (1.0, 0.5, 0.0))
+    assert len({soft, both, hard}) == 3
+    task = e4t(tiny)
+    before = total(task, images())
+    torch.nn.init.normal_(task.model.hypernetwork.up.weight)
+    assert total(task, images()) != before
+
+
+def test_a_model_is_tuned_on_one_image(tiny: Tiny, tmp_path: Path) -> None:
+    run("fit", tiny.arguments("domain_agnostic_e4t_photos", tmp_path))
+    trained = tmp_path / "version_0/model/model.safetensors"
+    task = e4t(tiny, init=str(trained), initial="object")
+    known = load_file(trained)
+    assert all(torch.equal(value, known[name]) for name, value in task.model.state_dict().items())
+    assert torch.isfinite(task.losses(images(1))["total"])
 
 
 def test_tails_are_dropped_in_training(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +460,8 @@ def test_what_does_not_fit_is_refused(tiny: Tiny) -> None:
     refused("initial: expected one token, got 'a black cat", e4t, initial="a black cat")
     refused(r"templates: expected one \$ in each", e4t, templates=("a photo",))
     refused("nearest_temperature: expected a positive value", e4t, nearest_temperature=0.0)
-    refused("denoiser_dim: expected 0", e4t, changes={"denoiser_dim": 8})
+    refused("blend: expected 0 to 1, got -0.1", e4t, blend=-0.1)
+    refused("init: expected random, pretrained or a file, got 'no.safetensors'", e4t, init="no.safetensors")
     refused("model: expected an ISA, got 'Searle'",
             lambda _: ISATask("searle_vit_b32", clip=tiny.clip, encoder_weights="random"))  # fmt: skip
     refused("ema_decay: expected None", isa, ema_decay=0.9)

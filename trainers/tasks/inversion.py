@@ -29,7 +29,7 @@ from tokenizers_visual.inversion.retrieval import preprocessing
 from trainers.data.captions import Captions, CaptionTriplets
 from trainers.data.features import ImageFeatures, InvertedImages
 from trainers.data.retrieval import RetrievalPart
-from trainers.tasks.scheduled import ScheduledTask
+from trainers.tasks.scheduled import ScheduledTask, initial_weights
 from zoo import checkpoint
 from zoo.ops.collective import joined_over_ranks, sum_over_ranks, world_size
 from zoo.registry import registry
@@ -69,10 +69,7 @@ class InversionTask(ScheduledTask):
         self.save_hyperparameters()
         self._require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
         self.clip, self.clip_dtype = clip, getattr(torch, clip_precision)
-        arguments: dict[str, Any] = {"pretrained": init == "pretrained"}
-        if init not in ("random", "pretrained"):
-            self._require(Path(init).is_file(), "init", "random, pretrained or a file", init)
-            arguments = {"checkpoint": init}
+        arguments = initial_weights(init)
         layout = registry.card(model).layout
         self._require(layout == "words", "model", "a projector (`zoo list --layout words`)", model)
         changes = dict(changes or {})

@@ -6,6 +6,7 @@ ViLex (arXiv 2412.06774), domain-agnostic E4T (arXiv 2307.06925), LaDI-VTON (arX
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tokenizers_visual.inversion.backbones import load_pair
 from tokenizers_visual.inversion.cir_inputs import image_input
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.diffusion import denoised, denoising, encode_prompt
-from tokenizers_visual.inversion.domain_agnostic_e4t import DomainAgnosticE4T
+from tokenizers_visual.inversion.domain_agnostic_e4t import DomainAgnosticE4T, vocabulary
+from tokenizers_visual.inversion.dual_path import Adaptation, attention_widths, denoiser_width, dual_path
 from tokenizers_visual.inversion.ladi_vton import LadiVton, try_on_prompt
 from tokenizers_visual.inversion.precise_control import PreciseControl
 from tokenizers_visual.inversion.projector import Projector, PseudoWords
@@ -28,6 +30,7 @@ from tokenizers_visual.inversion.vilex import ViLex, compose_prefixes, draw_leng
 from trainers.data.rows import Garments, ImageRows
 from trainers.tasks.inversion import clip_widths, keep_learned, learning_copy, token_width
 from trainers.tasks.pipeline import PipelineTask
+from trainers.tasks.scheduled import initial_weights
 from zoo import checkpoint
 from zoo.losses.identity import IdentityDistance, face_recogniser
 from zoo.registry import registry
@@ -38,23 +41,26 @@ class ProjectionTask(PipelineTask):
     PreciseControl `CodedImages`.
 
     loss = how badly the U-Net denoises the latents of an image, told a prompt with its words, and the weighted
-    regularisers. ViLex's prompts are words alone, of which the last ones are dropped at random; LaDI-VTON's name the
-    garment, whose place in the person's image the U-Net paints; PreciseControl's must lead to the same person, by what
-    one step of denoising makes of the image. `ExportModel` writes an image encoder that learns as
-    `image_encoder.safetensors` beside the model.
+    regularisers. E4T sees the noisy latents too, and the U-Net follows it on one of two paths; ViLex's prompts are
+    words alone, of which the last ones are dropped at random; LaDI-VTON's name the garment, whose place in the person's
+    image the U-Net paints; PreciseControl's must lead to the same person, by what one step of denoising makes of it.
+    `ExportModel` writes an image encoder that learns as `image_encoder.safetensors` beside the model.
 
     Args:
         model: name of a projector in the zoo: vilex, domain_agnostic_e4t, ladi_vton or precise_control.
         pipeline: see `PipelineTask`; for LaDI-VTON one that paints in.
+        init: "random", or "pretrained" for the published weights, or a file of weights.
         clip: name of the CLIP that reads the images (see `load_pair`); None: the one of the projector's config. With
             another one the config's `backbone` and `image_dim` become those of this one.
-        changes: config fields to change; `word_dim` becomes that of the pipeline's text encoder.
+        changes: config fields to change; `word_dim` becomes that of the pipeline's text encoder, and E4T's
+            `denoiser_dim` and `attention_widths` those of its U-Net.
         initial: what all images show, one token, which the words of E4T and PreciseControl are near to.
         templates: prompts with "$" for those two, of which each image gets one.
         encoder_rate: learning rate of the image encoder, as a share of the projector's; 0: it stays as it is.
         norm_weight: of E4T's squared norms of the words, or PreciseControl's norm of them before they are anchored.
         nearest_weight, nearest_count, nearest_temperature: of E4T's contrast with the nearest tokens, which needs
             batches of two or more.
+        blend: of E4T's two paths, see `dual_path`.
         recogniser: file of a face recogniser (see `face_recogniser`) for PreciseControl's loss of identity; None:
             without it.
         identity_weight: of that loss.
@@ -68,6 +74,7 @@ class ProjectionTask(PipelineTask):
         self,
         model: str,
         pipeline: str,
+        init: str = "random",
         clip: str | None = None,
         changes: dict[str, Any] | None = None,
         initial: str = "object",
@@ -77,6 +84,7 @@ class ProjectionTask(PipelineTask):
         nearest_weight: float = 0.0,
         nearest_count: int = 10,
         nearest_temperature: float = 1.0,
+        blend: float = 0.5,
         recogniser: str | None = None,
         identity_weight: float = 1.0,
         **optimizer: Any,
@@ -95,9 +103,10 @@ class ProjectionTask(PipelineTask):
         self._require(reads or encoder_rate == 0, "encoder_rate", f"0, since {model} reads no images", encoder_rate)
         self._require(all(text.count(PLACEHOLDER) == 1 for text in templates), "templates", "one $ in each", templates)
         self._require(nearest_temperature > 0, "nearest_temperature", "a positive value", nearest_temperature)
+        self._require(0 <= blend <= 1, "blend", "0 to 1", blend)
         self.templates, self.encoder_rate, self.norm_weight = tuple(templates), encoder_rate, norm_weight
         self.nearest_weight, self.nearest_count = nearest_weight, nearest_count
-        self.nearest_temperature = nearest_temperature
+        self.nearest_temperature, self.blend = nearest_temperature, blend
         table: Tensor = self.pair.embedding.weight.detach()  # type: ignore[assignment, operator]
         fields: dict[str, Any] = {"word_dim": table.shape[1]}
         if not reads:
@@ -106,14 +115,15 @@ class ProjectionTask(PipelineTask):
             fields = {**clip_widths(self._clips[0]), **fields}
             if issubclass(kind, Projector) and kind.features == "tokens":
                 fields["image_dim"] = token_width(self._clips[0])
-        self.model: Any = zoo.create_model(model, **{**fields, **changes})
+        if issubclass(kind, DomainAgnosticE4T):
+            unet = self.pipeline.unet
+            fields |= {"denoiser_dim": denoiser_width(unet), "attention_widths": attention_widths(unet)}
+        self.model: Any = zoo.create_model(model, **initial_weights(init), **{**fields, **changes})
         if isinstance(self.model, DomainAgnosticE4T | PreciseControl):
             ids = self.ids_of(initial)
             self._require(len(ids) == 1, "initial", "one token", f"{initial} ({len(ids)} tokens)")
             self.register_buffer("general", table[ids[0]].clone(), persistent=False)
         if isinstance(self.model, DomainAgnosticE4T):
-            denoiser = self.model.config.denoiser_dim
-            self._require(denoiser == 0, "denoiser_dim", "0, since words for use see no denoiser", denoiser)
             self.model.class_word.copy_(self.general)
         faces = recogniser is None or isinstance(self.model, PreciseControl)
         self._require(faces, "recogniser", f"none, since {model} is not of faces", recogniser)
@@ -140,10 +150,18 @@ class ProjectionTask(PipelineTask):
         noise = torch.randn_like(latents)
         count = scheduler.config.num_train_timesteps
         times = torch.randint(count, (len(latents),), device=latents.device)
-        words, losses, weights = self._words(batch, times)
-        states = self._states(batch, words)
+        paths: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.model, DomainAgnosticE4T):
+            adaptation = self._adaptation(batch, scheduler.add_noise(latents, noise, times), times)
+            losses, weights = self._held(adaptation.words.embeddings[:, 0])
+            states = adaptation.soft
+            paths = dual_path(pipeline.unet, lambda _latents, _times: adaptation, blend=self.blend)
+        else:
+            words, losses, weights = self._words(batch, times)
+            states = self._states(batch, words)
         beside = self._masked(batch) if isinstance(batch, Garments) else None
-        predicted, target = denoising(pipeline.unet, scheduler, latents, states, times, noise, beside)
+        with paths:
+            predicted, target = denoising(pipeline.unet, scheduler, latents, states, times, noise, beside)
         losses["denoising"] = total = F.mse_loss(predicted, target)
         if self.identity is not None:
             seen = self.decoded(denoised(scheduler, latents, times, predicted, target))
@@ -160,17 +178,24 @@ class ProjectionTask(PipelineTask):
             words = PseudoWords(self.model.anchored(raw, self.general), self.text_space)
             return words, {"norm": precise_control.norm_loss(raw)}, {"norm": self.norm_weight}
         pictures = batch.garments if isinstance(batch, Garments) else batch
-        words = PseudoWords(self.model(self._features(pictures)), self.text_space)
-        if not isinstance(self.model, DomainAgnosticE4T):
-            return words, {}, {}
-        rows = words.embeddings[:, 0]
+        return PseudoWords(self.model(self._features(pictures)), self.text_space), {}, {}
+
+    def _adaptation(self, images: Any, noisy: Tensor, times: Tensor) -> Adaptation:
+        """Of E4T: words and offsets for images, of which it sees the noisy latents too."""
+        pipeline, pair, _ = self._parts
+        return domain_agnostic_e4t.adapt(
+            self.model, pair, pipeline.unet, self._prompts(len(images)), self._features(images), noisy, times
+        )
+
+    def _held(self, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """E4T's regularisers of the words (B, D), and their weights."""
         losses = {"norm": domain_agnostic_e4t.norm_loss(rows)}
         if self.nearest_weight:
             losses["nearest"] = domain_agnostic_e4t.nearest_token_loss(
-                rows, self._vocabulary, count=self.nearest_count, temperature=self.nearest_temperature
+                rows, vocabulary(self.pair), count=self.nearest_count, temperature=self.nearest_temperature
             ).mean()
         weights = {"norm": self.norm_weight, "nearest": self.nearest_weight}
-        return words, losses, {name: weights[name] for name in losses}
+        return losses, {name: weights[name] for name in losses}
 
     def _features(self, pictures: Tensor) -> Tensor:
         clip = self.clip
@@ -178,15 +203,6 @@ class ProjectionTask(PipelineTask):
             entered = image_input(clip).stretched(pictures)
             features = clip.image_features(entered) if self.model.features == "pooled" else clip.image_tokens(entered)
         return features.float()
-
-    @property
-    def _vocabulary(self) -> Tensor:
-        """The token embeddings without start, end and padding."""
-        pair = self.pair
-        table: Tensor = pair.embedding.weight.detach()  # type: ignore[assignment, operator]
-        kept = torch.ones(len(table), dtype=torch.bool, device=table.device)
-        kept[[token for token in (pair.start_id, pair.end_id, pair.pad_id) if token is not None]] = False
-        return table[kept]
 
     def _states(self, batch: Any, words: PseudoWords) -> Tensor:
         """The text encoder's states (B, L, D) of prompts with the words."""
@@ -196,9 +212,11 @@ class ProjectionTask(PipelineTask):
         if isinstance(batch, Garments):
             prompts = [try_on_prompt(category) for category in batch.categories]
         else:
-            chosen = torch.randint(len(self.templates), (len(words),))
-            prompts = [self.templates[place] for place in chosen.tolist()]
+            prompts = self._prompts(len(words))
         return encode_prompt([self.pair], [self.pair.embed(prompts, words)]).prompt
+
+    def _prompts(self, count: int) -> list[str]:
+        return [self.templates[place] for place in torch.randint(len(self.templates), (count,)).tolist()]
 
     def _masked(self, batch: Garments) -> Tensor:
         """What the U-Net takes beside the noisy latents: the mask, and latents of the person without the garment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as lightning
@@ -13,6 +14,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainers.random_state import random_state, set_random_state
 
 Schedule = Literal["constant", "cosine"]
+
+
+def initial_weights(init: str) -> dict[str, Any]:
+    """The arguments of `zoo.create_model` for weights: "random", "pretrained" (the published ones), or a file.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if init in ("random", "pretrained"):
+        return {"pretrained": init == "pretrained"}
+    if not Path(init).is_file():
+        raise ValueError(f"init: expected random, pretrained or a file, got {init!r}")
+    return {"checkpoint": init}
 
 
 class ScheduledTask(lightning.LightningModule):
