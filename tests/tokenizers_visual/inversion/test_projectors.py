@@ -40,13 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "isa": {"image_dim": 12, "word_dim": 10, "words": 3, "hidden_dim": 8},
     "vilex": {"image_dim": 12, "word_dim": 10, "words": 4, "heads": 2},
     "sitta": {"image_dim": 12, "word_dim": 10},
-    "domain_agnostic_e4t": {
-        "image_dim": 12,
-        "word_dim": 10,
-        "denoiser_dim": 0,
-        "attention_widths": [],
-        "hidden_dim": 8,
-    },
+    "domain_agnostic_e4t": {"image_dim": 12, "word_dim": 10, "hidden_dim": 8},
 }
 
 # list of published names and shapes -> model
