@@ -21,6 +21,7 @@ from zoo.config import Config
 from zoo.layers.deformable_attention import DeformableAttention
 from zoo.layers.positions import sine_grid
 from zoo.layers.vqgan import Decoder, Encoder, levels
+from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.ops.splat import splat
 from zoo.quantizers import EmaCodebookConfig, FiniteScalarConfig, GroupedConfig, QuantizerConfig, VectorConfig
 from zoo.registry import register
@@ -159,7 +160,7 @@ class ScaleSchedule(nn.Module):
         super().__init__()
         self.least, self.final = scale_range[0], final
         self.register_buffer("largest", torch.tensor(scale_range[1]))
-        self.register_buffer("mean", torch.tensor(sum(scale_range) / 2), persistent=False)
+        self.register_buffer("mean", torch.tensor(sum(scale_range) / 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Numbers in [-1, 1] -> widths in pixels."""
@@ -167,8 +168,10 @@ class ScaleSchedule(nn.Module):
 
     @torch.no_grad()
     def follow(self, scales: Tensor) -> None:
-        """One training pass with these widths."""
-        self.mean.lerp_(scales.mean().to(self.mean.dtype), 1 - _SLOWNESS)
+        """One training pass with these widths, of all processes."""
+        mean = scales.mean().to(self.mean.dtype)
+        sum_over_ranks(mean)
+        self.mean.lerp_(mean / world_size(), 1 - _SLOWNESS)
         distance = (self.mean - (self.largest + self.least) / 2).clamp_min(0.01)
         self.largest.copy_((self.largest - _STEP * distance).clamp_min(self.final))
 

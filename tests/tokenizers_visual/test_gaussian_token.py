@@ -108,3 +108,13 @@ def test_configs_that_make_no_sense_are_refused() -> None:
         CONFIG.replace(resolution=15)
     with pytest.raises(ConfigError, match="final_scale"):
         CONFIG.replace(final_scale=5.0)
+
+
+def test_a_schedule_of_widths_that_was_saved_goes_on_as_one_that_was_not() -> None:
+    schedule, other = (ScaleSchedule((0.1, 4.0), 3.0) for _ in range(2))
+    for _ in range(20):
+        schedule.follow(torch.full((3,), 4.0))
+    other.load_state_dict(schedule.state_dict())
+    for one in (schedule, other):
+        one.follow(torch.full((3,), 4.0))
+    assert torch.equal(other.largest, schedule.largest)

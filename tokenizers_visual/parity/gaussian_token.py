@@ -22,7 +22,8 @@ class GaussianCase(Case):
 
     absent = (
         "encoder.*", "lift.*", "map_layers.*", "anchors", "states", "stages.0.*", "stages.1.*", "stages.2.attention.*",
-        "stages.2.feed_forward.*", "stages.2.norm*", "quantizer.*", "to_latent.*", "from_codes.*", "decoder.*",
+        "stages.2.feed_forward.*", "stages.2.norm*", "scales.mean", "quantizer.*", "to_latent.*", "from_codes.*",
+        "decoder.*",
     )  # fmt: skip
 
     @torch.no_grad()

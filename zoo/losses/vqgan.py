@@ -33,6 +33,7 @@ class AdversaryConfig(Config):
     discriminator_weight: float = 0.02  # of the generator's term
     discriminator_factor: float = 1.0  # of the adversarial terms of both players; 0 before discriminator_start
     discriminator_start: int = 20000
+    generator_start: int = 0  # before this step the discriminator learns alone
     discriminator_warmup: int = 0  # steps after the start over which the generator's term rises to its weight
     adaptive_weight: bool = False
     adaptive_weight_maximum: float = 1e4
@@ -48,8 +49,8 @@ class AdversaryConfig(Config):
         self.require(
             self.lecam_convention in ("means", "logits"), "lecam_convention means or logits", self.lecam_convention
         )
-        steps = (self.discriminator_start, self.discriminator_warmup)
-        self.require(min(steps) >= 0, "discriminator_start and discriminator_warmup >= 0", steps)
+        steps = (self.discriminator_start, self.generator_start, self.discriminator_warmup)
+        self.require(min(steps) >= 0, "discriminator_start, generator_start and discriminator_warmup >= 0", steps)
         self.require(self.r1_interval >= 1, "r1_interval >= 1", self.r1_interval)
 
 
@@ -80,8 +81,15 @@ class LossTerms:
     values: dict[str, Tensor]  # the terms before their weights, and the statistics
 
 
+def frame_by_frame(x: Tensor) -> Tensor:
+    """The frames (B T, C, H, W) of videos (B, C, T, H, W); images as they are."""
+    return x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
+
+
 class VQGANLoss(nn.Module):
     """Both players' losses; the task alternates them, with one optimizer for the tokenizer and one for `discriminator`.
+
+    Videos (B, C, T, H, W) count frame by frame.
 
     The perceptual network is frozen, and no part of the state.
 
@@ -143,6 +151,7 @@ class VQGANLoss(nn.Module):
             ValueError: if the adaptive weight is on and the last layer is missing.
         """
         config = self.config
+        images, reconstructions = frame_by_frame(images), frame_by_frame(reconstructions)
         values = {"reconstruction": RECONSTRUCTION_LOSSES[config.reconstruction](reconstructions, images).mean()}
         terms = {"reconstruction": config.reconstruction_weight * values["reconstruction"]}
         if config.l1_weight:
@@ -160,7 +169,8 @@ class VQGANLoss(nn.Module):
         values["quantizer"] = quantizer_loss
         terms["quantizer"] = config.quantizer_weight * quantizer_loss
         statistics = {}
-        if self.training and self.discriminator is not None and (factor := self.factor(step)):
+        factor = self.factor(step) if step >= config.generator_start else 0.0
+        if self.training and self.discriminator is not None and factor:
             adversarial = GENERATOR_LOSSES[config.generator_objective](self.discriminator(reconstructions))
             if config.discriminator_warmup:
                 factor *= min(1.0, (step - config.discriminator_start + 1) / config.discriminator_warmup)
@@ -195,6 +205,7 @@ class VQGANLoss(nn.Module):
         if self.discriminator is None or self.lecam is None:
             raise ValueError("expected a discriminator, got None")
         config = self.config
+        images, reconstructions = frame_by_frame(images), frame_by_frame(reconstructions)
         penalised = config.r1_weight > 0 and step % config.r1_interval == 0
         images = images.detach().requires_grad_(penalised)
         real = self.discriminator(images)

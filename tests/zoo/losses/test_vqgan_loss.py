@@ -130,6 +130,15 @@ def test_discriminator_is_left_out_of_the_generator_before_the_start_step() -> N
         loss.generator_loss(images, reconstructions, torch.zeros(()), step=10)
 
 
+def test_the_discriminator_may_learn_before_the_generator_minds_it() -> None:
+    loss = small_loss(VQGANLossConfig(discriminator_start=0, generator_start=5))
+    images = torch.rand(2, 3, 16, 16)
+    before, after = (loss.generator_loss(images, images / 2, torch.zeros(()), step=step) for step in (4, 5))
+    assert "adversarial" not in before.terms
+    assert float(after.terms["adversarial"]) != 0
+    assert float(loss.discriminator_loss(images, images / 2, step=0).total.detach()) > 0
+
+
 def test_before_the_start_step_only_lecam_reaches_the_discriminator() -> None:
     loss = small_loss(VQGANLossConfig(discriminator_start=10))
     loss.lecam.ema_real_logits_mean.fill_(1.0)
