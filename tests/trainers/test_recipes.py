@@ -29,7 +29,8 @@ NARROW: dict[str, dict[str, Any]] = {  # networks of the photo recipes that are 
 
 def sibling(name: str) -> str:
     """The small recipe beside a published or described one."""
-    return re.sub("_(published|described)$", "_photos", name)
+    found = [re.sub("_(published|described)$", ending, name) for ending in ("_photos", "_videos")]
+    return found[-1] if found[-1] in SETTINGS else found[0]
 
 
 def small(name: str) -> tuple[dict[str, Any], dict[str, Any] | None, int]:
@@ -99,5 +100,5 @@ def test_the_adversary_of_a_shipped_recipe_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith(("_published", "_described"))])
-def test_a_published_recipe_has_a_sibling_for_photos(name: str) -> None:
+def test_a_published_recipe_has_a_small_sibling(name: str) -> None:
     assert sibling(name) in RECIPES

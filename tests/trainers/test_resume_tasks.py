@@ -24,12 +24,23 @@ from test_semantic_task import task as semantic_task
 from tiny_task import ADVERSARY, trainer
 
 from trainers.checkpoint_io import AtomicCheckpointIO
-from trainers.data import AudioFolderData, ImageData
-from trainers.tasks import AdaptiveTask, HaltingTask, ProxyTask, RollOutTask
+from trainers.data import AudioFolderData, ImageData, VideoData
+from trainers.tasks import AdaptiveTask, HaltingTask, ProxyTask, ReconstructionTask, RollOutTask
 
 STOP, END = 2, 4
 WEIGHTS = {"codebook": 1.0, "commitment": 0.25}
 PLAYERS: dict[str, Any] = {"adversary": {**ADVERSARY, "discriminator_start": 1}, "ema_decay": 0.9}
+_STEPS = {"kind": "finite_scalar", "levels": [256], "margin": 0.0, "symmetric": True, "squash": "clamp"}
+_CODES = {"kind": "vector", "codebook_size": 16, "dim": 4, "codebook": {"kind": "ema", "start": "kmeans"}}
+GAUSSIANS: dict[str, Any] = {
+    "resolution": 32, "channels": 8, "channel_multipliers": [1, 2], "blocks": 1, "norm_groups": 4, "width": 16,
+    "gaussians": 24, "features": 4, "map_layers": 1, "stages": 1, "heads": 2, "points": 2,
+    "quantizer": {"kind": "grouped", "num_groups": 6, "group": [_CODES, *[_STEPS] * 5]},
+}  # fmt: skip
+ELASTIC: dict[str, Any] = {
+    "resolution": 32, "blocks": 2, "block_frames": 1, "patch_size": 8, "least_tokens": 2, "width": 16, "hidden": 16,
+    "layers": 1, "heads": 2,
+}  # fmt: skip
 TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
     "adaptive": lambda _: AdaptiveTask("spectral_f16", changes=SMALL["spectral"], **PLAYERS),
     "roll out": lambda _: RollOutTask("alit_small_vqgan_quantised", None, changes=SMALL["alit"], ema_decay=0.9),
@@ -42,6 +53,10 @@ TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
     "diffusion": lambda _: four_m(ema_decay=0.9),
     "flow": lambda _: latent_task(ema_decay=0.9),
     "painting": lambda _: layton("image"),
+    "gaussians": lambda _: ReconstructionTask(
+        "gaussian_token_256_1024", GAUSSIANS, quantizer_weights={"commitment": 1.0}
+    ),
+    "video": lambda _: ReconstructionTask("elastictok_200m", ELASTIC, ema_decay=0.9),
     "codec": lambda _: codec_task(adversary={**SOUND_ADVERSARY, "discriminator_start": 1}, ema_decay=0.9),
 }
 
@@ -66,6 +81,8 @@ def test_a_resumed_run_ends_in_the_same_state(
         if name == "contrastive":
             shard = save_shard(tmp_path / "photos.tar")
             data = ImageData(str(shard), captions="txt", size=32, batch_size=2, scale=(0.7, 1.0))
+        if name == "video":
+            data = VideoData(str(noise_photos), frames=2, size=32, batch_size=1, scale=(0.7, 1.0))
         if name == "codec":
             data = AudioFolderData(str(sounds), sample_rate=16000, seconds=0.064, batch_size=2, gain=(-6.0, 0.0))
         losses = Losses()

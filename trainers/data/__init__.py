@@ -6,6 +6,7 @@ from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
 from trainers.data.noise import NoiseData
 from trainers.data.rows import CodedImageData, GarmentData
+from trainers.data.videos import VideoData
 
 __all__ = [
     "AudioFolderData",
@@ -17,4 +18,5 @@ __all__ = [
     "InvertedImageData",
     "NoiseData",
     "TripletData",
+    "VideoData",
 ]

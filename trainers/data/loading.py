@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,16 +119,25 @@ class Reader:
         if self.transform is None:
             pixels = evaluation_crop(pixels, (self.size, self.size), record.name)
             return torch.from_numpy(to_unit(pixels)).permute(2, 0, 1)
-        generator = torch.default_generator  # transforms draw from it; the run's own random state is put back
-        state = generator.get_state()
-        try:
-            generator.manual_seed(_mixed(*key))
+        with seeded(*key):
             image = self.transform(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
-        finally:
-            generator.set_state(state)
         if image.shape != (3, self.size, self.size):
             raise ValueError(f"transform: expected images (3, {self.size}, {self.size}), got {tuple(image.shape)}")
         return image.float() / 255 if image.dtype == torch.uint8 else image.float().clamp(0, 1)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """In the block what draws from torch's own generator, as transforms do, is a function of `key`; then the run's own
+    random state is put back.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(_mixed(*key))
+        yield
+    finally:
+        generator.set_state(state)
 
 
 def _mixed(*key: int) -> int:

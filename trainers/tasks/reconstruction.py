@@ -18,6 +18,7 @@ from trainers.tasks.tokenizer import TokenizerTask
 from zoo import checkpoint
 from zoo.losses import AdversaryConfig, DiscriminatorConfig, PatchGANConfig, VQGANLoss, VQGANLossConfig
 from zoo.losses.perceptual import perceptual_distance
+from zoo.losses.vqgan import frame_by_frame
 from zoo.metrics.image import psnr
 
 
@@ -42,7 +43,7 @@ class AdversaryTrainingConfig(AdversaryConfig):
 
 
 class ReconstructionTask(TokenizerTask):
-    """Trains any tokenizer of the zoo on images.
+    """Trains any tokenizer of the zoo on images or videos, of which losses and metrics see each frame by itself.
 
     generator loss = `reconstruction_weight` * pixel loss + `perceptual_weight` * perceptual distance + each loss of the
     quantizer times its entry of `quantizer_weights` (a loss without an entry is not used) + the adversarial term.
@@ -182,18 +183,21 @@ class ReconstructionTask(TokenizerTask):
     def validation_step(self, images: Tensor, batch_index: int) -> zoo.Output:
         output = self(images)
         _, losses = self.generator_loss(self.model_range(images), output, self.global_step)
-        quality = psnr(self.unit(output.reconstruction).clamp(0, 1), images.float()).mean()
+        reconstruction = self.unit(output.reconstruction).clamp(0, 1)
+        quality = psnr(frame_by_frame(reconstruction), frame_by_frame(images.float())).mean()
         self.log_validation({**losses, "psnr": quality}, len(images))
         return output
 
     def model_range(self, images: Tensor) -> Tensor:
-        """From [0, 1] to the model's range, with the channels innermost in memory."""
+        """From [0, 1] to the model's range, of images with the channels innermost in memory."""
         low, high = self.model.spec.value_range
-        return (images * (high - low) + low).contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        return (images * (high - low) + low).contiguous(memory_format=layout)
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Images of the model's range in [0, 1], for logs."""
-        return self.unit(images)
+        """Images of the model's range in [0, 1], for logs; videos as strips of their frames (B, 3, H, T W)."""
+        unit = self.unit(images)
+        return unit.transpose(2, 3).flatten(3) if unit.ndim == 5 else unit
 
     def unit(self, x: Tensor) -> Tensor:
         """From the model's range to [0, 1], in float32 and not clamped."""

@@ -119,7 +119,7 @@ class TokenizerTask(lightning.LightningModule):
             _require(Path(init).is_file(), "init", "random, pretrained or a file", init)
             arguments = {"checkpoint": init}
         self.model = zoo.create_model(model, **arguments, **(changes or {}))
-        if self.model.spec.modality != "audio":
+        if self.model.spec.modality == "image":
             self.model.to(memory_format=torch.channels_last)  # 1.1 to 1.5 times the speed of convolutions
         self._check_quantizer()
         if self.tokens_stay:
