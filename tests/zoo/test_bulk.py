@@ -25,6 +25,7 @@ from zoo.bulk import IdDataset, Job, TokenDataset, TokenStream, tokenize
 from zoo.bulk.job import FORMS
 from zoo.media.sources import open_source
 from zoo.media.storage import MediaError
+from zoo.tokens import Tokens
 
 MODEL = "compact_f8.photos"
 
@@ -58,7 +59,8 @@ def job_of(model, source, **settings) -> Job:
 
 
 def shards(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
@@ -74,6 +76,19 @@ def test_items_are_those_of_encode(model, photos, tmp_path, form):
     assert found[-1] == found[22]
     with pytest.raises(IndexError, match="23"):
         found[23]
+
+
+def test_any_reader_takes_the_whole_folder(model, photos, tmp_path):
+    import datasets
+    import pandas as pd
+
+    wanted = [model.encode(media.load(path, model.spec)) for path in sorted(photos.glob("??.png"))]
+    for form in ("parquet", "webdataset"):
+        tokenize(model, open_source(str(photos)), job_of(model, photos, form=form), tmp_path / form)
+        rows = datasets.load_dataset(str(tmp_path / form), split="train", cache_dir=str(tmp_path / "cache"))
+        assert [Tokens.unpack(row) for row in rows["ztok"]] == wanted
+    table = pd.read_parquet(tmp_path / "parquet")
+    assert [list(ids) for ids in table.ids] == [tokens.flatten()[0].tolist() for tokens in wanted]
 
 
 def test_ids_are_one_stream(model, photos, tmp_path):
@@ -99,7 +114,7 @@ def test_ids_are_one_stream(model, photos, tmp_path):
 
 def test_what_cannot_be_read_is_listed(model, photos, tmp_path):
     tokenize(model, open_source(str(photos)), job_of(model, photos), tmp_path / "out")
-    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "out" / ".job" / "skipped.jsonl").read_text().splitlines()]
     assert [Path(item["name"]).name for item in listed] == ["notes.txt", "09_broken.png"]
     assert "suffix" in listed[0]["reason"]
     assert listed[1]["reason"]
@@ -226,7 +241,7 @@ def test_a_killed_job_ends_with_the_same_bytes(model, photos, tmp_path, form):
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     running = subprocess.Popen(command, env=environment)
     limit = time.monotonic() + 120
-    while not (tmp_path / "killed" / "part-000000.json").exists():
+    while not (tmp_path / "killed" / ".job" / "part-000000.json").exists():
         assert running.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.005)
@@ -235,9 +250,9 @@ def test_a_killed_job_ends_with_the_same_bytes(model, photos, tmp_path, form):
     (tmp_path / "killed" / ".half.tmp").write_bytes(b"what the kill left")
     subprocess.run(command, env=environment, check=True)
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
-    untouched = (tmp_path / "killed" / "part-000000.json").stat().st_mtime_ns
+    untouched = (tmp_path / "killed" / ".job" / "part-000000.json").stat().st_mtime_ns
     subprocess.run(command, env=environment, check=True)
-    assert (tmp_path / "killed" / "part-000000.json").stat().st_mtime_ns == untouched
+    assert (tmp_path / "killed" / ".job" / "part-000000.json").stat().st_mtime_ns == untouched
 
 
 def test_a_lost_shard_is_made_again(model, photos, tmp_path):
@@ -270,8 +285,8 @@ def test_a_full_disk_leaves_nothing_half_written(photos, tmp_path):
     done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True)
     assert done.returncode == 1
     assert "cannot write" in done.stderr
-    left = {path.name for path in (tmp_path / "out").iterdir()}
-    assert left == {"job.json", ".lock"}
+    left = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert left == {".job", "job.json", "lock"}
     with pytest.raises(ValueError, match="has not ended"):
         TokenDataset(tmp_path / "out")
     assert subprocess.run(command).returncode == 0
@@ -290,7 +305,7 @@ def test_another_job_or_process_is_refused(model, photos, tmp_path):
         tokenize(model, source, job, tmp_path / "home")
     from filelock import FileLock
 
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another process"):
+    with FileLock(tmp_path / "out" / ".job" / "lock"), pytest.raises(ValueError, match="another process"):
         tokenize(model, source, job, tmp_path / "out")
     assert shards(tmp_path / "out") == before
 
@@ -331,7 +346,7 @@ def test_what_the_model_refuses_is_listed(tmp_path):
     summary = tokenize(model, open_source(str(tmp_path)), job, tmp_path / "out")
     assert (summary.items, summary.skipped) == (4, 1)
     assert [Path(item.name).stem for item in TokenDataset(tmp_path / "out")] == ["0", "1", "3", "4"]
-    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "out" / ".job" / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line) == {"name": str(tmp_path / "2.png"), "reason": "too white"}
 
 

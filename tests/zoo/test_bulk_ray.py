@@ -77,6 +77,6 @@ def test_a_killed_worker_does_no_harm(cluster, job, tmp_path):
 
 def same(folder) -> None:
     local, other = folder / "local", folder / "ray"
-    names = sorted(path.name for path in local.iterdir())
-    assert sorted(path.name for path in other.iterdir()) == names
+    names = sorted(path.relative_to(local) for path in local.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file()) == names
     assert all((local / name).read_bytes() == (other / name).read_bytes() for name in names)

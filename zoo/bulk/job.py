@@ -1,8 +1,10 @@
 """A job: a source cut into parts, each of which becomes one shard of tokens, exactly once.
 
-The folder of a job holds `job.json` (what is made of what), of each finished part its shard and then its receipt
-`part-000000.json`, and at the end `skipped.jsonl`. A part is finished where its receipt is: whatever kills the job, it
-goes on at the first part without one, and what lies there is what an undisturbed run would have written.
+The folder of a job holds the shards, and in `.job` the records of it: `job.json` (what is made of what), of each
+finished part a receipt `part-000000.json`, written after its shard, and at the end `skipped.jsonl`. A part is finished
+where its receipt is: whatever kills the job, it goes on at the first part without one, and what lies there is what an
+undisturbed run would have written. Readers of whole folders (Arrow, pandas, Spark, datasets) pass over what begins with
+a dot.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from zoo.tokens import Order
 Progress = Callable[[int, int | None, float | None], None]  # items done, of all if known, share that the model waited
 Form = Literal["webdataset", "parquet", "ids"]
 FORMS: tuple[Form, ...] = ("webdataset", "parquet", "ids")
-JOB = "job.json"
-SKIPPED = "skipped.jsonl"
+RECORDS = ".job"
+JOB = f"{RECORDS}/job.json"
+SKIPPED = f"{RECORDS}/skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Job:
         fingerprint: of the model's weights and config.
         source: where the signals are, as `zoo.media.sources.open_source` takes it.
         form: `webdataset`: tar files with the packed tokens (.ztok) and a .json of every item; `parquet`: the columns
-            key, name, ids and tokens (packed); `ids`: the ids of `Tokens.flatten` one after the other as little-endian
+            key, name, ids and ztok (packed); `ids`: the ids of `Tokens.flatten` one after the other as little-endian
             uint16 or uint32 (.bin), and where each item begins (.npy).
         part_size: items of a shard; WebDataset shards, row groups of Parquet and shards of a stream stay one part each.
         batch_size: items that are encoded at a time, where their sizes are equal.
@@ -163,14 +166,15 @@ class Folder:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Begin or go on; one process at a time."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        records = self.path / RECORDS
+        records.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(records / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"another process writes to {self.path}; wait for it, or give another folder") from error
         try:
-            for left in self.path.glob(".*.tmp"):  # of a run that was killed
+            for left in (*self.path.glob(".*.tmp"), *records.glob(".*.tmp")):  # of a run that was killed
                 left.unlink()
             self._check_job()
             yield
@@ -188,7 +192,7 @@ class Folder:
                 )
                 raise ValueError(f"{self.path} holds the tokens of another job ({differ}); give another folder")
             return
-        strangers = [path.name for path in self.path.iterdir() if path.name != ".lock"]
+        strangers = [path.name for path in self.path.iterdir() if path.name != RECORDS]
         if strangers:
             raise ValueError(
                 f"{self.path}: expected an empty folder or a job to go on with, got {sorted(strangers)[0]}"
@@ -198,7 +202,7 @@ class Folder:
     def receipt(self, part: Part) -> Receipt | None:
         """Of a finished part; None where it is still to be made."""
         try:
-            value = json.loads((self.path / f"{part.name}.json").read_text())
+            value = json.loads((self.path / RECORDS / f"{part.name}.json").read_text())
         except FileNotFoundError:
             return None
         receipt = Receipt(value["files"], value["names"], [(name, why) for name, why in value["skipped"]], value["ids"])
@@ -228,7 +232,7 @@ class Folder:
             write_atomically(self.path / name, data)
         sizes = {name: len(data) for name, data in files.items()}
         receipt = Receipt(sizes, names, [(item.name, item.reason) for item in skipped], ids)
-        write_atomically(self.path / f"{part.name}.json", json.dumps(dataclasses.asdict(receipt)).encode())
+        write_atomically(self.path / RECORDS / f"{part.name}.json", json.dumps(dataclasses.asdict(receipt)).encode())
         return receipt
 
     def close(self, parts: Sequence[Part], beside: Sequence[Skipped]) -> tuple[int, int, int]:
@@ -277,7 +281,8 @@ class Finished:
     @cached_property
     def receipts(self) -> list[tuple[str, list[str]]]:
         """Name of each part that holds items, and the names of these."""
-        found = [(path.stem, json.loads(path.read_text())["names"]) for path in sorted(self.path.glob("part-*.json"))]
+        receipts = sorted((self.path / RECORDS).glob("part-*.json"))
+        found = [(path.stem, json.loads(path.read_text())["names"]) for path in receipts]
         return [(stem, names) for stem, names in found if names]
 
     def require(self, *forms: Form) -> None:

@@ -83,6 +83,8 @@ def tokenize(
 
 
 def _report(summary: Summary, out: Path, json: bool) -> None:
+    from zoo.bulk.job import SKIPPED
+
     rate = summary.made / max(summary.seconds, 1e-9)
     if json:
         print_json({**vars(summary), "out": str(out), "items_per_second": rate})
@@ -93,7 +95,7 @@ def _report(summary: Summary, out: Path, json: bool) -> None:
         binds = "" if waited is None else f"; {_binding(waited)}: the model waited {waited:.0%} of the time"
         note(f"{summary.made} now, {rate:.1f} a second{binds}")
     if summary.skipped:
-        note(f"{summary.skipped} could not be read: see {out / 'skipped.jsonl'}")
+        note(f"{summary.skipped} could not be read: see {out / SKIPPED}")
 
 
 @contextmanager
