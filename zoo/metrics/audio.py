@@ -106,6 +106,7 @@ def pesq(reconstruction: Tensor, original: Tensor, sample_rate: int, mode: str =
     from pesq import pesq as measure
 
     _require_sound(original)
+    _require_sound(reconstruction)
     rate = sample_rate if (mode, sample_rate) == ("nb", 8000) else SPEECH_RATE
     one, other = (speech(signal, sample_rate, rate) for signal in (original, reconstruction))
     try:
@@ -147,8 +148,8 @@ def _mel_loss(sample_rate: int, windows: tuple[int, ...], bands: tuple[int, ...]
     return LogMelLoss(LogMelLossConfig(resolutions, base="10"))
 
 
-def _require_sound(original: Tensor) -> None:
-    if not bool(original.any()):
+def _require_sound(signal: Tensor) -> None:
+    if not bool(signal.any()):
         raise Undefined("expected sound, got silence")
 
 

@@ -170,7 +170,7 @@ IMAGE_METRICS: dict[str, tuple[Metric, ImageMetric]] = {
 def _check(images: Tensor, targets: Tensor, smallest_side: int) -> None:
     if images.shape != targets.shape:
         raise ValueError(f"expected two batches of one shape, got {tuple(images.shape)} and {tuple(targets.shape)}")
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < smallest_side:
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < smallest_side or len(images) == 0:
         raise ValueError(
             f"expected images (B, 3, H, W) with sides of at least {smallest_side} pixels, got {tuple(images.shape)}"
         )

@@ -89,6 +89,12 @@ def test_silence_is_undefined(name: str) -> None:
         measured(name, torch.rand(1, RATE), torch.zeros(1, RATE))
 
 
+@pytest.mark.parametrize("name", ["pesq", "pesq_nb"])
+def test_a_reconstruction_of_silence_has_no_opinion_score(name: str) -> None:
+    with pytest.raises(Undefined, match="silence"):
+        measured(name, torch.zeros(1, RATE), speechlike(RATE))
+
+
 @pytest.mark.parametrize("name", ["mel_distance", "stft_distance", "stoi"])
 def test_too_short_a_clip_is_undefined(name: str) -> None:
     with pytest.raises(Undefined, match="expected"):

@@ -91,8 +91,9 @@ def test_images_of_the_wrong_range_or_shape_are_refused_before_any_network_is_bu
         measure((images * 255).byte(), (images * 255).byte())
     with pytest.raises(ValueError, match="one shape"):
         measure(images, images[..., 1:])
-    with pytest.raises(ValueError, match="expected images"):
-        measure(images[0], images[0])
+    for few in (images[0], images[:0]):
+        with pytest.raises(ValueError, match="expected images"):
+            measure(few, few)
 
 
 def test_not_a_number_is_refused() -> None:
