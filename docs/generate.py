@@ -178,6 +178,7 @@ def _weights(protocol: dict[str, Any]) -> str:
     return f" ({protocol['weights']})" if protocol["weights"] else ""
 
 
+IMAGE_TASKS = ("ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask", "QueryTask", "QueryCodeTask")
 WORD_TASKS = (
     "LinCIRTask", "Pic2WordTask", "DistillationTask", "ISATask", "RTDTask", "PersonalisationTask", "ClassTokenTask",
     "ProjectionTask", "DictionaryTask",
@@ -189,7 +190,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "compact": lambda: compare_table(RESULTS / "compare_kodak.json"),
     "goals": goals_table,
     "speed": speed_table,
-    "recipes": lambda: recipe_table("ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask"),
+    "recipes": lambda: recipe_table(*IMAGE_TASKS),
     "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
     "word recipes": lambda: recipe_table(*WORD_TASKS),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),

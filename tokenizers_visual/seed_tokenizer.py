@@ -122,12 +122,16 @@ class SeedTokenizer(Tokenizer):
         return (self.config.num_tokens,)
 
     def latent(self, x: Tensor) -> Tensor:
-        mean, deviation = (x.new_tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
-        return self.latent_of_normalized((x - mean) / deviation)
+        return self.to_latent(self.hidden(x))
 
-    def latent_of_normalized(self, x: Tensor) -> Tensor:
-        """`latent` of images from which CLIP's mean was taken, divided by its standard deviation."""
-        return self.to_latent(self.queries(self.norm_vision(self.vision(x))))
+    def hidden(self, x: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] -> what each query has read of them (B, num_tokens, width)."""
+        mean, deviation = (x.new_tensor(values)[:, None, None] for values in (_MEAN, _DEVIATION))
+        return self.hidden_of_normalized((x - mean) / deviation)
+
+    def hidden_of_normalized(self, x: Tensor) -> Tensor:
+        """`hidden` of images from which CLIP's mean was taken, divided by its standard deviation."""
+        return self.queries(self.norm_vision(self.vision(x)))
 
     def embedding_of(self, codes: Tensor) -> Tensor:
         """Code vectors (B, num_tokens, D) -> CLIP's embedding of the image as predicted (B, embedding_width).

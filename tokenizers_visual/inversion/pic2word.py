@@ -54,19 +54,23 @@ class Pic2Word(Projector):
         return self.out(image_features)[:, None]
 
 
-def contrastive_losses(image_features: Tensor, text_features: Tensor, scale: Tensor | float) -> dict[str, Tensor]:
+def contrastive_losses(
+    image_features: Tensor, text_features: Tensor, scale: Tensor | float, smoothing: float = 0.0
+) -> dict[str, Tensor]:
     """The loss of Pic2Word's training is the mean of the two, each a mean over the batch.
 
     Args:
         image_features, text_features: (B, E), of the images, and of `TRAINING_PROMPT` with their words.
         scale: what cosines are multiplied by, the CLIP's own.
+        smoothing: of the labels; none in Pic2Word.
 
     Returns:
         `image`: cross entropy of finding each image's own text; `text`: of finding each text's own image.
     """
     logits = image_text_logits(image_features, text_features, scale)
     own = torch.arange(len(logits), device=logits.device)
-    return {"image": F.cross_entropy(logits, own), "text": F.cross_entropy(logits.T, own)}
+    sides = {"image": logits, "text": logits.T}
+    return {side: F.cross_entropy(each, own, label_smoothing=smoothing) for side, each in sides.items()}
 
 
 def image_text_logits(image_features: Tensor, text_features: Tensor, scale: Tensor | float) -> Tensor:

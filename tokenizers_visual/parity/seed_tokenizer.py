@@ -23,7 +23,7 @@ class SeedCase(Case):
         with torch.no_grad():
             features = model.vision(inputs["image"])
             queries = model.queries(model.norm_vision(features))
-            latent = model.latent_of_normalized(inputs["image"])
+            latent = model.to_latent(model.hidden_of_normalized(inputs["image"]))
             quantized = model.quantizer(latent)
             return {
                 "indices": quantized.indices,

@@ -10,8 +10,10 @@ from trainers.tasks.latent import LatentTask
 from trainers.tasks.personalisation import PersonalisationTask
 from trainers.tasks.prediction import HaltingTask, ProxyTask, RollOutTask
 from trainers.tasks.projection import ProjectionTask
+from trainers.tasks.queries import QueryCodeTask, QueryTask
 from trainers.tasks.reconstruction import ReconstructionTask
 from trainers.tasks.semantic import SemanticTask
+from trainers.tasks.token_offsets import TokenVerseTask
 
 __all__ = [
     "AdaptiveTask",
@@ -28,8 +30,11 @@ __all__ = [
     "Pic2WordTask",
     "ProjectionTask",
     "ProxyTask",
+    "QueryCodeTask",
+    "QueryTask",
     "RTDTask",
     "ReconstructionTask",
     "RollOutTask",
     "SemanticTask",
+    "TokenVerseTask",
 ]

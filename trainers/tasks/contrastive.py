@@ -53,6 +53,21 @@ class TextTower(nn.Module):
         return self.transformer(self._tokenizer(list(texts)).to(self.transformer.positional_embedding.device))
 
 
+def caption_contrast(images: Tensor, captions: Tensor, scale: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """CLIP's loss over the batches of all processes.
+
+    Args:
+        images: (B, dim), embeddings.
+        captions: (B, dim), those of the images' captions.
+        scale: logarithm of what cosines are multiplied by.
+        smoothing: of the labels.
+    """
+    images, captions = (joined_over_ranks(part.float()) for part in (images, captions))
+    with torch.autocast(images.device.type, enabled=False):
+        losses = contrastive_losses(images, captions, scale.exp(), smoothing)
+    return (losses["image"] + losses["text"]) / 2
+
+
 class ContrastiveTask(ReconstructionTask):
     """Trains a tokenizer that has an embedding of what its codes show (`image_embedding`) on `CaptionedImages`.
 
@@ -108,10 +123,7 @@ class ContrastiveTask(ReconstructionTask):
     def contrastive_loss(self, codes: Tensor, texts: Sequence[str]) -> Tensor:
         """CLIP's loss of code vectors (B, *positions, D) and their B texts, over the batches of all processes."""
         images: Tensor = self.model.image_embedding(codes)  # type: ignore[operator]
-        images, captions = (joined_over_ranks(part.float()) for part in (images, self.text_tower(texts)))
-        with torch.autocast(codes.device.type, enabled=False):
-            losses = contrastive_losses(images, captions, self.logit_scale.exp())
-        return (losses["image"] + losses["text"]) / 2
+        return caption_contrast(images, self.text_tower(texts), self.logit_scale)
 
     def update_weights(self, discriminator_active: bool) -> None:
         super().update_weights(discriminator_active)

@@ -39,7 +39,8 @@ class ScheduledTask(lightning.LightningModule):
         betas, eps, weight_decay: of AdamW.
         decay_biases: whether biases and other parameters of one axis decay too.
         warmup_steps: linear rise of the learning rate.
-        schedule: of the learning rate after the warm-up: "constant", or "cosine" to 0 at the last step.
+        schedule: of the learning rate after the warm-up: "constant", or "cosine" to `final_rate` at the last step.
+        final_rate: share of the learning rate at the end of "cosine".
 
     Raises:
         ValueError: a setting that cannot work; tells what was expected.
@@ -56,12 +57,13 @@ class ScheduledTask(lightning.LightningModule):
         decay_biases: bool = True,
         warmup_steps: int = 0,
         schedule: Schedule = "constant",
+        final_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self._require(schedule in ("constant", "cosine"), "schedule", "constant or cosine", schedule)
         self.learning_rate, self.betas, self.eps = learning_rate, tuple(betas), eps
         self.weight_decay, self.decay_biases = weight_decay, decay_biases
-        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.warmup_steps, self.schedule, self.final_rate = warmup_steps, schedule, final_rate
 
     @property
     def averaged(self) -> Any:
@@ -117,7 +119,7 @@ class ScheduledTask(lightning.LightningModule):
         if self.schedule == "constant":
             return 1.0
         done = (step - self.warmup_steps) / max(1, last - self.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = random_state(self.device)
