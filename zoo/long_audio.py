@@ -224,7 +224,7 @@ def _reach(model: Tokenizer, part: str) -> Reach:
     own = "encode_levels" if part == "encoder" else "decode_codes"
     if model.spec.size is not None or getattr(type(model), own) is not getattr(Tokenizer, own):
         raise ValueError(f"{model.name} cannot be cut into pieces with exact seams: its {part} does more than convolve")
-    with torch.device("meta"):  # as large, but without numbers
+    with torch.inference_mode(False), torch.device("meta"):  # as large, but without numbers
         outline = type(model)(model.config).eval()  # type: ignore[call-arg]
         positions = outline.positions((4 * model.spec.multiple,))[0]
         shape = (

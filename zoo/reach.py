@@ -55,7 +55,7 @@ def reach_of(network: Callable[[Tensor], Tensor], example: Tensor, axes: tuple[i
     Raises:
         ValueError: an operation whose outputs see everything, or about which nothing is known, by name.
     """
-    with torch.no_grad(), Tracer() as tracer:
+    with torch.inference_mode(False), torch.no_grad(), Tracer() as tracer:
         tracer.start(example, axes)
         return tracer.seen(network(example)).reaches
 
@@ -72,7 +72,10 @@ class Seen:
 
 
 class Tracer(TorchDispatchMode):
-    """While it is entered it keeps, for every tensor that depends on the one it started with, what that sees of it."""
+    """While it is entered it keeps, for every tensor that depends on the one it started with, what that sees of it.
+
+    Not in inference mode, nor on tensors made in it: there torch shows operations that are made of others as one.
+    """
 
     def __init__(self) -> None:
         super().__init__()

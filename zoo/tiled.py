@@ -77,7 +77,7 @@ def _passes(
     scale = Fraction(multiple) if part == "latent" else Fraction(1, multiple)
     least = 4 * multiple if part == "latent" else 4  # the reach is followed on sides that differ from 1
     sides = [max(side, least) if axis in axes else side for axis, side in enumerate(given.shape)]
-    with torch.device("meta"):  # as large, but without numbers
+    with torch.inference_mode(False), torch.device("meta"):  # as large, but without numbers
         outline = type(model)(model.config).to(model.dtype).eval()
         example = torch.empty(sides, dtype=model.dtype)
     try:

@@ -88,7 +88,7 @@ def passes(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int]
 
 
 def _planned(network: nn.Module, part: str, example: Tensor, axes: tuple[int, int], held: int) -> list[Pass]:
-    with torch.no_grad(), Tracer() as tracer, _Planning(network, tracer, held) as planning:
+    with torch.inference_mode(False), torch.no_grad(), Tracer() as tracer, _Planning(network, tracer, held) as planning:
         tracer.start(example, axes)
         output = getattr(network, part)(example)
         return [*planning.found, Pass(tracer.seen(output), planning.passed)]

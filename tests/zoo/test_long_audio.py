@@ -65,6 +65,16 @@ def test_samples_are_those_of_the_whole(fixture: str, samples: int, chunk: int) 
     torch.testing.assert_close(torch.cat(pieces, dim=-1), model.decode(tokens), rtol=1e-4, atol=1e-5)
 
 
+def test_inference_mode_changes_nothing() -> None:
+    model = MODELS["dac"]
+    x = recording(model, 3000)
+    with torch.inference_mode():
+        tokens = encode_pieces(model, x.split(700, dim=-1), seconds=0.02)
+        samples = torch.cat(list(decode_pieces(model, tokens, seconds=0.02)), dim=-1)
+    assert tokens == model.encode(x)
+    torch.testing.assert_close(samples, model.decode(tokens), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_kept_does_not_grow() -> None:
     model = MODELS["dac"]
     coder = _Windows(model, 1, seconds=0.05)

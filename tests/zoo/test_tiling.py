@@ -224,6 +224,16 @@ def test_training_mode_is_left_as_it_was_and_does_not_matter() -> None:
     assert all(module.training for module in model.modules())
 
 
+def test_inference_mode_changes_nothing() -> None:
+    model = compact()
+    x = torch.rand(1, 3, 40, 40) * 2 - 1
+    tokens = model.encode_tiled(x, tile=8)
+    image = model.decode_tiled(tokens, tile=8)
+    with torch.inference_mode():
+        assert model.encode_tiled(x, tile=8) == tokens
+        assert torch.equal(model.decode_tiled(tokens, tile=8), image)
+
+
 @pytest.mark.parametrize("tile", [0, -4, 6, True, 8.0])
 def test_tiles_of_a_wrong_size_are_refused(tile: object) -> None:
     with pytest.raises(ValueError, match="positive multiple of 4"):
