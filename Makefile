@@ -24,11 +24,12 @@ install-cpu:
 demo: install
 	$(BIN)/zoo demo --out demo
 
+# a process and a thread for each core; the slow tests, some of which measure, run one after the other
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
-test-all: install
-	$(BIN)/python -m pytest
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 BENCHMARKS := quantize entropy rvq kmeans ema-step encode decode encode-audio decode-audio train-step recompute load data tokenize
 
