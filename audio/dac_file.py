@@ -141,6 +141,7 @@ def compress(
         raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {count}")
     rate = model.config.sample_rate
     signal = _resampled(audio, sample_rate, rate)
+    model.spec.check_shape(signal[:, None])  # a few samples may be none at the model's rate
     input_db = loudness(signal[None], rate)
     if target_db is not None:
         signal = normalized(signal[None], rate, target_db)[0]

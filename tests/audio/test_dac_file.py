@@ -94,6 +94,11 @@ def test_windows_that_are_too_short_are_refused() -> None:
         compress(dac(), torch.zeros(1, 1, 5), 4000)
 
 
+def test_what_is_no_sample_at_the_rate_of_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a batch .*, got \(1, 1, 0\)"):
+        compress(dac(), recording(1), 1_000_000)
+
+
 class Attack:
     def __reduce__(self) -> Any:
         return print, ("run",)
