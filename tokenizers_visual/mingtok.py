@@ -8,10 +8,13 @@ published weights (inclusionAI/MingTok-Vision) are not known, so that these do n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo import checkpoint, hub
 from zoo.config import Config
 from zoo.layers.diffusion_transformer import image_of
 from zoo.layers.query_transformer import TransformerSizes, learned
@@ -107,3 +110,58 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, mask=mask)
         return self.norm(x)
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+class SemanticTeacher(nn.Module):
+    """A DINOv2 whose patches are as many as the tokens: images (B, 3, S, S) in [-1, 1] -> features (B, g, g, width)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: MingTokConfig) -> None:
+        from timm.models.vision_transformer import VisionTransformer
+
+        super().__init__()
+        sizes, self.grid = config.semantic, config.image_size // config.patch_size
+        self.network = VisionTransformer(
+            14 * self.grid, 14, num_classes=0, embed_dim=sizes.width, depth=sizes.layers, num_heads=sizes.heads,
+            init_values=1.0,
+        )  # fmt: skip
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = (14 * self.grid,) * 2
+        with torch.autocast(x.device.type, enabled=False):
+            small = F.interpolate(x.float(), side, mode="bicubic", antialias=True)
+        features = self.network.forward_features(((small + 1) / 2 - self.mean) / self.deviation)
+        return features[:, 1:].unflatten(1, (self.grid, self.grid))
+
+
+def semantic_teacher(config: MingTokConfig, weights: Path | None = None) -> SemanticTeacher:
+    """A frozen teacher of the semantic features, of their width; which one the paper's is, is not known.
+
+    Args:
+        config: of the model.
+        weights: a file in timm's layout; None resolves the published ones of DINOv2 ViT-L/14, whose sizes are those of
+            the paper's semantic decoder.
+
+    Raises:
+        CheckpointError: weights of other sizes than `config.semantic`.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    source = hub.WeightSource(repo="timm/vit_large_patch14_dinov2.lvd142m", file="model.safetensors")
+    state = checkpoint.read(weights or hub.resolve(source, name="DINOv2 ViT-L/14"))
+    teacher = SemanticTeacher(config)
+    checkpoint.load_into(teacher.network, checkpoint_filter_fn(state, teacher.network, antialias=True))
+    return teacher.requires_grad_(False).eval()
+
+
+def semantic_loss(model: MingTok, features: Tensor, codes: Tensor) -> Tensor:
+    """1 - cosine of the teacher's features (B, g, g, width) and those that the model makes of codes (B, g, g, D)."""
+    return (1 - F.cosine_similarity(model.features(codes).float(), features.float(), dim=-1)).mean()

@@ -79,6 +79,35 @@ def test_the_teacher_rests_and_codes_learn_from_it(small_dinov2: Path) -> None:
     assert not any("teacher" in name for name in module.state_dict())
 
 
+def test_features_of_mingtok_follow_a_teacher_that_sees_as_many_patches(small_dinov2: Path) -> None:
+    sizes = {"width": 128, "layers": 4, "heads": 4}
+    narrow = {"width": 16, "layers": 1, "heads": 2}
+    changes = {"image_size": 32, "patch_size": 16, "pixel_patch_size": 8, "encoder": narrow, "pixels": narrow}
+    torch.manual_seed(0)
+    module = SemanticTask(
+        "mingtok_vision", 1.0, str(small_dinov2), changes={**changes, "semantic": sizes}, learning_rate=1e-3
+    )
+    signal = module.model_range(images()[0])
+    network = VisionTransformer(28, 14, num_classes=0, embed_dim=128, depth=4, num_heads=4, init_values=0.1).eval()
+    network.load_state_dict(checkpoint_filter_fn(load_file(small_dinov2), network, antialias=True))
+    with torch.no_grad():
+        small = torch.nn.functional.interpolate(signal, (28, 28), mode="bicubic", antialias=True)
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        patches = network.forward_features(((small + 1) / 2 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1))[:, 1:]
+        torch.testing.assert_close(module.teacher(signal).flatten(1, 2), patches, atol=1e-4, rtol=1e-4)
+
+    def losses() -> dict[str, float]:
+        found = module.train().generator_loss(signal, module.reconstructed(signal), 0)[1]
+        return {name: float(value) for name, value in found.items()}
+
+    start = losses()
+    assert start["total"] == pytest.approx(start["reconstruction"] + start["semantic"], rel=1e-5)
+    trainer(max_steps=60).fit(module, loader(images().expand(60, -1, -1, -1, -1)))
+    end = losses()
+    assert end["semantic"] < 0.7 * start["semantic"]
+    assert end["reconstruction"] < start["reconstruction"]
+
+
 def test_models_and_files_that_do_not_fit_are_refused(small_dinov2: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected one with a semantic teacher, .* got compact_f8"):
         SemanticTask("compact_f8", teacher_weights=str(small_dinov2), changes=NETWORK)

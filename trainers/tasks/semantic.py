@@ -1,6 +1,6 @@
-"""Codes that also tell what an image shows: reconstruction, and a contrast with a frozen teacher's features.
+"""Codes that also tell what an image shows: reconstruction, and a loss on a frozen teacher's features.
 
-RobustTok and XQ-GAN, arXiv 2503.08354 and 2412.01762.
+RobustTok and XQ-GAN, arXiv 2503.08354 and 2412.01762, by a contrast; MingTok, arXiv 2510.06590, by giving them back.
 """
 
 from __future__ import annotations
