@@ -22,14 +22,14 @@ from tokenizers_visual.inversion.discriminative_class_tokens import classify
 from tokenizers_visual.inversion.domain_agnostic_e4t import nearest_token_loss, vocabulary
 from tokenizers_visual.inversion.hooks import outputs_of
 from tokenizers_visual.inversion.rtd import text_encoder_state
-from trainers.data import CodedImageData, GarmentData, NoiseData
-from trainers.data.rows import CaptionedImages, CodedImages, Garments
+from trainers.data import CodedImageData, ConceptData, GarmentData, NoiseData
+from trainers.data.rows import CaptionedImages, CodedImages, ConceptImages, Garments
 from trainers.recipes import CONFIGS, create_task
-from trainers.tasks import ClassTokenTask, DictionaryTask, ISATask, ProjectionTask
+from trainers.tasks import ClassTokenTask, DictionaryTask, ISATask, ProjectionTask, TokenVerseTask
 from zoo.cli.training import run
 from zoo.media import MediaError
 
-TASKS = ("DictionaryTask", "ISATask", "ProjectionTask", "ClassTokenTask")
+TASKS = ("DictionaryTask", "ISATask", "ProjectionTask", "ClassTokenTask", "TokenVerseTask")
 RECIPES = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if any(f"tasks.{task}\n" in path.read_text() for task in TASKS)
 )
@@ -61,7 +61,7 @@ def test_a_recipe_runs_two_steps(recipe: str, tiny: Tiny, tmp_path: Path) -> Non
 
 def test_every_published_recipe_has_a_small_sibling() -> None:
     large = [name for name in RECIPES if name.endswith(("_published", "_described"))]
-    assert len(large) == 7
+    assert len(large) == 8
     for name in large:
         family = name.rpartition("_")[0]
         assert {f"{family}_{end}" for end in ("photos", "captions", "here")} & set(RECIPES)
@@ -91,6 +91,9 @@ def frozen(task: Any) -> dict[str, nn.Module]:
         parts["image encoder"] = task._clips[0]
     if isinstance(task, ProjectionTask) and task.identity is not None:
         parts["recogniser"] = task.identity.recogniser.network
+    if isinstance(task, TokenVerseTask):
+        names = ("transformer", "vae", "text_encoder", "text_encoder_2")
+        parts |= {name: getattr(task.pipeline, name) for name in names}
     if isinstance(task, ClassTokenTask):
         parts["classifier"] = task._classifiers[0]
     return parts
@@ -445,6 +448,43 @@ def test_a_run_ends_when_the_classifier_is_content(tiny: Tiny, tmp_path: Path) -
     assert torch.equal(loaded.text_encoder.get_input_embeddings().weight[token].detach(), words[0])
 
 
+# -- words by their modulation -------------------------------------------------------------------------------------
+
+
+def token_offsets(tiny: Tiny, **settings: Any) -> TokenVerseTask:
+    torch.manual_seed(0)
+    return TokenVerseTask(str(tiny.folder / "flux"), changes={"hidden_dim": 8}, **settings)
+
+
+def concept(*, joined: bool = True) -> ConceptImages:
+    pictures = images(2, 2 * PIXELS)
+    others = (pictures.flip(0), ("a red car", "a boat")) if joined else ()
+    return ConceptImages(pictures, ("a doll in a boat", "a doll"), *others)
+
+
+def test_offsets_of_blocks_follow_in_a_second_stage(tiny: Tiny) -> None:
+    first, second = token_offsets(tiny), token_offsets(tiny, coarse_steps=0)
+    assert (first.stage, second.stage) == (1, 2)
+    for task, each in ((first, False), (second, True)):
+        losses = task.losses(concept(joined=False))
+        assert set(losses) == {"total", "denoising"}
+        losses["total"].backward()
+        assert task.model.shared.weight.grad.abs().sum() > 0
+        assert all((block.weight.grad is not None) == each for block in task.model.of_blocks)
+    assert first.model.config.blocks == 4
+
+
+def test_words_of_an_image_must_leave_another_beside_it_alone(tiny: Tiny) -> None:
+    task = token_offsets(tiny, isolation_share=1.0, isolation_weight=2.0)
+    start = task.losses(concept())
+    torch.testing.assert_close(start["isolation"], torch.zeros(()), atol=1e-9, rtol=0)  # offsets are zero
+    torch.nn.init.normal_(task.model.shared.weight, std=5.0)
+    losses = task.losses(concept())
+    assert losses["isolation"] > 1e-6
+    torch.testing.assert_close(losses["total"], losses["denoising"] + 2 * losses["isolation"])
+    assert "isolation" not in token_offsets(tiny, isolation_share=0.0).losses(concept())
+
+
 # -- what does not fit ---------------------------------------------------------------------------------------------
 
 
@@ -468,6 +508,7 @@ def test_what_does_not_fit_is_refused(tiny: Tiny) -> None:
     refused("model: expected an FDT, got searle_vit_b32", lambda _: DictionaryTask("searle_vit_b32"))
     refused("model: expected learned words, got 'batex'", class_token, model="batex", changes={"size": 4})
     refused(r"templates: expected one \$ in each", class_token, templates=("a photo",))
+    refused("focus: expected 0 to 1, got 2", token_offsets, focus=2)
     with pytest.raises(ValueError, match="label: expected one of 300 classes, got 300"):
         class_token(tiny, label=300).losses(torch.tensor([0]))
 
@@ -489,6 +530,24 @@ def test_rows_come_with_all_that_belongs_to_them(tiny: Tiny) -> None:
     assert set(worn.masks.unique().tolist()) == {0.0, 1.0}
     assert worn.to(torch.float64).masks.dtype == torch.float64
     assert worn.categories == ("upper_body", "upper_body")
+
+
+def test_a_concept_comes_with_its_captions_and_pictures_of_other_things(tiny: Tiny) -> None:
+    files = [str(tiny.folder / f"{name}.jsonl") for name in ("concept", "others")]
+    data = ConceptData(*files, size=PIXELS)
+    both = [next(iter(data.train_dataloader())) for _ in range(2)]
+    assert torch.equal(both[0].images, both[1].images)
+    assert both[0].texts == both[1].texts
+    assert both[0].texts[0] in ("a doll in a boat", "in a boat")
+    assert both[0].others is not None
+    assert both[0].others.shape == both[0].images.shape == (1, 3, PIXELS, PIXELS)
+    assert both[0].other_texts == ("a red car",)
+    mirrored = {data.batch([0], epoch).images.sum(dim=(0, 1, 2)).argmax().item() for epoch in range(8)}
+    assert len(mirrored) == 2
+    plain = ConceptData(files[0], size=PIXELS, flip=False, batch_size=2).batch([0, 1], 0)
+    assert torch.equal(plain.images[0], plain.images[1])
+    assert (plain.others, plain.other_texts) == (None, ())
+    assert plain.to(torch.float64).images.dtype == torch.float64
 
 
 def test_every_noise_comes_once_in_an_epoch() -> None:

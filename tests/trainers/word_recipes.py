@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_flux import flux
 from tiny_open_clip import save_tiny_clip
 from tiny_pipeline import clip_tokenizer, stable_diffusion
 from tiny_recogniser import save_tiny_recogniser
@@ -26,6 +27,7 @@ CHANGES = {  # of configs
     "vilex": "{words: 5, heads: 2}",
     "domain_agnostic_e4t": "{hidden_dim: 8}",
     "ladi_vton": "{words: 2, heads: 2, mlp_dim: 16, hidden_dim: 16}",
+    "tokenverse": "{hidden_dim: 8}",
     "precise_control": "{styles: 3, style_dim: 8, heads: 2, head_dim: 4, depth: 2}",
 }
 
@@ -39,6 +41,7 @@ class Tiny:
         tokenizer = clip_tokenizer()
         for name, inpainting in (("pipeline", False), ("inpainting", True)):
             stable_diffusion(tokenizer, inpainting=inpainting).save_pretrained(folder / name)
+        flux().save_pretrained(folder / "flux")
         self._save_classifier(folder / "classifier")
         self.recogniser = str(save_tiny_recogniser(folder / "ir_se.pth"))
         (folder / "images").mkdir()
@@ -53,6 +56,8 @@ class Tiny:
                 shard.add(folder / name, f"{number}.png")
                 shard.add(folder / "caption.txt", f"{number}.txt")
         self._save_rows("faces", [{"image": name} for name in names])
+        self._save_rows("concept", [{"image": names[0], "caption": text} for text in ("a doll in a boat", "in a boat")])
+        self._save_rows("others", [{"image": name, "caption": "a red car"} for name in names[1:]])
         garment = {"garment": names[0], "mask": "images/mask.png", "category": "upper_body"}
         self._save_rows("garments", [{"image": name, **garment} for name in names])
         torch.manual_seed(0)
@@ -104,6 +109,9 @@ class Tiny:
             return {"clip": self.clip, "encoder_weights": "random"}, {**images, "size": 32}
         if family == "discriminative_class_tokens":
             return {**pipeline, "size": PIXELS, "steps": 3}, {}
+        if family == "tokenverse":
+            others = {"train": folder / "concept.jsonl", "others": folder / "others.jsonl"}
+            return {"pipeline": folder / "flux"}, {**rows, **others, "size": 2 * PIXELS}
         if family == "precise_control":
             return {**pipeline}, {**rows, "train": folder / "faces.jsonl", "codes": folder / "codes.safetensors"}
         if family == "ladi_vton":

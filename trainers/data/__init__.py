@@ -5,13 +5,14 @@ from trainers.data.captions import CaptionData, TripletData
 from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
 from trainers.data.noise import NoiseData
-from trainers.data.rows import CodedImageData, GarmentData
+from trainers.data.rows import CodedImageData, ConceptData, GarmentData
 from trainers.data.videos import VideoData
 
 __all__ = [
     "AudioFolderData",
     "CaptionData",
     "CodedImageData",
+    "ConceptData",
     "GarmentData",
     "ImageData",
     "ImageFeatureData",

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -172,6 +173,55 @@ class GarmentData(RowData[Garments]):
         images, garments, masks = (self.images(places, self.reader, field) for field in self.fields[:3])
         categories = tuple(self.rows[place]["category"] for place in places)
         return Garments(images, garments, (masks.mean(1, keepdim=True) > 0.5).to(images), categories)
+
+
+@dataclass(frozen=True)
+class ConceptImages(ImageRows):
+    """Images of concepts with their captions, and pictures (B, 3, H, W) that have nothing of them, or none."""
+
+    texts: tuple[str, ...]
+    others: Tensor | None = None
+    other_texts: tuple[str, ...] = ()
+
+
+class ConceptData(RowData[ConceptImages]):
+    """Batches of `ConceptImages` of rows with `image` and `caption`, of which one image may have several.
+
+    Args:
+        train, batch_size, workers, seed: see `RowData`.
+        others: a file of such rows, of which one is drawn for each image; None: none.
+        size: pixels a side.
+        flip: whether images are mirrored at random.
+    """
+
+    fields = ("image", "caption")
+
+    def __init__(
+        self,
+        train: str,
+        others: str | None = None,
+        size: int = 512,
+        flip: bool = True,
+        batch_size: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(train, batch_size=batch_size, workers=workers, seed=seed)
+        self.save_hyperparameters()
+        self.reader, self.flip = Reader(size, None), flip
+        self.beside = None if others is None else ConceptData(others, None, size, flip)
+
+    def batch(self, places: Sequence[int], epoch: int) -> ConceptImages:
+        draws = np.random.default_rng((self.seed, epoch, *places))
+        images = self.images(places, self.reader)
+        if self.flip:
+            mirrored = torch.from_numpy(draws.random(len(places)) < 0.5)[:, None, None, None]
+            images = torch.where(mirrored, images.flip(3), images)
+        texts = tuple(self.rows[place]["caption"] for place in places)
+        if self.beside is None:
+            return ConceptImages(images, texts)
+        other = self.beside.batch(draws.integers(self.beside.count(), size=len(places)).tolist(), epoch)
+        return ConceptImages(images, texts, other.images, other.texts)
 
 
 class CodedImageData(RowData[CodedImages]):
