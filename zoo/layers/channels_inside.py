@@ -43,7 +43,8 @@ def conv_transpose1d(
         return weight.unflatten(2, (taps, stride)).flip(2).permute(3, 1, 0, 2).flatten(0, 1)
 
     biases = None if bias is None else bias.repeat(stride)
-    y = packed.convolution(_image(x), weight, biases, 1, taps - 1, 1, 1, prepare)  # (B, stride * O, 1, T + taps - 1)
+    kernel = (stride * width, taps)
+    y = packed.convolution(_image(x), weight, biases, 1, taps - 1, 1, 1, prepare, kernel)  # of T + taps - 1 positions
     y = y.permute(0, 3, 1, 2).reshape(x.shape[0], -1, width)
     return y[:, padding : y.shape[1] - padding + output_padding].transpose(1, 2)
 
@@ -94,7 +95,7 @@ def _conv_of_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
     more = blocks * stride - x.shape[2] - padding  # fewer than none: positions that no output sees
     rows = F.pad(x.transpose(1, 2), (0, 0, padding, more)).contiguous()  # (B, blocks * stride, C)
     joined = rows.view(x.shape[0], blocks, -1).transpose(1, 2)
-    return packed.convolution(_image(joined), weight, bias, 1, 0, 1, 1, prepare).squeeze(2)
+    return packed.convolution(_image(joined), weight, bias, 1, 0, 1, 1, prepare, (len(weight), taps)).squeeze(2)
 
 
 def _inside(x: Tensor) -> Tensor:

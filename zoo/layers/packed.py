@@ -17,8 +17,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 GELU = Literal["none", "tanh"]  # exact, or by that approximation: torch's names
 
+# with wide vectors one layout of a convolution's weights serves signals of any length; with narrow ones oneDNN wants
+# another for each, and goes from one to another in many times the time of the convolution
 _WIDE = torch.cpu._is_avx512_supported()
-_TIME = 4096  # positions that layouts of convolutions are chosen for on wide vector units; other numbers run as fast
+_TIME = 4096  # positions that the one is chosen for
+_FEW = 2  # outputs for each channel, up to which copying what they see takes less time than laying out the weights
 _SAMPLES = 32  # values that show changes of which torch keeps no count (through `.data`, or by sharding)
 _kept = WeakIdKeyDictionary()  # weight -> its state and use when it was packed, some values, and the packed copy
 
@@ -62,22 +65,53 @@ def convolution(
     dilation: int,
     groups: int,
     prepare: Callable[[Tensor], Tensor] = lambda weight: weight,
+    kernel: tuple[int, int] | None = None,
 ) -> Tensor:
     """A convolution of (B, C, 1, T), channels innermost in memory -> (B, O, 1, T'), the same.
 
     `x` and `weight` are such that `can_be_packed`. `prepare`: weight -> the kernel (O, C / groups, K).
+    `kernel`: O and K; None: those of the weight.
     """
+    channels, taps = kernel or (len(weight), weight.shape[2])
+    batch, _, _, time = x.shape
+    outputs = (time + 2 * padding - (taps - 1) * dilation - 1) // stride + 1
+    if not _WIDE and groups == 1 and 0 < batch * outputs <= _FEW * channels:
+        return _as_product(x, weight, bias, stride, padding, dilation, taps, outputs, prepare)
     settings = ((0, padding), (1, stride), (1, dilation), groups)
-    # with narrower vectors oneDNN wants another layout for each length, and going from one to another takes it longest
-    time = max(_TIME, (weight.shape[2] - 1) * dilation + 1) if _WIDE else x.shape[3]
+    chosen_for = max(_TIME, (taps - 1) * dilation + 1) if _WIDE else time
 
     def pack(weight: Tensor) -> Tensor:
         kernel = prepare(weight).unsqueeze(2).contiguous()
-        size = (1, kernel.shape[1] * groups, 1, time)
+        size = (1, kernel.shape[1] * groups, 1, chosen_for)
         return torch._C._nn.mkldnn_reorder_conv2d_weight(kernel.to_mkldnn(), *settings, size)
 
-    form = packed(weight, (settings, time), pack)
+    form = packed(weight, (settings, chosen_for), pack)
     return torch.ops.mkldnn._convolution_pointwise(x, form, bias, *settings, "none", [], "")
+
+
+def _as_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    taps: int,
+    outputs: int,
+    prepare: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The same as one product of what each output sees, whose weights have one layout for any length."""
+    rows = F.pad(x.squeeze(2).transpose(1, 2), (0, 0, padding, padding)).contiguous()
+    batch, time, channels = rows.shape
+    seen = rows.as_strided(
+        (batch, outputs, taps, channels), (time * channels, stride * channels, dilation * channels, 1)
+    ).flatten(2)
+
+    def pack(weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(prepare(weight).transpose(1, 2).flatten(1).contiguous())
+
+    y = torch.ops.mkldnn._linear_pointwise(seen, packed(weight, "product", pack), bias, "none", [], "")
+    return y.transpose(1, 2).unsqueeze(2)
 
 
 def packed(weight: Tensor, use: Hashable, pack: Callable[[Tensor], Tensor]) -> Tensor:

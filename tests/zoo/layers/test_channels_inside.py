@@ -6,21 +6,29 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.layers import channels_inside
+from zoo.layers import channels_inside, packed
 from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, are_inside, conv1d, conv_transpose1d, join
 from zoo.layers.snake import Snake
 
 
+@pytest.fixture(autouse=True, params=["wide vectors", "narrow vectors"])
+def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of laying out weights, whichever is the faster one here."""
+    monkeypatch.setattr(packed, "_WIDE", request.param == "wide vectors")
+
+
 @given(
-    batch=st.integers(1, 3), groups=st.integers(1, 2), channels=st.integers(1, 4), kernel=st.integers(1, 5),
-    stride=st.integers(1, 3), dilation=st.integers(1, 3), padding=st.integers(0, 4), inside=st.booleans(),
+    batch=st.integers(1, 3), groups=st.integers(1, 2), channels=st.integers(1, 4), outputs=st.sampled_from([2, 20]),
+    kernel=st.integers(1, 5), stride=st.integers(1, 3), dilation=st.integers(1, 3), padding=st.integers(0, 4),
+    inside=st.booleans(),
 )  # fmt: skip
 def test_convolution_is_that_of_torch(
-    batch: int, groups: int, channels: int, kernel: int, stride: int, dilation: int, padding: int, inside: bool
-) -> None:
+    batch: int, groups: int, channels: int, outputs: int, kernel: int, stride: int, dilation: int, padding: int,
+    inside: bool,
+) -> None:  # fmt: skip
     x = torch.randn(batch, groups * channels, 23)
     x = x.transpose(1, 2).contiguous().transpose(1, 2) if inside else x
-    weight, bias = torch.randn(2 * groups, channels, kernel), torch.randn(2 * groups)
+    weight, bias = torch.randn(outputs * groups, channels, kernel), torch.randn(outputs * groups)
     with torch.no_grad():
         y = conv1d(x, weight, bias, stride, padding, dilation, groups)
     expected = F.conv1d(x, weight, bias, stride, padding, dilation, groups)
@@ -29,13 +37,13 @@ def test_convolution_is_that_of_torch(
 
 
 @given(
-    batch=st.integers(1, 3), channels=st.integers(1, 4), stride=st.integers(1, 4), more=st.integers(0, 3),
-    padding=st.integers(0, 2),
+    batch=st.integers(1, 3), channels=st.integers(1, 4), outputs=st.sampled_from([3, 9]), stride=st.integers(1, 4),
+    more=st.integers(0, 3), padding=st.integers(0, 2),
 )  # fmt: skip
 def test_transposed_convolution_is_that_of_torch(
-    batch: int, channels: int, stride: int, more: int, padding: int
+    batch: int, channels: int, outputs: int, stride: int, more: int, padding: int
 ) -> None:
-    x, weight = torch.randn(batch, channels, 11), torch.randn(channels, 3, stride + more)
+    x, weight = torch.randn(batch, channels, 11), torch.randn(channels, outputs, stride + more)
     padding, output_padding = min(padding, stride + more - 1), stride - 1
     with torch.no_grad():
         y = conv_transpose1d(x, weight, None, stride, padding, output_padding, 1)
