@@ -181,7 +181,7 @@ def _weights(protocol: dict[str, Any]) -> str:
 IMAGE_TASKS = ("ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask", "QueryTask", "QueryCodeTask")
 WORD_TASKS = (
     "LinCIRTask", "Pic2WordTask", "DistillationTask", "ISATask", "RTDTask", "PersonalisationTask", "ClassTokenTask",
-    "ProjectionTask", "DictionaryTask",
+    "ProjectionTask", "DictionaryTask", "TokenVerseTask",
 )  # fmt: skip
 PARTS: dict[str, Callable[[], str]] = {
     "families": family_table,
