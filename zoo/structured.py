@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.config import Config
 from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, integers, require_tokens
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class StructuredTokenizer(Model):
         Raises:
             ValueError: tokens of another model.
         """
+        require_tokens(tokens)
         tokens.require_from(self.source, "sequence", self.vocab_sizes)
         device = next(iter(self.state_dict().values())).device
         return self.quantizer.indices_to_codes(*(level.to(device) for level in tokens.levels))
@@ -127,10 +128,8 @@ class StructuredTokenizer(Model):
         Raises:
             ValueError: no integers, another shape, or an index outside its vocabulary.
         """
-        if indices.is_floating_point() or indices.dtype == torch.bool:
-            raise ValueError(f"expected integers, got {indices.dtype}")
-        count = len(self.vocab_sizes)
-        levels = indices.long().unbind(1) if indices.ndim == 3 else (indices.long(),)
+        indices, count = integers(indices), len(self.vocab_sizes)
+        levels = indices.unbind(1) if indices.ndim == 3 else (indices,)
         if indices.ndim not in (2, 3) or len(levels) != count:
             wanted = "(B, N)" if count == 1 else f"(B, {count}, N)"
             raise ValueError(f"expected indices {wanted}, got {tuple(indices.shape)}")

@@ -16,7 +16,7 @@ from zoo.adaptive import Quality, cut, fewest
 from zoo.config import Config
 from zoo.model import Model
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from zoo.tokens import Extent, Layout, Order, Tokens, unflatten_ids
+from zoo.tokens import Extent, Layout, Order, Tokens, integers, require_tokens, unflatten_ids
 
 _AXES = {"image": ("height", "width"), "video": ("frames", "height", "width"), "audio": ("samples",)}
 
@@ -347,6 +347,7 @@ class Tokenizer(Model):
             text=text,
         )  # fmt: skip
         self._require("decoder")
+        require_tokens(tokens)
         if self.spec.modality == "audio" and tokens.extent is not None and len(tokens) > 0:
             kinds = list(zip(tokens.extent.sizes, _row_lengths(tokens)))
             if tokens.lengths is not None or len(set(kinds)) > 1:
@@ -451,9 +452,7 @@ class Tokenizer(Model):
         Raises:
             ValueError: integers of the wrong shape or outside the vocabulary.
         """
-        if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.uint16):
-            raise ValueError(f"expected integers, got {indices.dtype}")
-        indices = indices.long()
+        indices = integers(indices)
         if indices.ndim < 2 or len(indices) == 0:
             raise ValueError(f"expected a batch of indices (B, ...), got {tuple(indices.shape)}")
         if isinstance(extent, tuple):
@@ -507,6 +506,7 @@ class Tokenizer(Model):
         return F.pad(x, [side for grow in reversed(padding) for side in (0, grow)], mode="replicate")
 
     def _check_tokens(self, tokens: Tokens) -> None:
+        require_tokens(tokens)
         tokens.require_from(self.source, self.layout, self.vocab_sizes, self.prefix)
 
     def overrides(self, *methods: str) -> bool:

@@ -211,11 +211,17 @@ class Tokens:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __getitem__(self, items: int | slice | Sequence[int]) -> Tokens:
-        """The tokens of some items; an integer keeps the batch axis (a batch of one)."""
+    def __getitem__(self, items: int | slice | Sequence[int] | Tensor) -> Tokens:
+        """The tokens of some items; an integer keeps the batch axis (a batch of one).
+
+        Raises:
+            IndexError: no such item, or a mask: `mask.nonzero()[:, 0]` are its items.
+        """
         count = len(self)
-        chosen = [items] if isinstance(items, int) else list(range(count))[items] if isinstance(items, slice) else items
-        if any(not -count <= item < count for item in chosen):
+        plain = items.tolist() if hasattr(items, "tolist") else items  # of torch and NumPy
+        chosen = list(range(count))[plain] if isinstance(plain, slice) else plain
+        chosen = [chosen] if isinstance(chosen, int) else chosen
+        if any(isinstance(item, bool) or not -count <= item < count for item in chosen):
             raise IndexError(f"expected items in [0, {count}), got {items}")
         chosen = [item % count for item in chosen]
         extent = self.extent and self.extent[chosen]
@@ -399,6 +405,25 @@ class Tokens:
             return packing.unpack(data) if data.startswith(packing.MAGIC) else packing.from_safetensors(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def require_tokens(tokens: object) -> None:
+    """Raise a ValueError, with expected and got, unless these are tokens."""
+    if not isinstance(tokens, Tokens):
+        raise ValueError(f"expected Tokens, which `model.tokens` makes of indices, got {type(tokens).__name__}")
+
+
+def integers(indices: object) -> Tensor:
+    """Indices or ids of any integer type as int64.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(indices, Tensor):
+        raise ValueError(f"expected a tensor of integers, got {type(indices).__name__}")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"expected integers, got {indices.dtype}")
+    return indices.long()
 
 
 def flat_slots(counts: Sequence[int], order: Order) -> Tensor:

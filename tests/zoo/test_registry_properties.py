@@ -306,6 +306,11 @@ def test_integers_that_do_not_fit_are_refused(name: str) -> None:
     extent = tiny.size(model.spec)
     with pytest.raises(ValueError, match=r"expected integers, got torch\.float32"):
         model.tokens(tokens.indices.float(), extent=extent)
+    with pytest.raises(ValueError, match="expected a tensor of integers, got ndarray"):
+        model.tokens(tokens.indices.numpy(), extent=extent)
+    for use in (model.decode, model.codes):
+        with pytest.raises(ValueError, match=r"expected Tokens, which `model.tokens` makes of indices, got Tensor"):
+            use(tokens.indices)
     with pytest.raises(ValueError, match="expected indices in"):
         model.tokens(torch.full_like(tokens.indices, max(model.vocab_sizes)), extent=extent)
     more = torch.cat([tokens.indices, tokens.indices[..., :1]], -1)

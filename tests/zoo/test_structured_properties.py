@@ -215,6 +215,8 @@ def test_tokens_and_integers_that_do_not_fit_are_refused(name: str) -> None:
         other.decode(tokens)
     with pytest.raises(ValueError, match=r"expected integers, got torch\.float32"):
         model.tokens(tokens.indices.float())
+    with pytest.raises(ValueError, match=r"expected Tokens, which `model.tokens` makes of indices, got Tensor"):
+        model.decode(tokens.indices)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected indices in"):
         model.tokens(torch.full_like(tokens.indices, max(model.vocab_sizes)))
     with pytest.raises(ValueError, match="expected indices"):

@@ -7,6 +7,7 @@ import math
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from zoo import packing
-from zoo.tokens import PAD, Extent, Source, Tokens, flat_slots
+from zoo.tokens import PAD, Extent, Source, Tokens, flat_slots, integers
 
 VOCABULARIES = st.one_of(
     st.integers(1, 20), st.sampled_from([255, 256, 257, 1 << 14, 64000, 1 << 18, 1 << 40, 1 << 62])
@@ -386,6 +387,23 @@ def test_indexing_takes_items_with_all_that_belongs_to_them(tokens: Tokens, data
     assert len(tokens[1:]) == len(tokens) - 1
     with pytest.raises(IndexError, match="expected items in"):
         tokens[len(tokens)]
+
+
+def test_items_are_chosen_by_the_integers_of_torch_and_numpy() -> None:
+    tokens = Tokens((random_level((3, 4), 9, 0),), (9,), "sequence")
+    for items in (np.int64(2), torch.tensor(2), torch.tensor([2]), np.array([2]), [np.int64(2)]):
+        assert tokens[items] == tokens[2]
+    for mask in (torch.tensor([True, False, True]), np.array([True, False, True]), [True, False, True], True):
+        with pytest.raises(IndexError, match=r"expected items in \[0, 3\)"):
+            tokens[mask]
+
+
+def test_integers_of_every_width_are_taken() -> None:
+    for dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64):
+        assert torch.equal(integers(torch.tensor([0, 5]).to(dtype)), torch.tensor([0, 5]))
+    for wrong in (torch.zeros(2, dtype=torch.bool), torch.zeros(2), torch.zeros(2, dtype=torch.complex64), [0, 5]):
+        with pytest.raises(ValueError, match="integers, got"):
+            integers(wrong)
 
 
 @given(tokens_of(), st.data())
