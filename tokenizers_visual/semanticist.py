@@ -129,7 +129,8 @@ class Semanticist(PrefixTokenizer):
         if not self.training:
             return Output(self.reconstruct(codes, lengths), latent, quantized)
         count, side, dim = len(x), self.config.image_size // self.config.base.stride, self.config.base.dim
-        clean = self.base.latent(2 * x - 1, torch.randn(count, side, side, dim, device=x.device)).movedim(-1, 1)
+        noise = torch.randn(count, side, side, dim, device=x.device, dtype=x.dtype)
+        clean = self.base.latent(2 * x - 1, noise).movedim(-1, 1)
         kept = torch.randint(1, self.config.num_tokens + 1, (count,), device=x.device) if lengths is None else lengths
         tokens, time = self.decoder.tokens(codes, kept), torch.randint(0, _TRAIN_STEPS, (count,), device=x.device)
         quantized.losses["diffusion"], predicted = denoising(

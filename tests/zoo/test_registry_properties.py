@@ -228,12 +228,13 @@ def test_bf16_autocast_is_finite_with_quantisation_in_float32(name: str, trainin
 
 
 @every
-def test_a_model_in_half_precision_encodes_and_decodes(name: str) -> None:
+def test_a_model_in_half_precision_encodes_decodes_and_trains(name: str) -> None:
     model = tiny.build(name).to(torch.bfloat16)
     x = tiny.signal(model).to(torch.bfloat16)
     decoded = model.decode(model.encode(x))
     assert decoded.shape == x.shape
     assert bool(decoded.isfinite().all())
+    assert bool(model.train()(x).reconstruction.isfinite().all())
 
 
 @every
