@@ -3,7 +3,7 @@
 //
 // The probabilities are products p = a b of an entry of each of two tables. Those below the floor add
 // p (log p - log floor), whose derivative by log a, and by log b, is that plus p. All pairs are looked at, as in the
-// matrix product of the tables: of 16 tokens (8 in float64) side by side.
+// matrix product of the tables: of as many tokens side by side as a register holds.
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +11,14 @@
 #include <cstring>
 #include <new>
 #include <vector>
+
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;  // bytes
+#elif defined(__AVX__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
 
 template <typename T> struct Half {
     const T *values, *logarithms;  // (groups, count, tokens)
@@ -36,8 +44,8 @@ template <typename Lanes, typename T> static inline void store(Lanes lanes, T* v
 }
 
 template <typename T> static double add(Half<T> low, Half<T> high, int64_t groups, int64_t tokens, T floor) {
-    typedef T Lanes __attribute__((vector_size(64)));
-    constexpr int64_t width = 64 / sizeof(T);
+    typedef T Lanes __attribute__((vector_size(REGISTER)));
+    constexpr int64_t width = REGISTER / sizeof(T);
     struct Entry {
         Lanes value, logarithm, derivative;
     };
