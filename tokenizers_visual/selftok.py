@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from tokenizers_visual.selftok_keys import KEY_MAP as KEY_MAP
 from tokenizers_visual.selftok_keys import key_map_from_original as key_map_from_original
+from zoo import checkpoint
 from zoo.config import Config, require_arguments
+from zoo.interop.diffusers import KL_KEY_MAP
+from zoo.layers.base_autoencoder import Base, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import (
     GridPatches,
@@ -49,6 +53,22 @@ def autoencoder_latents(autoencoder: Any, images: Tensor) -> Tensor:
 def autoencoder_images(autoencoder: Any, latents: Tensor) -> Tensor:
     """The inverse of `autoencoder_latents`; images are not clamped."""
     return autoencoder.decode(latents / _SCALE + _SHIFT).sample
+
+
+def signal_autoencoder(config: VariationalBaseConfig, weights: Path | None = None) -> Base:
+    """That autoencoder by the zoo's own modules, for training; its latents with `scale` and `shift` are the signals.
+
+    Args:
+        config: its sizes.
+        weights: a file in diffusers' layout; None: random ones.
+
+    Raises:
+        CheckpointError: weights of other sizes.
+    """
+    base = config.build()
+    if weights is not None:
+        checkpoint.load_into(nn.ModuleDict({"base": base}), KL_KEY_MAP(checkpoint.read(weights)))
+    return base
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,10 @@ def test_latents_are_those_of_diffusers_and_images_come_back_from_them(tmp_path:
 
 
 def test_autoencoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="expected one of an autoencoder's latents, such as selftok_512, got four_m_rgb"
+    ):
+        LatentTask("four_m_rgb", AUTOENCODER, changes=FOUR_M)
     with pytest.raises(ValueError, match="autoencoder: expected a dim of 4, got 8"):
         LatentTask("selftok_512", {**AUTOENCODER, "dim": 8}, changes=SELFTOK)
     with pytest.raises(ValueError, match="autoencoder_weights: expected a file, got"):

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.tasks.reconstruction import ReconstructionTask
-from zoo import checkpoint
-from zoo.interop.diffusers import KL_KEY_MAP
 from zoo.layers.base_autoencoder import VariationalBaseConfig
 from zoo.losses.frozen import Frozen
+from zoo.registry import registry
 
 
 class LatentTask(ReconstructionTask):
-    """Trains a tokenizer whose signals are a frozen autoencoder's scaled latents: see `ReconstructionTask`.
+    """Trains a tokenizer whose signals are the scaled latents of a frozen autoencoder, which its family has as
+    `signal_autoencoder`: see `ReconstructionTask`.
 
     Losses are those of latents, `val/psnr` is that of images.
 
@@ -30,26 +30,26 @@ class LatentTask(ReconstructionTask):
         settings: arguments of `ReconstructionTask`.
 
     Raises:
-        ValueError: latents of other channels than the model takes, or a setting that cannot work.
+        ValueError: a model of other signals, latents of other channels than it takes, or a setting that cannot work.
     """
 
     def __init__(
         self, model: str, autoencoder: dict[str, Any], autoencoder_weights: str | None = None, **settings: Any
     ) -> None:
         super().__init__(model, **settings)
+        family = registry.family_of(self.model).module
+        if not hasattr(family, "signal_autoencoder"):
+            raise ValueError(f"model: expected one of an autoencoder's latents, such as selftok_512, got {model}")
+        if settings.get("perceptual") is not None:
+            raise ValueError(f"perceptual: expected None for latents, got {settings['perceptual']}")
+        if autoencoder_weights is not None and not Path(autoencoder_weights).is_file():
+            raise ValueError(f"autoencoder_weights: expected a file, got {autoencoder_weights}")
         self.autoencoder_config = VariationalBaseConfig.from_dict(autoencoder)
         channels = self.model.spec.channels
         if self.autoencoder_config.dim != channels:
             raise ValueError(f"autoencoder: expected a dim of {channels}, got {self.autoencoder_config.dim}")
-        if settings.get("perceptual") is not None:
-            raise ValueError(f"perceptual: expected None for latents, got {settings['perceptual']}")
-        base = self.autoencoder_config.build()
-        if autoencoder_weights is not None:
-            if not Path(autoencoder_weights).is_file():
-                raise ValueError(f"autoencoder_weights: expected a file, got {autoencoder_weights}")
-            weights = KL_KEY_MAP(checkpoint.read(Path(autoencoder_weights)))
-            checkpoint.load_into(nn.ModuleDict({"base": base}), weights)
-        self.autoencoder = Frozen(base)
+        file = None if autoencoder_weights is None else Path(autoencoder_weights)
+        self.autoencoder = Frozen(family.signal_autoencoder(self.autoencoder_config, file))
 
     def model_range(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> the means of their latents (B, dim, h, w), shifted and scaled."""
