@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,9 +83,14 @@ def test_any_reader_takes_the_whole_folder(model, photos, tmp_path):
     import datasets
     import pandas as pd
 
-    wanted = [model.encode(media.load(path, model.spec)) for path in sorted(photos.glob("??.png"))]
+    whole = tmp_path / "photos"  # those that can be read: beside shards there is nothing else then
+    whole.mkdir()
+    for path in photos.glob("??.png"):
+        shutil.copy(path, whole)
+    wanted = [model.encode(media.load(path, model.spec)) for path in sorted(whole.iterdir())]
     for form in ("parquet", "webdataset"):
-        tokenize(model, open_source(str(photos)), job_of(model, photos, form=form), tmp_path / form)
+        tokenize(model, open_source(str(whole)), job_of(model, whole, form=form), tmp_path / form)
+        assert not (tmp_path / form / "skipped.jsonl").exists()
         rows = datasets.load_dataset(str(tmp_path / form), split="train", cache_dir=str(tmp_path / "cache"))
         assert [Tokens.unpack(row) for row in rows["ztok"]] == wanted
     table = pd.read_parquet(tmp_path / "parquet")
@@ -114,7 +120,7 @@ def test_ids_are_one_stream(model, photos, tmp_path):
 
 def test_what_cannot_be_read_is_listed(model, photos, tmp_path):
     tokenize(model, open_source(str(photos)), job_of(model, photos), tmp_path / "out")
-    listed = [json.loads(line) for line in (tmp_path / "out" / ".job" / "skipped.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [Path(item["name"]).name for item in listed] == ["notes.txt", "09_broken.png"]
     assert "suffix" in listed[0]["reason"]
     assert listed[1]["reason"]
@@ -346,7 +352,7 @@ def test_what_the_model_refuses_is_listed(tmp_path):
     summary = tokenize(model, open_source(str(tmp_path)), job, tmp_path / "out")
     assert (summary.items, summary.skipped) == (4, 1)
     assert [Path(item.name).stem for item in TokenDataset(tmp_path / "out")] == ["0", "1", "3", "4"]
-    (line,) = (tmp_path / "out" / ".job" / "skipped.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line) == {"name": str(tmp_path / "2.png"), "reason": "too white"}
 
 

@@ -1,10 +1,10 @@
 """A job: a source cut into parts, each of which becomes one shard of tokens, exactly once.
 
-The folder of a job holds the shards, and in `.job` the records of it: `job.json` (what is made of what), of each
-finished part a receipt `part-000000.json`, written after its shard, and at the end `skipped.jsonl`. A part is finished
-where its receipt is: whatever kills the job, it goes on at the first part without one, and what lies there is what an
-undisturbed run would have written. Readers of whole folders (Arrow, pandas, Spark, datasets) pass over what begins with
-a dot.
+The folder of a job holds the shards, `skipped.jsonl` where something could not be read, and in `.job` the records of it:
+`job.json` (what is made of what), of each finished part a receipt `part-000000.json`, written after its shard, and at the
+end `ended.json`. A part is finished where its receipt is: whatever kills the job, it goes on at the first part without
+one, and what lies there is what an undisturbed run would have written. Readers of whole folders (Arrow, pandas, Spark,
+datasets) pass over what begins with a dot.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Form = Literal["webdataset", "parquet", "ids"]
 FORMS: tuple[Form, ...] = ("webdataset", "parquet", "ids")
 RECORDS = ".job"
 JOB = f"{RECORDS}/job.json"
-SKIPPED = f"{RECORDS}/skipped.jsonl"
+ENDED = f"{RECORDS}/ended.json"
+SKIPPED = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -245,12 +246,15 @@ class Folder:
         skipped = [(item.name, item.reason) for item in beside]
         skipped += [pair for receipt in receipts for pair in receipt.skipped]
         lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in skipped]
-        write_atomically(self.path / SKIPPED, "".join(lines).encode())
-        items = sum(len(receipt.names) for receipt in receipts)
+        if lines:
+            write_atomically(self.path / SKIPPED, "".join(lines).encode())
+        items, ids = sum(len(receipt.names) for receipt in receipts), sum(receipt.ids for receipt in receipts)
+        counts = {"items": items, "skipped": len(skipped), "ids": ids}
+        write_atomically(self.path / ENDED, json.dumps(counts).encode())
         if items == 0:
             name, reason = skipped[0] if skipped else (self.job.source, "it holds no items")
             raise ValueError(f"no item of {self.job.source} can be read, the first being {name}: {reason}")
-        return items, len(skipped), sum(receipt.ids for receipt in receipts)
+        return items, len(skipped), ids
 
 
 def quiet(done: int, total: int | None, waited: float | None) -> None:
@@ -270,7 +274,7 @@ class Finished:
     def __post_init__(self) -> None:
         if not (self.path / JOB).is_file():
             raise ValueError(f"{self.path}: expected a folder of `zoo tokenize`, got none with {JOB}")
-        if not (self.path / SKIPPED).is_file():
+        if not (self.path / ENDED).is_file():
             raise ValueError(f"{self.path}: its job has not ended; give the same command again to end it")
 
     @cached_property
