@@ -1,10 +1,10 @@
 """A job: a source cut into parts, each of which becomes one shard of tokens, exactly once.
 
-The folder of a job holds the shards, `skipped.jsonl` where something could not be read, and in `.job` the records of it:
-`job.json` (what is made of what), of each finished part a receipt `part-000000.json`, written after its shard, and at the
-end `ended.json`. A part is finished where its receipt is: whatever kills the job, it goes on at the first part without
-one, and what lies there is what an undisturbed run would have written. Readers of whole folders (Arrow, pandas, Spark,
-datasets) pass over what begins with a dot.
+The folder of a job holds the shards, `skipped.jsonl` where something could not be read, and in `.job` the records of
+it: `job.json` (what is made of what), of each finished part a receipt `part-000000.json`, written after its shard, and
+at the end `ended.json`. A part is finished where its receipt is: whatever kills the job, it goes on at the first part
+without one, and what lies there is what an undisturbed run would have written. Readers of whole folders (Arrow, pandas,
+Spark, datasets) pass over what begins with a dot.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from zoo.hub import cache_folder
 
 _COMPILE_SECONDS = 120
 _OTHER_SECONDS = 20
-# nobody asks which exceptions floating-point numbers have met, for whose sake GCC would leave loops with a choice scalar
+# nobody asks which exceptions floating-point numbers have met, for whose sake GCC would leave loops with choices scalar
 _FLAGS = ("-O3", "-std=c++17", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 
 
