@@ -82,10 +82,14 @@ class Model(nn.Module):
         """`to`, `half`, `cuda` ...: the model stays who it is, though its tensors are replaced."""
         known = self._fingerprint is not None and self._fingerprint[0] == self._weights_version()
         with torch.inference_mode(False):  # weights that were made in it count no changes and cannot learn
-            super()._apply(fn, recurse)
+            self._replace_tensors(fn, recurse)
         if known:
             self._fingerprint = (self._weights_version(), self._fingerprint[1])  # type: ignore[index]
         return self
+
+    def _replace_tensors(self, fn: Callable[[Tensor], Tensor], recurse: bool) -> None:
+        """What `_apply` does to the tensors; a model may keep some of them as they are."""
+        super()._apply(fn, recurse)
 
     def compiled(self, mode: str | None = None) -> Self:
         """The same model, its networks made fast by torch.compile.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -108,13 +108,12 @@ class NeTI(WordModel):
         angles = (places[:, None] * self.frequencies.to(places)).sum(-1)  # no product that autocast would round
         return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=-1), dim=-1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to`, `half` and the like, which leave the frequencies in float32: times up to 999 multiply them."""
+    def _replace_tensors(self, fn: Callable[[Tensor], Tensor], recurse: bool) -> None:
+        """All but the frequencies, which stay in float32: times up to 999 multiply them."""
         exact = self._buffers.get("frequencies")
-        super()._apply(fn, recurse)
+        super()._replace_tensors(fn, recurse)
         if exact is not None and self.frequencies.dtype != exact.dtype:
             self.frequencies = exact.to(self.frequencies.device)
-        return self
 
     def anchor_encodings(self) -> Tensor:
         """Encodings (anchors x layers, 2 frequencies) of evenly spaced times, each with all layers."""

@@ -170,7 +170,8 @@ class ShardsAgainst(Shards):
 
     def goals(self) -> Sequence[Goal]:
         factor = 2.0 if self.device == "cpu" else 3.0
-        return Goal(ZOO, "time", ORIGINAL, factor), Goal(_ROUNDED, "time", ORIGINAL, factor), super().goals()[1]
+        names = [ZOO, *(name for name in half.precisions(self.device) if name == _ROUNDED)]
+        return *(Goal(name, "time", ORIGINAL, factor) for name in names), super().goals()[1]
 
     def gate(self, data: Data, outputs: Mapping[str, Any]) -> dict[str, Verdict]:
         """The original's ids are those of our model on what `zoo.media` reads, but for near ties."""

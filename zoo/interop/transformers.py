@@ -239,7 +239,7 @@ def agreement(model: Tokenizer, peer: Any, *, size: tuple[int, ...] | None = Non
         ExportError: more of either than rounding explains.
     """
     layout = _layout_of(model)
-    x = example_signal(model, example_sides(model, size), 2, 0)
+    x = example_signal(model, example_sides(model, size), 2, 0).to(model.dtype)
     tokens = model.encode(x)
     same = float((layout.encode(peer, x).reshape(tokens.indices.shape) == tokens.indices).float().mean())
     if same < TOKENS_AGREE:

@@ -44,6 +44,8 @@ def images(side: int, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
 
 @torch.no_grad()
 def assert_equal(ours: Tokenizer, theirs: VQModel, x: Tensor) -> None:
+    """In float64, where processors that sum in other orders agree."""
+    ours, theirs, x = ours.double(), theirs.double(), x.double()
     latents = theirs.encode(x).latents
     _, _, (_, _, indices) = theirs.quantize(latents)
     tokens = ours.encode(x)
