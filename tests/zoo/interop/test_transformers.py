@@ -123,7 +123,7 @@ def codebooks_near_latents(model: Any) -> None:
 
 
 def assert_loaded(model: Tokenizer, other: Any) -> None:
-    """In float64, where processors that sum in other orders agree; transformers reads X-codec2's features in float32."""
+    """In float64, where processors that sum in other orders agree; it makes X-codec2's features in float32."""
     dtype = torch.float32 if type(model).__name__ == "XCodec2" else torch.float64
     model, other = copy.deepcopy(model).to(dtype), copy.deepcopy(other).to(dtype)
     size = None if model.spec.modality == "image" else (2048,)
