@@ -158,9 +158,7 @@ def denoised(scheduler: Any, latents: Tensor, times: Tensor, predicted: Tensor, 
     """The latents (B, C, H, W) that a prediction of `denoising` amounts to, in one step; these are the latents where it
     is right.
     """
-    kept = scheduler.alphas_cumprod.to(latents)[times][
-        :, None, None, None
-    ]  # the share of the latents in the noisy ones
+    kept = scheduler.alphas_cumprod.to(latents)[times].view(-1, 1, 1, 1)  # the share of latents in the noisy ones
     scale = (1 - kept).sqrt() if scheduler.config.prediction_type == "v_prediction" else ((1 - kept) / kept).sqrt()
     return latents + scale * (target - predicted)
 

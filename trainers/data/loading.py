@@ -120,10 +120,20 @@ class Reader:
             pixels = evaluation_crop(pixels, (self.size, self.size), record.name)
             return torch.from_numpy(to_unit(pixels)).permute(2, 0, 1)
         with seeded(*key):
-            image = self.transform(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
-        if image.shape != (3, self.size, self.size):
-            raise ValueError(f"transform: expected images (3, {self.size}, {self.size}), got {tuple(image.shape)}")
-        return image.float() / 255 if image.dtype == torch.uint8 else image.float().clamp(0, 1)
+            return transformed(self.transform, torch.from_numpy(np.array(pixels)).permute(2, 0, 1), self.size)
+
+
+def transformed(transform: Callable[[Tensor], Tensor], pixels: Tensor, size: int) -> Tensor:
+    """What a torchvision v2 transform makes of an image or frames (..., 3, H, W), uint8: (..., 3, size, size), float32
+    in [0, 1].
+
+    Raises:
+        ValueError: a transform that gives another shape.
+    """
+    found, shape = transform(pixels), (*pixels.shape[:-2], size, size)
+    if found.shape != shape:
+        raise ValueError(f"transform: expected images {shape}, got {tuple(found.shape)}")
+    return found.float() / 255 if found.dtype == torch.uint8 else found.float().clamp(0, 1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.data.loading import seeded
+from trainers.data.loading import seeded, transformed
 from trainers.data.module import SourceData
 from trainers.data.transforms import augmentation
 from zoo.media.image import evaluation_crop
@@ -101,11 +101,7 @@ class ClipReader:
             if self.transform is None:
                 crops = [evaluation_crop(frame, (self.size, self.size), record.name) for frame in pixels]
                 return torch.from_numpy(to_unit(np.stack(crops))).permute(3, 0, 1, 2)
-            clip = self.transform(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        if clip.shape != (self.frames, 3, self.size, self.size):
-            wanted = (self.frames, 3, self.size, self.size)
-            raise ValueError(f"transform: expected frames {wanted}, got {tuple(clip.shape)}")
-        clip = clip.float() / 255 if clip.dtype == torch.uint8 else clip.float().clamp(0, 1)
+            clip = transformed(self.transform, torch.from_numpy(pixels).permute(0, 3, 1, 2), self.size)
         return clip.transpose(0, 1).contiguous()
 
     def _places(self, count: int) -> list[int]:

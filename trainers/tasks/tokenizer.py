@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import lightning.pytorch as lightning
@@ -23,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import zoo
 from trainers.random_state import random_state, set_random_state
 from trainers.tasks.anatomy import decoder_anatomy
+from trainers.tasks.scheduled import initial_weights
 from zoo.layers.recompute import RecomputeActivations
 from zoo.losses import LossTerms
 from zoo.ops.collective import from_all_ranks, sum_over_ranks, world_size
@@ -114,11 +114,7 @@ class TokenizerTask(lightning.LightningModule):
         self.adversary = adversary
         self.perturbation = None if perturbation is None else PerturbationConfig.from_dict(perturbation)
 
-        arguments: dict[str, Any] = {"pretrained": init == "pretrained"}
-        if init not in ("random", "pretrained"):
-            _require(Path(init).is_file(), "init", "random, pretrained or a file", init)
-            arguments = {"checkpoint": init}
-        self.model = zoo.create_model(model, **arguments, **(changes or {}))
+        self.model = zoo.create_model(model, **initial_weights(init), **(changes or {}))
         if self.model.spec.modality == "image":
             self.model.to(memory_format=torch.channels_last)  # 1.1 to 1.5 times the speed of convolutions
         self._check_quantizer()

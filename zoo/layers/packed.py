@@ -76,7 +76,14 @@ def convolution(
     batch, _, _, time = x.shape
     outputs = (time + 2 * padding - (taps - 1) * dilation - 1) // stride + 1
     if not _WIDE and groups == 1 and 0 < batch * outputs <= _FEW * channels:
-        return _as_product(x, weight, bias, stride, padding, dilation, taps, outputs, prepare)
+
+        def pack_product(weight: Tensor) -> Tensor:
+            return torch.ops.mkldnn._reorder_linear_weight(prepare(weight).transpose(1, 2).flatten(1).contiguous())
+
+        seen, form = _seen(x, outputs, taps, stride, padding, dilation), packed(weight, "product", pack_product)
+        y = torch.ops.mkldnn._linear_pointwise(seen, form, bias, "none", [], "")
+        return y.transpose(1, 2).unsqueeze(2)
+
     settings = ((0, padding), (1, stride), (1, dilation), groups)
     chosen_for = max(_TIME, (taps - 1) * dilation + 1) if _WIDE else time
 
@@ -89,29 +96,12 @@ def convolution(
     return torch.ops.mkldnn._convolution_pointwise(x, form, bias, *settings, "none", [], "")
 
 
-def _as_product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    dilation: int,
-    taps: int,
-    outputs: int,
-    prepare: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The same as one product of what each output sees, whose weights have one layout for any length."""
+def _seen(x: Tensor, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """What each output of a convolution of (B, C, 1, T) sees: (B, outputs, taps * C)."""
     rows = F.pad(x.squeeze(2).transpose(1, 2), (0, 0, padding, padding)).contiguous()
     batch, time, channels = rows.shape
-    seen = rows.as_strided(
-        (batch, outputs, taps, channels), (time * channels, stride * channels, dilation * channels, 1)
-    ).flatten(2)
-
-    def pack(weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(prepare(weight).transpose(1, 2).flatten(1).contiguous())
-
-    y = torch.ops.mkldnn._linear_pointwise(seen, packed(weight, "product", pack), bias, "none", [], "")
-    return y.transpose(1, 2).unsqueeze(2)
+    strides = (time * channels, stride * channels, dilation * channels, 1)
+    return rows.as_strided((batch, outputs, taps, channels), strides).flatten(2)
 
 
 def packed(weight: Tensor, use: Hashable, pack: Callable[[Tensor], Tensor]) -> Tensor:
