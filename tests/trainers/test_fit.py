@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -127,6 +128,43 @@ def test_a_wrong_config_is_refused_before_anything_runs(
         fit(photos, tmp_path, argument)
     assert named in capsys.readouterr().err + str(stopped.value)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_field_inside_an_entry_changes_alone(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    adversary = "{discriminator: {kind: patchgan, hidden_channels: 8, num_layers: 1}, discriminator_start: 0}"
+    given = f"--model.init_args.adversary={adversary}"
+    inner = ["--model.adversary.discriminator.num_layers", "2", "--model.init_args.changes.quantizer.levels=[4, 3, 3]"]
+    with pytest.raises(SystemExit):
+        fit(photos, tmp_path, given, *inner, "--model.changes.quantizer.kind=finite_scalar", "--print_config")
+    settings = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert settings["adversary"]["discriminator"] == {"kind": "patchgan", "hidden_channels": 8, "num_layers": 2}
+    assert settings["adversary"]["discriminator_start"] == 0
+    assert settings["changes"] == {**yaml.safe_load(TINY), "quantizer": {"levels": [4, 3, 3], "kind": "finite_scalar"}}
+    fit(
+        photos, tmp_path, given, "--model.adversary.discriminator.num_layers=2", "--model.adversary.r1_weight=1e-3",
+        "--trainer.max_steps=1",
+    )  # fmt: skip
+    saved = torch.load(tmp_path / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = [value for name, value in saved["state_dict"].items() if name.startswith("loss.discriminator")]
+    assert [len(value) for value in weights if value.ndim == 4] == [8, 16, 32, 1]
+    assert saved["hyper_parameters"]["adversary"]["r1_weight"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--model.adversary.discriminator.hidden_chanels=8", "hidden_chanels"),
+        ("--model.adversery.discriminator.hidden_channels=8", "adversery"),
+        ("--model.model.name.first=8", "model"),
+        ("--model.adversary.discriminator.hidden_channels", "expected one argument"),
+    ],
+)
+def test_a_wrong_field_inside_an_entry_is_told(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, argument: str, named: str
+) -> None:
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        fit(photos, tmp_path, "--model.init_args.adversary={discriminator: {kind: patchgan}}", argument)
+    assert named in capsys.readouterr().err + str(stopped.value)
 
 
 def test_a_weight_for_a_loss_that_the_quantizer_lacks_is_refused(photos: Path, tmp_path: Path) -> None:

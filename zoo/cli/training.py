@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +73,7 @@ def run(verb: str, arguments: Sequence[str]) -> None:
             parser.add_argument("--wandb", default=None, help="project of Weights & Biases to log to as well")
 
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(_merged(args, parser))
 
         def _parse_ckpt_path(self) -> None:
             """The recipe rules, not the settings of the run that is resumed."""
@@ -174,6 +177,45 @@ def _spelled_out(arguments: Sequence[str], find: Any) -> list[str]:
         else:
             result += ["--config", str(find(value))]
     return result + last
+
+
+_INNER = re.compile(r"--model\.(?:init_args\.)?(?!init_args\.)(\w+)\.(\w+(?:\.\w+)+)")
+
+
+def _merged(arguments: Sequence[str], parser: Any) -> list[str]:
+    """The arguments with those that change a field of an entry (`--model.adversary.discriminator.hidden_channels 32`)
+    as one for the whole setting, which the recipe and the other arguments give: jsonargparse would drop the rest of the
+    entry.
+    """
+    from jsonargparse import get_loader
+
+    plain: list[str] = []
+    inner: list[tuple[str, str, list[str], str]] = []  # as given, setting, names below it, value
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if (match := _INNER.fullmatch(name)) is None:
+            plain.append(argument)
+        elif equals or (value := next(rest, "")):
+            inner.append((name, match[1], match[2].split("."), value))
+        else:
+            plain.append(argument)
+    if not inner:
+        return plain
+    quiet = [argument for argument in plain if not argument.startswith("--print_config")]
+    stated = parser.parse_args(quiet)[arguments[0]].model.init_args
+    changed: dict[str, Any] = {}
+    for name, setting, path, value in inner:
+        if not isinstance(stated.get(setting, ""), dict | None):
+            plain.append(f"{name}={value}")  # no setting with entries: jsonargparse tells what is wrong
+            continue
+        entry = changed.setdefault(setting, copy.deepcopy(stated[setting] or {}))
+        for step in path[:-1]:
+            below = entry.get(step)
+            entry[step] = below if isinstance(below, dict) else {}
+            entry = entry[step]
+        entry[path[-1]] = get_loader("yaml")(value)
+    return plain + [f"--model.init_args.{setting}={json.dumps(entries)}" for setting, entries in changed.items()]
 
 
 def _checkpoint(path: str | None, out: Path) -> str | None:
