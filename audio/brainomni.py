@@ -126,8 +126,8 @@ class BrainOmni(Tokenizer):
         self.spread = nn.Linear(width, width)
         self.decoder = SEANetDecoder(config.network, width)
         placed = [[*sensor.position, *sensor.direction] for sensor in config.sensors]
-        self.register_buffer("places", torch.tensor(placed)[None], persistent=False)
-        self.register_buffer("types", torch.tensor([[s.type for s in config.sensors]]), persistent=False)
+        self.register_constant("places", torch.tensor, [placed])
+        self.register_constant("types", torch.tensor, [[sensor.type for sensor in config.sensors]])
 
     places: Tensor
     types: Tensor

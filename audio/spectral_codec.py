@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants
 from zoo.layers.vocos import ConvNeXtBlock, SpectralHead, overlap_add
 from zoo.ops import kmeans, nearest_code
+from zoo.ops.precision import full_precision
 from zoo.quantizers import EmaCodebookConfig, FrozenCodebookConfig, QuantizerConfig, ResidualConfig, VectorConfig
 from zoo.quantizers.composite import evaluating
 from zoo.reach import Reach
@@ -211,7 +213,7 @@ class ConvNeXt(nn.Module):
         return self.norm_out(x.transpose(1, 2)).transpose(1, 2)
 
 
-class CompressedSpectrum(nn.Module):
+class CompressedSpectrum(HasConstants):
     """Signals (B, 1, T) -> (B, n_fft + 2, T / hop_length): real and imaginary parts, magnitudes to the power of 0.3.
 
     Frames lie symmetrically about their `hop_length` samples; beyond both ends of the signal are zeros.
@@ -222,11 +224,11 @@ class CompressedSpectrum(nn.Module):
     def __init__(self, n_fft: int, hop_length: int) -> None:
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_constant("window", torch.hann_window, n_fft)
 
     def forward(self, x: Tensor) -> Tensor:
         side = (self.n_fft - self.hop_length) // 2
-        with torch.autocast(x.device.type, enabled=False):  # the transform has no half precision
+        with full_precision(x):  # the transform has no half precision
             signal = nn.functional.pad(x[:, 0].float(), (side, side))
             spectrum = torch.stft(
                 signal, self.n_fft, self.hop_length, window=self.window.float(), center=False, return_complex=True
@@ -253,7 +255,7 @@ def _overlapped(reach: Reach, n_fft: int, hop: int) -> Reach:
     return reach.then(Fraction(1, hop), Fraction(side - n_fft + 1, hop), Fraction(side, hop))
 
 
-class Envelope(nn.Module):
+class Envelope(HasConstants):
     """The levels of frequency bands, frame by frame, and signals in which they are changed.
 
     Bands are triangles, as many as `bands` from 0 to half the sample rate, spaced evenly over log(1 + f / 700 Hz), and
@@ -267,21 +269,17 @@ class Envelope(nn.Module):
     def __init__(self, sample_rate: int, hop_length: int, bands: int) -> None:
         super().__init__()
         self.hop_length, n_fft = hop_length, 5 * hop_length // 4 * 2
-        frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
-        places = (1 + frequencies / 700).log()
-        places = places / places[-1] * (bands - 1)
-        triangles = (1 - (places[:, None] - torch.arange(bands)).abs()).clamp_min(0)  # (frequencies, bands)
-        self.register_buffer("bands", triangles.float(), persistent=False)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_constant("bands", _triangles, sample_rate, n_fft, bands)
+        self.register_constant("window", torch.hann_window, n_fft)
 
     def levels(self, x: Tensor) -> Tensor:
         """Signals (B, 1, T) -> (B, T / hop_length, bands), float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return self._levels(self._spectrum(x))
 
     def changed(self, x: Tensor, change: Tensor) -> Tensor:
         """Signals (B, 1, T) whose levels are changed by (B, T / hop_length, bands) bel."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             signal, target = x.float(), None
             for _ in range(PASSES):
                 spectrum = self._spectrum(signal)
@@ -309,3 +307,11 @@ class Envelope(nn.Module):
     def _levels(self, spectrum: Tensor) -> Tensor:
         power = torch.view_as_real(spectrum).square().sum(-1)
         return (power.transpose(1, 2) @ self.bands.float() + 1e-5).log10()
+
+
+def _triangles(sample_rate: int, n_fft: int, bands: int) -> Tensor:
+    """(frequencies, bands): weights that fall to 0 at the centres of the neighbours, evenly spaced in mel."""
+    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    places = (1 + frequencies / 700).log()
+    places = places / places[-1] * (bands - 1)
+    return (1 - (places[:, None] - torch.arange(bands)).abs()).clamp_min(0).float()

@@ -96,7 +96,7 @@ class GaussianToken(Tokenizer):
         down, up = (levels(order, config.blocks, [False] * count) for order in (widths, widths[::-1]))
         self.encoder = Encoder(3, config.channels, down, width, groups, middle_attention=False)
         self.lift = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(groups, width))
-        self.register_buffer("map_positions", sine_grid(width, self.grid), persistent=False)
+        self.register_constant("map_positions", sine_grid, width, self.grid)
         self.map_layers = nn.ModuleList(MapLayer(config) for _ in range(config.map_layers))
         self.anchors = nn.Parameter(torch.randn(config.gaussians, GEOMETRY + width))
         nn.init.uniform_(self.anchors.data[:, :2], -2, 2)

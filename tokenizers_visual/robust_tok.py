@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo import checkpoint, hub
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+from zoo.layers.constants import HasConstants, per_channel
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.ops.collective import joined_over_ranks
@@ -174,7 +175,7 @@ class _Decoder(_Transformer):
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, 3, rows, r, columns, c)
 
 
-class SemanticTeacher(_ImageTransformer):
+class SemanticTeacher(_ImageTransformer, HasConstants):
     """DINOv2, which the latents learn from: images (B, 3, S, S) in [-1, 1] -> the class token's features (B, width)."""
 
     mean: Tensor
@@ -182,8 +183,8 @@ class SemanticTeacher(_ImageTransformer):
 
     def __init__(self, image_size: int, patch_size: int, sizes: TransformerSizes) -> None:
         super().__init__(image_size // patch_size, patch_size, sizes)
-        for name, values in (("mean", (0.485, 0.456, 0.406)), ("deviation", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.register_constant("mean", per_channel, (0.485, 0.456, 0.406))
+        self.register_constant("deviation", per_channel, (0.229, 0.224, 0.225))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(self.embed(((x + 1) / 2 - self.mean) / self.deviation))[:, 0]

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from zoo.cards import ModelCard
 from zoo.config import Config
+from zoo.layers.constants import HasConstants
 from zoo.tokens import Source
 
 
-class Model(nn.Module):
+class Model(HasConstants):
     """A module that its config rebuilds, and that knows its name, its card and the fingerprint of its weights."""
 
     def __init__(self, config: Config) -> None:
@@ -26,6 +27,7 @@ class Model(nn.Module):
         self.name = type(self).__name__
         self.card: ModelCard | None = None
         self._fingerprint: tuple[int | None, str] | None = None
+        self.register_load_state_dict_post_hook(_make_absent_constants)
 
     def described(self) -> dict[str, Any]:
         """What a card tells of the model itself: modality, layout, quantizer and config."""
@@ -113,3 +115,11 @@ class Model(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+
+def _make_absent_constants(model: Model, _: object) -> None:
+    """Weights that were assigned to a model on the meta device bring it to where they lie, with its constants."""
+    if model.device.type != "meta":
+        for module in model.modules():
+            if isinstance(module, HasConstants):
+                module.make_absent_constants(model.device)

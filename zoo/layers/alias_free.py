@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.constants import HasConstants
 from zoo.layers.conv1d import LSTM
 
 TAPS = 12  # of the filters around the activation
@@ -35,7 +36,7 @@ def kaiser_sinc(taps: int, cutoff: float, half_width: float) -> Tensor:
     return taper / taper.sum()
 
 
-class AliasFreeSnake(nn.Module):
+class AliasFreeSnake(HasConstants):
     """x + sin^2(e^alpha x) / e^beta a channel, at twice the sample rate between two low-pass filters.
 
     (B, C, T) -> the same. The signal goes on beyond its ends as its last value.
@@ -47,7 +48,7 @@ class AliasFreeSnake(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("filter", kaiser_sinc(TAPS, 0.25, 0.3), persistent=False)
+        self.register_constant("filter", kaiser_sinc, TAPS, 0.25, 0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self._upsample(x)

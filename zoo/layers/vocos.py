@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.constants import HasConstants
+from zoo.ops.precision import full_precision
+
 MAGNITUDE_LIMIT = 100.0  # of one bin of the spectrum, against runaway exponentials early in training
 
 
@@ -44,7 +47,7 @@ class ConvNeXtBlock(nn.Module):
         return x + h.transpose(1, 2)
 
 
-class SpectralHead(nn.Module):
+class SpectralHead(HasConstants):
     """Features (B, T, C) -> waveform (B, 1, T x hop_length), through log magnitude and phase of each frame's spectrum.
 
     Args:
@@ -60,11 +63,11 @@ class SpectralHead(nn.Module):
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
         self.out = nn.Linear(width, n_fft + 2)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_constant("window", torch.hann_window, n_fft)
 
     def forward(self, x: Tensor) -> Tensor:
         predicted = self.out(x).transpose(1, 2)
-        with torch.autocast(x.device.type, enabled=False):  # the transform has no half precision
+        with full_precision(x):  # the transform has no half precision
             log_magnitude, phase = predicted.float().chunk(2, dim=1)
             magnitude = log_magnitude.exp().clamp(max=MAGNITUDE_LIMIT)
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())

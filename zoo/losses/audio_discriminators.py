@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants, hann_taper
 
 Objective = Literal["hinge", "least_squares"]
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
@@ -82,13 +83,13 @@ class STFTDiscriminators(AudioDiscriminator):
         super().__init__(config, [_STFTDiscriminator(config, *size) for size in sizes])
 
 
-class _STFTDiscriminator(nn.Module):
+class _STFTDiscriminator(HasConstants):
     window: Tensor
 
     def __init__(self, config: STFTDiscriminatorConfig, n_fft: int, hop: int, window: int) -> None:
         super().__init__()
         self.n_fft, self.hop, self.slope = n_fft, hop, config.slope
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        self.register_constant("window", torch.hann_window, window)
         width, (frames, frequencies) = config.filters, config.kernel_size
         side = (frames // 2, frequencies // 2)
         layers: list[nn.Module] = [nn.Conv2d(2 * config.channels, width, config.kernel_size, padding=side)]
@@ -184,7 +185,7 @@ class PeriodDiscriminator(nn.Module):
         return Judgement(self.conv_post(h), tuple(features))
 
 
-class BandDiscriminator(nn.Module):
+class BandDiscriminator(HasConstants):
     """Judges a complex spectrum by networks for each of its bands: (B, 1, T) -> logits (B, 1, frames, places)."""
 
     window: Tensor
@@ -192,7 +193,7 @@ class BandDiscriminator(nn.Module):
     def __init__(self, window: int, bands: Sequence[tuple[float, float]], channels: int) -> None:
         super().__init__()
         bins = window // 2 + 1
-        self.register_buffer("window", torch.hann_window(window, dtype=torch.float64).float(), persistent=False)
+        self.register_constant("window", hann_taper, window)
         self.bands = [(int(low * bins), int(high * bins)) for low, high in bands]
         self.band_convs = nn.ModuleList(self._stack(channels) for _ in bands)
         self.conv_post = weight_norm(nn.Conv2d(channels, 1, (3, 3), padding=(1, 1)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from zoo.layers.constants import HasConstants, per_channel
 from zoo.losses.discriminators import DiscriminatorConfig
 from zoo.losses.frozen import Frozen, timm_network
 
@@ -37,7 +38,7 @@ class DinoDiscriminatorConfig(DiscriminatorConfig):
         self.require(0 <= self.cutout < 1, "cutout in [0, 1)", self.cutout)
 
 
-class DinoDiscriminator(nn.Module):
+class DinoDiscriminator(HasConstants):
     """Images (B, 3, H, W) in [-1, 1] -> logits (B, blocks, patches). The backbone sees them at its own size."""
 
     def __init__(self, config: DinoDiscriminatorConfig) -> None:
@@ -51,8 +52,8 @@ class DinoDiscriminator(nn.Module):
         facts = network.pretrained_cfg
         self.side: int = facts["input_size"][-1]  # type: ignore[index]
         self.backbone = Frozen(network)
-        self.register_buffer("mean", torch.tensor(facts["mean"]).view(3, 1, 1), persistent=False)  # type: ignore[index]
-        self.register_buffer("deviation", torch.tensor(facts["std"]).view(3, 1, 1), persistent=False)  # type: ignore[index]
+        self.register_constant("mean", per_channel, facts["mean"])  # type: ignore[index]
+        self.register_constant("deviation", per_channel, facts["std"])  # type: ignore[index]
         self.heads = nn.ModuleList(_Head(width, config.kernel_size, config.groups) for _ in config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:

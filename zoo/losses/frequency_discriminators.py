@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from zoo.layers.constants import HasConstants
 from zoo.losses.audio_discriminators import AudioDiscriminator, AudioDiscriminatorConfig, Judgement
 from zoo.losses.mel import MelConfig, mel_bands
+from zoo.ops.precision import full_precision
 
 _STRIDES = (1, 2, 1, 2, 1, 2)  # of the convolutions, each twice as wide as the one before
 _LOUDEST, _RANGE = 20.0, 100.0  # dB; levels this far below the loudest are 0
@@ -46,7 +48,7 @@ class FrequencyDiscriminators(AudioDiscriminator):
         super().__init__(config, [_FrequencyDiscriminator(config.sample_rate, *size) for size in sizes])
 
 
-class _FrequencyDiscriminator(nn.Module):
+class _FrequencyDiscriminator(HasConstants):
     """Judges as many mel bands as the transform has bins: (B, 1, T) -> logits (B, 1, bands / 8, frames / 8)."""
 
     window: Tensor
@@ -56,9 +58,8 @@ class _FrequencyDiscriminator(nn.Module):
         super().__init__()
         self.hop_length, n_fft = hop_length, 4 * hop_length
         bins = n_fft // 2 + 1
-        bands = mel_bands(MelConfig(sample_rate, n_fft, hop_length, bins)).clamp(1e-6, 1)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.register_buffer("bands", bands, persistent=False)
+        self.register_constant("window", torch.hann_window, n_fft)
+        self.register_constant("bands", _bands, MelConfig(sample_rate, n_fft, hop_length, bins))
         widths = [2, *(channels // 2**i for i in reversed(range(len(_STRIDES))))]
         self.convs = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, 3, stride)) for a, b, stride in zip(widths, widths[1:], _STRIDES)
@@ -75,7 +76,7 @@ class _FrequencyDiscriminator(nn.Module):
 
     def _image(self, x: Tensor) -> Tensor:
         """(B, 1, T) -> (B, 2, bands, frames): magnitudes, and their levels from 0 to 1."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             window = self.window.float()
             spectrum = torch.stft(
                 x[:, 0].float(), len(window), self.hop_length, window=window, normalized=True, return_complex=True
@@ -87,3 +88,7 @@ class _FrequencyDiscriminator(nn.Module):
 
 
 FrequencyDiscriminatorConfig.discriminator = FrequencyDiscriminators
+
+
+def _bands(config: MelConfig) -> Tensor:
+    return mel_bands(config).clamp(1e-6, 1)

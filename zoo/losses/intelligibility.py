@@ -7,7 +7,10 @@ removal of silent frames; it measures, `zoo.metrics.audio.stoi` reports.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.layers.constants import HasConstants
+from zoo.ops.precision import full_precision
 
 _FRAME = 0.0256  # seconds; frames start every half of it
 _BANDS, _LOWEST = 15, 150.0  # a third of an octave each, and the centre of the first in Hz
@@ -16,7 +19,7 @@ _LOUDER = 1 + 10 ** (15 / 20)  # most that a normalised envelope counts above th
 _SILENCE = 40.0  # dB below the loudest frame, from where frames do not count
 
 
-class IntelligibilityLoss(nn.Module):
+class IntelligibilityLoss(HasConstants):
     """Two batches of signals (B, C, T) -> 1 minus the mean correlation, a scalar from 0 to 2; float32.
 
     A segment counts if half of its frames are sounding in the original. Signals of less than a segment count in no
@@ -33,15 +36,11 @@ class IntelligibilityLoss(nn.Module):
         super().__init__()
         self.hop_length = round(sample_rate * _FRAME) // 2
         self.n_fft = 1 << (2 * self.hop_length - 1).bit_length()
-        frequencies = torch.arange(self.n_fft // 2 + 1, dtype=torch.float64) * sample_rate / self.n_fft
-        centres = _LOWEST * 2 ** (torch.arange(_BANDS, dtype=torch.float64)[:, None] / 3)
-        bands = (frequencies >= centres * 2 ** (-1 / 6)) & (frequencies < centres * 2 ** (1 / 6))
-        bands = bands[(bands.any(1) & (centres[:, 0] * 2 ** (1 / 6) <= sample_rate / 2))]
-        self.register_buffer("bands", bands.float(), persistent=False)
-        self.register_buffer("window", torch.hann_window(2 * self.hop_length), persistent=False)
+        self.register_constant("bands", _bands, sample_rate, self.n_fft)
+        self.register_constant("window", torch.hann_window, 2 * self.hop_length)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast(target.device.type, enabled=False):
+        with full_precision(target):
             power, original = self._power(reconstruction), self._power(target)
             if original.shape[-1] < _SEGMENT:
                 return reconstruction.float().sum() * 0 + 1
@@ -66,3 +65,11 @@ class IntelligibilityLoss(nn.Module):
             return_complex=True,
         )  # fmt: skip
         return torch.view_as_real(spectrum).square().sum(-1)
+
+
+def _bands(sample_rate: int, n_fft: int) -> Tensor:
+    """(bands, frequencies): 1 where a frequency lies in the third of an octave, of bands below half the sample rate."""
+    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    centres = _LOWEST * 2 ** (torch.arange(_BANDS, dtype=torch.float64)[:, None] / 3)
+    bands = (frequencies >= centres * 2 ** (-1 / 6)) & (frequencies < centres * 2 ** (1 / 6))
+    return bands[(bands.any(1) & (centres[:, 0] * 2 ** (1 / 6) <= sample_rate / 2))].float()

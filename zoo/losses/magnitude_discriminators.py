@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from zoo.layers.constants import HasConstants
 from zoo.losses.audio_discriminators import (
     AudioDiscriminator,
     AudioDiscriminatorConfig,
     Judgement,
     PeriodDiscriminator,
 )
+from zoo.ops.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class _Conv2d(nn.Conv2d):
         return values.to(input.dtype)
 
 
-class MagnitudeDiscriminator(nn.Module):
+class MagnitudeDiscriminator(HasConstants):
     """Judges the magnitudes of one transform: (B, 1, T) -> logits (B, 1, frequencies, times)."""
 
     window: Tensor
@@ -94,7 +96,7 @@ class MagnitudeDiscriminator(nn.Module):
     def __init__(self, config: MagnitudeDiscriminatorConfig, n_fft: int, hop_length: int, window: int) -> None:
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        self.register_constant("window", torch.hann_window, window)
         kernels = [config.kernel_size, *(2 * stride + 1 for stride in config.strides), config.last_kernel_size]
         strides = [2, *config.strides, 1]
         grown = accumulate((*config.strides, 2), operator.mul, initial=config.channels)
@@ -107,7 +109,7 @@ class MagnitudeDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, last, padding=last // 2))
 
     def forward(self, x: Tensor) -> Judgement:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             spectrum = torch.stft(
                 x[:, 0].float(), self.n_fft, self.hop_length, len(self.window), self.window.float(), return_complex=True
             )

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants
+from zoo.ops.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class MelConfig(Config):
         return self.sample_rate / 2 if self.high is None else self.high
 
 
-class MelSpectrogram(nn.Module):
+class MelSpectrogram(HasConstants):
     """Signals (B, C, T) -> mel spectra (B, C, n_mels, frames), float32, not logarithmic."""
 
     window: Tensor
@@ -72,12 +74,12 @@ class MelSpectrogram(nn.Module):
     def __init__(self, config: MelConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hann_window(config.window_length or config.n_fft), persistent=False)
-        self.register_buffer("bands", mel_bands(config), persistent=False)
+        self.register_constant("window", torch.hann_window, config.window_length or config.n_fft)
+        self.register_constant("bands", mel_bands, config)
 
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             signal = x.float().flatten(0, 1)
             if config.padding != "center":
                 side = (config.n_fft - config.hop_length) // 2

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants
 
 _TAPS, _BETA = 62, 9.0  # of the filters of sub-bands
 
@@ -44,7 +45,7 @@ class MultiResolutionSTFTConfig(Config):
         self.require(self.bands >= 1 and self.weight >= 0, "bands >= 1 and a weight >= 0", (self.bands, self.weight))
 
 
-class MultiResolutionSTFT(nn.Module):
+class MultiResolutionSTFT(HasConstants):
     """Two batches of signals (B, C, T) -> a scalar, the mean over transforms.
 
     Of each transform: the norm of the difference of magnitudes over the norm of the target's (spectral convergence,
@@ -56,7 +57,7 @@ class MultiResolutionSTFT(nn.Module):
         self.config = config
         self.split = Bands(config.bands) if config.bands > 1 else nn.Identity()
         for i, window in enumerate(config.window_lengths):
-            self.register_buffer(f"window_{i}", torch.hann_window(window), persistent=False)
+            self.register_constant(f"window_{i}", torch.hann_window, window)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         one, other = (self.split(x.float().flatten(0, 1)[:, None]).flatten(0, 1) for x in (reconstruction, target))
@@ -73,7 +74,7 @@ class MultiResolutionSTFT(nn.Module):
         return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-7).sqrt()
 
 
-class Bands(nn.Module):
+class Bands(HasConstants):
     """Signals (B, 1, T) -> `count` bands of equal width (B, count, ceil(T / count)), cosine-modulated filters.
 
     The prototype is a Kaiser-windowed sinc whose cutoff makes synthesis with the mirrored filters nearly perfect.
@@ -84,12 +85,7 @@ class Bands(nn.Module):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
-        prototype = _prototype(_cutoff(count))
-        time = np.arange(_TAPS + 1) - _TAPS / 2
-        k = np.arange(count)[:, None]
-        phase = (2 * k + 1) * math.pi / (2 * count) * time + (-1.0) ** k * math.pi / 4
-        filters = torch.from_numpy(2 * prototype * np.cos(phase)).float()
-        self.register_buffer("filters", filters[:, None], persistent=False)
+        self.register_constant("filters", _filters, count)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv1d(x, self.filters.to(x.dtype), stride=self.count, padding=_TAPS // 2)
@@ -117,7 +113,7 @@ def _imperfection(prototype: np.ndarray, count: int) -> float:
     return float(np.abs(autocorrelation[1:]).max(initial=0) + abs(autocorrelation[0] - 1 / (2 * count)))
 
 
-class CompressedSpectrumLoss(nn.Module):
+class CompressedSpectrumLoss(HasConstants):
     """Two batches of signals (B, C, T) -> a scalar: mean squared difference of magnitudes to the power of 0.3.
 
     Plus 0.3 times that of the spectra themselves with magnitudes so compressed, which looks at phases. Frames of 25 ms
@@ -134,7 +130,7 @@ class CompressedSpectrumLoss(nn.Module):
         length = round(0.025 * sample_rate)
         self.n_fft, self.hop_length = 1 << (length - 1).bit_length(), length // 4
         self.power, self.complex_weight = power, complex_weight
-        self.register_buffer("window", torch.hann_window(length), persistent=False)
+        self.register_constant("window", torch.hann_window, length)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         (one, size), (other, wanted) = self._compressed(reconstruction), self._compressed(target)
@@ -149,3 +145,11 @@ class CompressedSpectrumLoss(nn.Module):
         parts = torch.view_as_real(spectrum)
         energy = parts.square().sum(-1) + 1e-7
         return parts * energy.pow((self.power - 1) / 2)[..., None], energy.pow(self.power / 2)
+
+
+def _filters(count: int) -> Tensor:
+    """(count, 1, taps)."""
+    time = np.arange(_TAPS + 1) - _TAPS / 2
+    k = np.arange(count)[:, None]
+    phase = (2 * k + 1) * math.pi / (2 * count) * time + (-1.0) ** k * math.pi / 4
+    return torch.from_numpy(2 * _prototype(_cutoff(count)) * np.cos(phase)).float()[:, None]

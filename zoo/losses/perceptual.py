@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo import hub
+from zoo.layers.constants import HasConstants, per_channel
 from zoo.losses.efficientnet_lite import efficientnet_lite
 from zoo.losses.frozen import timm_network
 from zoo.losses.structural import StructuralDistance
@@ -37,7 +38,7 @@ LPIPS_SLICES = {"vgg": (4, 9, 16, 23, 30), "alex": (2, 5, 8, 10, 12)}
 TORCHVISION_NAMES = {"vgg": "vgg16", "alex": "alexnet"}
 
 
-class FeatureDistance(nn.Module):
+class FeatureDistance(HasConstants):
     """Distance of two images over the feature maps of a frozen network.
 
     At every stage both maps are scaled to unit length over the channels; their squared difference is summed over the
@@ -67,8 +68,8 @@ class FeatureDistance(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1), persistent=False)
+        self.register_constant("shift", per_channel, tuple(shift))
+        self.register_constant("scale", per_channel, tuple(scale))
         self.heads = None if heads is None else nn.ParameterList([head.detach().clone() for head in heads])
         self.requires_grad_(False).eval()
 
@@ -116,7 +117,7 @@ class FeatureDistance(nn.Module):
         return total
 
 
-class LogitDistance(nn.Module):
+class LogitDistance(HasConstants):
     """Mean squared difference of the 1000 ImageNet logits of two images, as the perceptual term of MaskBit and VQGAN+.
 
     Images are resized to 224 x 224 (bilinear, antialiased) and take ImageNet's mean and standard deviation.
@@ -140,8 +141,8 @@ class LogitDistance(nn.Module):
         with torch.device("meta"):
             self.network = get_model(network, weights=None)
         self.network.load_state_dict(_load(weights or _torchvision_file(network)), strict=True, assign=True)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.register_constant("mean", per_channel, (0.485, 0.456, 0.406))
+        self.register_constant("deviation", per_channel, (0.229, 0.224, 0.225))
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:

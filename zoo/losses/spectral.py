@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants, hann_taper
 from zoo.losses.mel import MelConfig, MelSpectrogram
 
 _FLOAT_STEP = torch.finfo(torch.float32).eps
@@ -75,7 +76,7 @@ class MultiScaleMelLoss(nn.Module):
         return total / sum(weight + 1 for weight in self.weights) if self.config.normalized else total
 
 
-class STFTDistance(nn.Module):
+class STFTDistance(HasConstants):
     """Two batches of signals (B, C, T) -> a scalar: the sum over windows of L1 of log magnitudes and of magnitudes.
 
     Args:
@@ -88,8 +89,7 @@ class STFTDistance(nn.Module):
         super().__init__()
         self.windows, self.power, self.floor = windows, power, floor
         for window in windows:
-            taper = torch.hann_window(window, dtype=torch.float64).float()
-            self.register_buffer(f"taper_{window}", taper, persistent=False)
+            self.register_constant(f"taper_{window}", hann_taper, window)
 
     def forward(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         total = torch.zeros((), device=target.device)

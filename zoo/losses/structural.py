@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.layers.constants import HasConstants
+from zoo.ops.precision import full_precision
 
 WINDOW, SIGMA = 11, 1.5
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, from the finest
 FLOOR = 1e-3  # of the similarity of a scale: below it the power has no usable gradient
 
 
-class StructuralDistance(nn.Module):
+class StructuralDistance(HasConstants):
     """1 - MS-SSIM of each image: (B, C, H, W) and (B, C, H, W) in [-1, 1], sides of at least 11 -> (B,) in float32.
 
     Windows lie inside the image at every scale. Images with sides below 176 have fewer scales than five; their
@@ -22,8 +25,7 @@ class StructuralDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        weights = torch.exp(-(torch.arange(WINDOW) - WINDOW // 2).square() / (2 * SIGMA**2))
-        self.register_buffer("window", weights / weights.sum(), persistent=False)
+        self.register_constant("window", _gaussian)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Distance of each image to its target.
@@ -34,7 +36,7 @@ class StructuralDistance(nn.Module):
         if images.shape != targets.shape or images.ndim != 4 or min(images.shape[2:]) < WINDOW:
             wanted = f"two batches (B, C, H, W) of one shape with sides of at least {WINDOW} pixels"
             raise ValueError(f"expected {wanted}, got {tuple(images.shape)} and {tuple(targets.shape)}")
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             return 1 - self._similarity((images.float() + 1) / 2, (targets.float() + 1) / 2)
 
     def _similarity(self, x: Tensor, y: Tensor) -> Tensor:
@@ -64,3 +66,8 @@ class StructuralDistance(nn.Module):
         """(side - 10, side): each row one window's weights along an axis."""
         windows = side - WINDOW + 1
         return F.pad(self.window, (0, windows)).repeat(windows)[: windows * side].view(windows, side)
+
+
+def _gaussian() -> Tensor:
+    weights = torch.exp(-(torch.arange(WINDOW) - WINDOW // 2).square() / (2 * SIGMA**2))
+    return weights / weights.sum()

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
+from zoo.layers.constants import HasConstants
+from zoo.ops.precision import full_precision
 
 _MOST_COUNTED = 1 << 20  # codes that have a counter each
 
@@ -120,7 +122,7 @@ class AroundConfig(QuantizerConfig):
         return self.inner.level_shapes(positions)
 
 
-class Quantizer(nn.Module):
+class Quantizer(HasConstants):
     """Base of all quantizers. Channels last; computes in float32 whatever the autocast state."""
 
     def __init__(self, config: QuantizerConfig) -> None:
@@ -143,7 +145,7 @@ class Quantizer(nn.Module):
         """
         if z.shape[-1] != self.config.dim or z.ndim < 2:
             raise ValueError(f"expected latents (..., {self.config.dim}), got {tuple(z.shape)}")
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             if mask is None:
                 quantized = self.quantize(z.float())
             else:
@@ -190,9 +192,10 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer in float32, whatever the autocast state and its dtype."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
+    """The layer in float32, whatever the autocast state and its dtype; its hooks and what wraps it take part."""
+    narrow = {name: weight.float() for name, weight in layer.named_parameters() if weight.dtype != torch.float32}
+    with full_precision(x):
+        return torch.func.functional_call(layer, narrow, (x.float(),)) if narrow else layer(x.float())
 
 
 def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:

@@ -72,9 +72,8 @@ class FiniteScalar(Quantizer):
 
     def __init__(self, config: FiniteScalarConfig) -> None:
         super().__init__(config)
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = config.basis
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_constant("levels", torch.tensor, config.levels)
+        self.register_constant("basis", torch.tensor, config.basis)
         self.margin, self.symmetric, self.squash = config.margin, config.symmetric, config.squash
         self.noise, self.bound_twice = config.noise, config.bound_twice
 

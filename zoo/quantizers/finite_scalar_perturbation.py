@@ -100,9 +100,8 @@ class FiniteScalarPerturbation(Quantizer):
 
     def __init__(self, config: FiniteScalarPerturbationConfig) -> None:
         super().__init__(config)
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = config.basis
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_constant("levels", torch.tensor, config.levels)
+        self.register_constant("basis", torch.tensor, config.basis)
         self.function, self.inverse = _FUNCTIONS[config.distribution]
 
     def quantize(self, z: Tensor) -> Quantized:

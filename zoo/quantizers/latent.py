@@ -37,14 +37,9 @@ class Latent(Quantizer):
     def __init__(self, config: LatentConfig) -> None:
         super().__init__(config)
         self.values = nn.Parameter(torch.cat([_spaced(count) for count in config.levels]))  # dimension by dimension
-        starts = torch.tensor([sum(config.levels[:i]) for i in range(config.dim)])
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        basis = config.basis
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
-        # rows of equal length, filled up with the first value, which no search then takes for another
-        digits = torch.arange(max(config.levels))
-        places = starts[:, None] + torch.where(digits < self.levels[:, None], digits, 0)
-        self.register_buffer("places", places, persistent=False)
+        self.register_constant("levels", torch.tensor, config.levels)
+        self.register_constant("basis", torch.tensor, config.basis)
+        self.register_constant("places", _places, config.levels)
 
     def quantize(self, z: Tensor) -> Quantized:
         table = self.values.detach()[self.places]  # (D, most levels)
@@ -70,3 +65,13 @@ def _spaced(count: int) -> Tensor:
 
 
 LatentConfig.quantizer = Latent
+
+
+def _places(levels: tuple[int, ...]) -> Tensor:
+    """(D, most levels): where the values of each dimension lie in the one row of all.
+
+    Rows are filled up with the first value, which no search then takes for another.
+    """
+    starts = torch.tensor([sum(levels[:i]) for i in range(len(levels))])
+    digits = torch.arange(max(levels))
+    return starts[:, None] + torch.where(digits < torch.tensor(levels)[:, None], digits, 0)
