@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, hub
 from zoo.config import Config
+from zoo.layers.constants import HasConstants, per_channel
 from zoo.layers.diffusion_transformer import image_of
 from zoo.layers.query_transformer import TransformerSizes, learned
 from zoo.layers.transformer import MLP, TransformerBlock
@@ -115,7 +116,7 @@ class Transformer(nn.Module):
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-class SemanticTeacher(nn.Module):
+class SemanticTeacher(HasConstants):
     """A DINOv2 whose patches are as many as the tokens: images (B, 3, S, S) in [-1, 1] -> features (B, g, g, width)."""
 
     mean: Tensor
@@ -130,8 +131,8 @@ class SemanticTeacher(nn.Module):
             14 * self.grid, 14, num_classes=0, embed_dim=sizes.width, depth=sizes.layers, num_heads=sizes.heads,
             init_values=1.0,
         )  # fmt: skip
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_constant("mean", per_channel, (0.485, 0.456, 0.406))
+        self.register_constant("deviation", per_channel, (0.229, 0.224, 0.225))
 
     def forward(self, x: Tensor) -> Tensor:
         side = (14 * self.grid,) * 2

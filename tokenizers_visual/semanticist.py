@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.config import Config
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
+from zoo.layers.constants import HasConstants
 from zoo.layers.ddim import ddim, denoising, item_noise, signal_share, trailing_times
 from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, image_of, modulate
 from zoo.layers.mmdit import tanh_mlp
@@ -143,7 +144,14 @@ class Semanticist(PrefixTokenizer):
         return self.base.decode(latent.movedim(1, -1) / self.config.base.scale) / 2 + 0.5
 
 
-class Encoder(nn.Module):
+def _mask(seen: int, queries: int) -> Tensor:
+    """Whom each place sees: all see the first `seen`, and a query those before it and itself."""
+    mask = torch.ones(seen + queries, seen + queries, dtype=torch.bool).tril()
+    mask[:seen, :seen] = True
+    return mask
+
+
+class Encoder(HasConstants):
     """Images -> (B, num_tokens, width): a token sees the whole image and the tokens up to itself, the image none."""
 
     mask: Tensor
@@ -161,9 +169,7 @@ class Encoder(nn.Module):
             for _ in range(config.encoder.layers)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        mask = torch.ones(1 + patches + count, 1 + patches + count, dtype=torch.bool).tril()
-        mask[: 1 + patches, : 1 + patches] = True
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_constant("mask", _mask, 1 + patches, count)
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).mT
