@@ -199,6 +199,29 @@ def test_a_warm_up_raises_the_generators_adversarial_weight() -> None:
     assert found == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5])
 
 
+@pytest.mark.parametrize(("own", "rates", "updates"), [(True, [0.5, 0.5, 0.5, 1, 1], 2), (False, [1, 1, 1, 1, 1], 5)])
+def test_a_discriminator_counts_its_steps_by_its_own_clock_or_the_generators(
+    own: bool, rates: list[float], updates: int
+) -> None:
+    seen: list[float] = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            seen.append(trainer.optimizers[1].param_groups[0]["lr"])
+
+    adversary = {**ADVERSARY, "discriminator_start": 3, "own_clock": own}
+    module = task(adversary=adversary, warmup_steps=2, schedule="constant", learning_rate=1e-3)
+    run = fit(module, batches(5), callbacks=[Seen()])
+    assert seen == pytest.approx([1e-3 * rate for rate in rates])  # of the update after each step
+    assert {int(state["step"]) for state in run.optimizers[1].state.values()} == {updates}
+
+
+def test_a_schedule_of_its_own_clock_ends_with_the_run() -> None:
+    adversary = {**ADVERSARY, "discriminator_start": 4, "own_clock": True}
+    run = fit(task(adversary=adversary, schedule="linear", final_rate=0.1, learning_rate=1.0), batches(8))
+    assert [player.param_groups[0]["lr"] for player in run.optimizers] == pytest.approx([0.1, 0.1])
+
+
 # -- the running average -------------------------------------------------------------------------------------------
 
 

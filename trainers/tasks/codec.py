@@ -26,6 +26,7 @@ class CodecAdversaryTrainingConfig(CodecAdversaryConfig):
     learning_rate: float | None = None  # None in this and the next two: the generator's
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
+    own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
 
     def __post_init__(self) -> None:
         super().__post_init__()

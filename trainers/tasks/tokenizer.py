@@ -47,6 +47,9 @@ class AdversaryOptimizer(Protocol):
     @property
     def weight_decay(self) -> float | None: ...
 
+    @property
+    def own_clock(self) -> bool: ...
+
 
 class TwoPlayerLoss(Protocol):
     """The loss module of a task; `discriminator` is None without an adversary."""
@@ -228,7 +231,8 @@ class TokenizerTask(lightning.LightningModule):
         if discriminator_active:
             _average_gradients(self.loss.discriminator)
             discriminator = others[0].optimizer  # ... so the discriminator steps by the plain one inside
-            _count_rest(discriminator, self.global_step - 1)
+            if not self.adversary.own_clock:  # type: ignore[union-attr]
+                _count_rest(discriminator, self.global_step - 1)
             self.clip_gradients(discriminator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
             discriminator.step()
             discriminator.zero_grad()
@@ -352,7 +356,8 @@ class TokenizerTask(lightning.LightningModule):
                 self.generator_groups(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
             )
         ]
-        starts = [0]
+        last = int(self.trainer.estimated_stepping_batches)
+        spans = [(0, last)]  # of the schedule: its step at the optimizer's first update, and its end
         if self.adversary is not None:
             chosen = self.adversary
             optimizers.append(
@@ -363,11 +368,11 @@ class TokenizerTask(lightning.LightningModule):
                     weight_decay=self.weight_decay if chosen.weight_decay is None else chosen.weight_decay,
                 )
             )
-            starts.append(chosen.discriminator_start)
-        last = int(self.trainer.estimated_stepping_batches)
+            start = chosen.discriminator_start
+            spans.append((0, last - start) if chosen.own_clock else (start, last))
         schedules = [
-            LambdaLR(optimizer, lambda step, start=start: self.rate(start + step, last))
-            for optimizer, start in zip(optimizers, starts)
+            LambdaLR(optimizer, lambda step, start=start, end=end: self.rate(start + step, end))
+            for optimizer, (start, end) in zip(optimizers, spans)
         ]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
@@ -444,9 +449,9 @@ def _average_gradients(module: nn.Module | None) -> None:
 
 
 def _count_rest(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Lets Adam begin as after steps whose gradients were 0: its first moves are then small ones.
+    """Lets Adam begin as after steps whose gradients were 0.
 
-    The originals' optimizers count those steps of a discriminator that has not started yet.
+    VQGAN's and LlamaGen's optimizers count those steps of a discriminator that has not started yet.
     """
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         if not optimizer.state[parameter]:
