@@ -273,6 +273,51 @@ def test_wrong_kinds_are_refused(server: Server, codec: str) -> None:
     refused(CLIENT.get(f"{server.url}/../zoo/serve/app.py"), 404)
 
 
+def sent(server: Server, data: bytes, origin: str | None = None) -> httpx.Response:
+    """A body without a type, as programs send it, or as pages of a browser do, which tell where they are from."""
+    query = {"model": IMAGE}
+    request = CLIENT.build_request("POST", f"{server.url}/api/roundtrip", params=query, content=data)
+    assert "content-type" not in request.headers
+    if origin is not None:
+        request.headers["Origin"] = origin
+    return CLIENT.send(request)
+
+
+def test_a_body_without_a_type_is_taken_for_bytes_but_not_from_a_page(server: Server) -> None:
+    data = file_of(picture())
+    assert sent(server, data).json()["packed"] == post(server, data).json()["packed"]
+    assert "expected a picture" in refused(sent(server, b"garbage"), 422)
+    for origin in ("https://elsewhere.example", "null", server.url):
+        assert "Content-Type" in refused(sent(server, data, origin), 415)
+
+
+def test_a_form_is_told_how_to_send_a_file(server: Server) -> None:
+    query = {"model": IMAGE}
+    url = f"{server.url}/api/roundtrip"
+    for form in ({"files": {"file": file_of(picture())}}, {"data": {"file": "photo.jpg"}}):
+        text = refused(CLIENT.post(url, params=query, **form), 415)
+        assert re.search(
+            "expected a file as the body, with a Content-Type of .*, got '(multipart|application/x-www-form)", text
+        )
+
+
+def test_head_is_get_without_a_body(server: Server) -> None:
+    for path in ("/", "/api/models", "/openapi.json"):
+        whole, head = CLIENT.get(server.url + path), CLIENT.head(server.url + path)
+        assert (head.status_code, head.content) == (200, b"")
+        for header in ("content-type", "content-length", "content-security-policy"):
+            assert head.headers.get(header) == whole.headers.get(header)
+    assert CLIENT.head(f"{server.url}/no/such").status_code == 404
+    assert CLIENT.head(f"{server.url}/api/roundtrip").status_code == 405
+
+
+def test_a_wrong_method_is_told_the_right_ones(server: Server) -> None:
+    for path, methods in (("/", {"GET", "HEAD"}), ("/api/models", {"GET", "HEAD"}), ("/api/roundtrip", {"POST"})):
+        answer = CLIENT.put(server.url + path)
+        refused(answer, 405)
+        assert set(answer.headers["allow"].split(", ")) == methods
+
+
 def test_large_files_are_refused_by_their_length_or_as_they_come(strict: Server) -> None:
     large = bytes(200_000)
     assert "50,000 bytes" in refused(post(strict, large), 413)

@@ -1,6 +1,7 @@
 """The HTTP API and the page. It keeps uploads in memory and writes no file.
 
-Uploads are plain bodies, not forms: nothing is spooled to disk, and no page of another site can send one unasked.
+Uploads are plain bodies, not forms: nothing is spooled to disk, and no page of another site can send one unasked. A
+body without a type is taken for bytes (RFC 9110, 8.3), but not from a page, which could send such to any site.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ _PROBLEMS = {
     403: "The licence of the weights forbids commercial use and has not been accepted.",
     408: "The upload did not arrive in time.",
     413: "The file is too large.",
-    415: "The body is no file: expected application/octet-stream, image/* or audio/*.",
+    415: "The body is no file: expected a Content-Type of application/octet-stream, image/* or audio/*.",
     422: "The file cannot be read or is beyond the limits, or the model does not take an option.",
     503: "The queue is full, the model stayed busy, or its weights cannot be had.",
     504: "The model did not end in time.",
@@ -114,9 +115,12 @@ def create_app(
 
     async def upload(request: Request, until: float) -> bytes:
         """The body, read no further than the limit."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        headers = request.headers
+        untyped = "" if "origin" in headers else "application/octet-stream"  # pages of other sites cannot hide theirs
+        kind = headers.get("content-type", untyped).partition(";")[0].strip().lower()
         if kind != "application/octet-stream" and not kind.startswith(("image/", "audio/")):
-            raise HTTPException(415, f"expected a file as application/octet-stream, image/* or audio/*, got {kind!r}")
+            wanted = "a file as the body, with a Content-Type of application/octet-stream, image/* or audio/*"
+            raise HTTPException(415, f"expected {wanted}, got {kind!r}")
         too_large = HTTPException(413, f"expected a file of at most {limits.upload_bytes:,} bytes, got more")
         if int(request.headers.get("content-length", 0)) > limits.upload_bytes:
             raise too_large
@@ -133,11 +137,12 @@ def create_app(
             raise HTTPException(422, "expected a file, got an empty body")
         return bytes(data)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def index() -> HTMLResponse:
         return HTMLResponse(page, headers=_HEADERS)
 
     @app.get("/api/models")
+    @app.api_route("/api/models", methods=["GET", "HEAD"], include_in_schema=False)  # answers; the other describes
     def models() -> Offers:
         """The models that can be tried, and the limits of uploads."""
         return Offers(list(offers), limits)
