@@ -136,7 +136,7 @@ class FashionIQ(Benchmark):
 
     def metrics(self, queries: Tensor, features: Tensor) -> Metrics:
         ranked = self.ranked(queries, features, top=max(cir_metrics.FASHIONIQ_RANKS))
-        return cir_metrics.recall(ranked, torch.tensor(self.targets), cir_metrics.FASHIONIQ_RANKS)
+        return cir_metrics.fashioniq(ranked, torch.tensor(self.targets))
 
 
 class FashionIQUnion(FashionIQ):

@@ -177,7 +177,13 @@ def baseline(method: Baseline, queries: Tensor, gallery: Tensor, domain: Tensor)
 
 
 def rank(similarity: Tensor) -> Tensor:
-    """Similarities (Q, M) -> places in the gallery (Q, M), best first; of equals the first."""
+    """Similarities (Q, M) -> places in the gallery (Q, M), best first; of equals the first.
+
+    Raises:
+        ValueError: NaN, which has no place.
+    """
+    if similarity.isnan().any():
+        raise ValueError("expected similarities, got NaN")
     return similarity.argsort(dim=-1, descending=True, stable=True)
 
 
@@ -196,7 +202,13 @@ def average_precision(positive: Tensor) -> Tensor:
 
 
 def retrieval_metrics(positive: Tensor, at: Sequence[int]) -> dict[str, float]:
-    """In percent: `mAP`, and at each rank k recall `R@k` and precision `P@k`; see `average_precision`."""
+    """In percent: `mAP`, and at each rank k recall `R@k` and precision `P@k`; see `average_precision`.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+    if min(at, default=1) < 1:
+        raise ValueError(f"at: expected ranks of at least 1, got {tuple(at)}")
     count = positive.sum(1).double()
     metrics = {"mAP": average_precision(positive).mean().item()}
     for k in at:

@@ -83,6 +83,46 @@ def test_metrics_rise_with_k_and_are_full_at_the_end(seed: int, gallery: int, qu
     assert values[-1] == 100
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_features_that_are_no_numbers_are_refused(value: float) -> None:
+    good, bad = axes(0, 1, 2, 3), axes(0, 1, 2, 3)
+    bad[2, 5] = value
+    members, none = torch.tensor([[0, 1]] * 4), torch.zeros(4, dtype=torch.int64)
+    for queries, gallery, name in ((bad, good, "queries"), (good, bad, "gallery")):
+        with pytest.raises(ValueError, match=f"{name}: expected finite features, got NaN or infinity"):
+            cir_metrics.rank(queries, gallery)
+        with pytest.raises(ValueError, match=f"{name}: expected finite features, got NaN or infinity"):
+            cir_metrics.rank_members(queries, gallery, members, none)
+    with pytest.raises(ValueError, match="expected finite features, got NaN or infinity"):
+        cir_metrics.genecis(axes(0), bad[None])
+
+
+def test_rankings_that_make_no_sense_are_refused() -> None:
+    features, ranked, targets = axes(0, 1, 2, 3), torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"gallery: expected \(items, 8\), got \(4, 7\)"):
+        cir_metrics.rank(features, features[:, 1:])
+    for top in (0, -1):
+        with pytest.raises(ValueError, match=f"top: expected at least 1, got {top}"):
+            cir_metrics.rank(features, features, top=top)
+    for exclude in ([0, 1, 2, 4], [0, 1]):
+        with pytest.raises(ValueError, match=r"exclude: expected 4 positions below 4, got \[0, 1"):
+            cir_metrics.rank(features, features, exclude=torch.tensor(exclude))
+    for ranks in ([0], [-1, 1], [1, 4]):
+        with pytest.raises(ValueError, match="ranks: expected 1 to 3, the length of the rankings, got"):
+            cir_metrics.recall(ranked, targets, ranks)
+    with pytest.raises(ValueError, match=r"ranks: expected at least 1, got \(0,\)"):
+        cir_metrics.mean_average_precision(ranked, targets[:, None], (0,))
+    for wrong in (targets[:1], targets[:, None]):
+        with pytest.raises(ValueError, match=r"targets: expected \(2,\), got"):
+            cir_metrics.recall(ranked, wrong, [1])
+    assert cir_metrics.recall(ranked, targets, [1, 3]) == {"R@1": 50.0, "R@3": 100.0}
+
+
+def test_a_protocol_may_ask_for_more_ranks_than_a_small_gallery_has() -> None:
+    ranked = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    assert cir_metrics.fashioniq(ranked, torch.tensor([0, 5])) == {"R@10": 50.0, "R@50": 50.0}
+
+
 def test_genecis_does_not_normalise() -> None:
     """The longer candidate wins, though its direction is worse."""
     galleries = torch.stack([mixed({0: 1.0}, {0: 2.0, 1: 9.0}, {2: 1.0})])

@@ -49,7 +49,7 @@ class MetricsCase:
         ranked = cir_metrics.rank(
             inputs["queries"], inputs["index"], exclude=inputs.get("reference") if exclude else None
         )
-        return cir_metrics.recall(ranked, inputs["target"], cir_metrics.FASHIONIQ_RANKS)
+        return cir_metrics.fashioniq(ranked, inputs["target"])
 
     def _circo(self, inputs: Named, exclude: bool) -> dict[str, float]:
         ranked = cir_metrics.rank(
