@@ -17,6 +17,7 @@ from tokenizers_visual.llamagen_vq import LlamaGenVQ, LlamaGenVQConfig
 from zoo.config import Config
 from zoo.layers.ddim import ddim, denoising, item_noise, trailing_times
 from zoo.layers.latent_diffusion import TRAIN_STEPS, LatentDiffusionConfig, fields_of
+from zoo.ops.precision import full_precision
 from zoo.quantizers import QuantizerConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Output, Tokenizer
@@ -80,7 +81,7 @@ class Layton(Tokenizer):
 
     def latent(self, x: Tensor) -> Tensor:
         side = (self.config.small_side,) * 2
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             small = F.interpolate(x.float(), side, mode="bicubic", antialias=True).clamp(-1, 1).to(x.dtype)
         return self.to_latent(self.encoder(small)).movedim(1, -1)
 

@@ -18,6 +18,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.layers.unclip import UnCLIP, UnCLIPConfig
+from zoo.ops.precision import full_precision
 from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -184,7 +185,7 @@ class SeedTokenizer(Tokenizer):
             )
         images = self.generator(embedding, **options)
         size = (self.config.image_size, self.config.image_size)
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             return F.interpolate(images.float(), size, mode="bicubic", antialias=True).to(images.dtype)
 
 

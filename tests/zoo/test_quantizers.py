@@ -157,6 +157,19 @@ def latents(config: QuantizerConfig, *shape: int, seed: int = 0) -> Tensor:
 
 
 @every
+def test_shapes_alone_are_computed_on_the_meta_device(config: QuantizerConfig) -> None:
+    """What counters of operations run."""
+    expected = built(config).eval()(latents(config))
+    with torch.device("meta"):
+        quantized = config.build().eval()(latents(config).to("meta"))
+    assert quantized.codes.shape == expected.codes.shape
+    assert quantized.codes.is_meta
+    assert [(level.shape, level.dtype) for level in quantized.levels] == [
+        (level.shape, level.dtype) for level in expected.levels
+    ]
+
+
+@every
 @pytest.mark.parametrize("training", [False, True])
 def test_codes_are_exactly_those_of_the_indices(config: QuantizerConfig, training: bool) -> None:
     quantizer = built(config).train(training)

@@ -26,6 +26,7 @@ from tokenizers_visual.inversion.dual_path import (
     projection_sizes,
 )
 from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, PseudoWords
+from zoo.ops.precision import full_precision
 from zoo.registry import register
 
 Likeness = Literal["dot", "cosine"]
@@ -167,7 +168,7 @@ def nearest_token_loss(
     Returns:
         (B,); its mean is the loss.
     """
-    with torch.autocast(words.device.type, enabled=False):
+    with full_precision(words):
         words, table = words.float(), table.detach().float()
         tokens = table[nearest_tokens(words.detach(), table, count)]  # (B, count, D)
         if likeness == "cosine":

@@ -19,6 +19,7 @@ from tokenizers_visual.inversion.pic2word import contrastive_losses, image_text_
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.model import Model
+from zoo.ops.precision import full_precision
 from zoo.ops.sparsemax import sparsemax
 from zoo.registry import register
 
@@ -125,7 +126,7 @@ class FDT(Model):
         if padding is not None and padding.shape != features.shape[:2]:
             raise ValueError(f"expected padding {tuple(features.shape[:2])}, got {tuple(padding.shape)}")
         queries = (self.image_query if modality == "image" else self.text_query)(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             codebook = self.codebook.float()
             scores = queries.float() @ codebook.T / self.config.dim**0.5
             if padding is not None:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from zoo.ops.precision import full_precision
+
 
 def dct_matrix(length: int, device: torch.device | None = None) -> Tensor:
     """(n, n) float32, orthonormal: row k is the cosine of k half cycles over n samples."""
@@ -20,14 +22,14 @@ def dct2(x: Tensor) -> Tensor:
 
     Orthonormal but for the constant one, which is the mean, so that its size does not grow with the grid's.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
         return (torch.einsum("uh,bhwc,vw->buvc", rows, x.float(), columns) / _constant_scale(x)).to(x.dtype)
 
 
 def inverse_dct2(x: Tensor) -> Tensor:
     """Undo `dct2`."""
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         rows, columns = (dct_matrix(length, x.device) for length in x.shape[1:3])
         return torch.einsum("uh,buvc,vw->bhwc", rows, x.float() * _constant_scale(x), columns).to(x.dtype)
 

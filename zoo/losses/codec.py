@@ -31,6 +31,7 @@ from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionS
 from zoo.losses.scale_discriminators import ScaleDiscriminatorConfig
 from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
 from zoo.losses.vqgan import LossTerms
+from zoo.ops.precision import full_precision
 
 AnyDiscriminators = (
     STFTDiscriminatorConfig
@@ -173,7 +174,7 @@ class CodecLoss(nn.Module):
             values |= self._adversarial(signal, reconstruction)
         terms = {name: self.weights[name] * value for name, value in values.items()}
         if self.balancer is not None and values and torch.is_grad_enabled() and reconstruction.requires_grad:
-            with torch.autocast(signal.device.type, enabled=False):  # which would change the types of gradients
+            with full_precision(signal):  # which would change the types of gradients
                 balanced = self.balancer(values, reconstruction)
             surrogate = (balanced.gradient.detach() * reconstruction).sum()
             total = surrogate + (balanced.effective - surrogate).detach()
@@ -199,7 +200,7 @@ class CodecLoss(nn.Module):
 
     def _distances(self, signal: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         values = {}
-        with torch.autocast(signal.device.type, enabled=False):
+        with full_precision(signal):
             one, other = reconstruction.float(), signal.float()
             if self.weights["waveform"] > 0:
                 values["waveform"] = F.l1_loss(one, other)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zoo.config import Config
 from zoo.layers.same_conv import SameConv2d, same_padding
 from zoo.ops.collective import mean_over_ranks, world_size
+from zoo.ops.precision import full_precision
 
 BLUR_ROWS = {3: (1.0, 2.0, 1.0), 4: (1.0, 3.0, 3.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
 
@@ -80,7 +81,7 @@ class JoinedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if world_size() == 1 or not self.training:
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             values = x.float()
             mean = mean_over_ranks(values.mean((0, 2, 3)))
             variance = mean_over_ranks((values - mean[:, None, None]).square().mean((0, 2, 3)))

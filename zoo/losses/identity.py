@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo import checkpoint, hub
 from zoo.losses.frozen import Frozen
+from zoo.ops.precision import full_precision
 
 ALIGNED, FACE, CROP = 256, 112, (slice(35, 223), slice(32, 220))  # pixels; of FFHQ's alignment: rows, columns
 
@@ -103,7 +104,7 @@ class IdentityDistance(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images (B, 3, H, W), got {tuple(images.shape)}")
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             whole = F.adaptive_avg_pool2d(images.float(), ALIGNED)
             faces = F.adaptive_avg_pool2d(whole[:, :, CROP[0], CROP[1]], FACE)
             return F.normalize(self.recogniser(faces), dim=-1)

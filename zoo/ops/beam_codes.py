@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from zoo.ops.precision import full_precision
 from zoo.ops.residual_codes import residual_codes
 
 _TILE = 1 << 20  # scores held at a time: 8 MB in float64
@@ -34,7 +35,7 @@ def beam_codes(x: Tensor, codebooks: Tensor | Sequence[Tensor], beam: int) -> Te
     greedy = residual_codes(x, codebooks)
     if beam == 1:
         return greedy
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), full_precision(x):
         codes = [codebook.detach().double() for codebook in codebooks]
         rows = max(1, _TILE // (beam * max(len(codebook) for codebook in codes)))
         tiles = zip(x.detach().double().split(rows), greedy.split(rows))

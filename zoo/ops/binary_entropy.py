@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from zoo.ops.bit_tables import joint_probabilities, sum_by_bit
 from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.ops.entropy_floor import added_by_floor
+from zoo.ops.precision import full_precision
 
 _CHUNK = 1 << 19  # elements of a half table at a time: 2 MB in float32
 _CERTAIN = 300.0  # log odds beyond which a bit is certain even in float64's entropies
@@ -50,7 +51,7 @@ def binary_entropy(
     """
     if temperature <= 0:
         raise ValueError(f"expected a temperature > 0, got {temperature}")
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         return _BinaryEntropy.apply(_group(z, group_bits) * (4 / temperature), floor, shift)
 
 
@@ -64,7 +65,7 @@ def mean_assignment(logits: Tensor, group_bits: int | None = None) -> Tensor:
     Returns:
         (groups, 2^group_bits) probabilities; a group's first channel is the least significant bit of the index.
     """
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+    with torch.no_grad(), full_precision(logits):
         logits = _group(logits, group_bits).clamp(-_CERTAIN, _CERTAIN)
         total, _, _ = _total(logits, 0.0)
         sum_over_ranks(total)
@@ -114,7 +115,7 @@ class _BinaryEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> tuple[Tensor, None, None]:
-        with torch.autocast(of_sample.device.type, enabled=False):
+        with full_precision(of_sample):
             return _gradient(ctx, of_sample, of_codebook), None, None
 
 

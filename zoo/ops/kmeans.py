@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.ops.code_sums import code_sums
 from zoo.ops.nearest_code import nearest_code
+from zoo.ops.precision import full_precision
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def kmeans(
         raise ValueError(f"expected at least 1 cluster and 1 iteration, got {count} and {iterations}")
     if not bool(x.isfinite().all()):
         raise ValueError("expected finite vectors, got NaN or infinity")
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         if metric == "cosine":
             x = F.normalize(x, dim=-1)

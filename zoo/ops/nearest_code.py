@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops import nearest_code_compiled, nearest_code_torch
+from zoo.ops.precision import full_precision
 
 Metric = Literal["euclidean", "cosine", "dot"]
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine", "dot")
@@ -72,7 +73,7 @@ def _nearest_code(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
 def _found(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(x.shape[:-1], dtype=torch.int64)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), full_precision(x):
         if x.ndim == 2:
             return search(x, codebook, metric)
         return torch.stack([search(vectors, codes, metric) for vectors, codes in zip(x, codebook)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.ops.precision import full_precision
+
 _TILE = 1 << 19  # scores held at a time: 4 MB in float64
 
 
@@ -26,7 +28,7 @@ def nearest_codes(x: Tensor, codebook: Tensor, count: int) -> Tensor:
         raise ValueError(f"expected (N, D) and (K, D), got {tuple(x.shape)} and {tuple(codebook.shape)}")
     if not 1 <= count <= len(codebook):
         raise ValueError(f"expected 1 to {len(codebook)} codes, got {count}")
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), full_precision(x):
         codes = codebook.detach().double()
         bias = -codes.square().sum(-1) / 2
         tiles = x.detach().split(max(1, _TILE // len(codes)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoo.ops import nearest_code_compiled
 from zoo.ops.nearest_code import Metric, check_metric, search
+from zoo.ops.precision import full_precision
 
 
 def residual_codes(x: Tensor, codebooks: Tensor | Sequence[Tensor], metric: Metric = "euclidean") -> Tensor:
@@ -51,7 +52,7 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
     for tensor in (x, *codebooks):
         dtype = torch.promote_types(dtype, tensor.dtype)
     residual, levels = x.to(dtype), []
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), full_precision(x):
         for codes in (codebook.to(dtype) for codebook in codebooks):
             levels.append(search(residual, codes, metric))
             residual = residual - codes[levels[-1]]

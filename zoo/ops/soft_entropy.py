@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.precision import full_precision
 from zoo.ops.soft_assignment import Score, assignment_logits, check_assignment, chunked
 
 
@@ -43,7 +44,7 @@ def soft_entropy(
     """
     check_assignment(z, codes, temperature, score)
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         return _SoftEntropy.apply(z.to(dtype), codes.to(dtype), temperature, score, clamp, shift)
 
 
@@ -81,7 +82,7 @@ class _SoftEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, of_sample: Tensor, of_codebook: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        with torch.autocast(of_sample.device.type, enabled=False):
+        with full_precision(of_sample):
             return *_gradients(ctx, of_sample, of_codebook), None, None, None, None
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.ops.precision import full_precision
+
 
 def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
     """The nearest (Euclidean) distribution: max(x - t, 0) with the t that makes it add up to 1.
@@ -20,7 +22,7 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
     Returns:
         Of the shape of x, in float32 (float64 where x is); differentiable, once.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x):
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(dim, -1)
         return _Sparsemax.apply(wide).movedim(-1, dim)
 

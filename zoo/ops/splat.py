@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from zoo.ops.precision import full_precision
+
 _LEAST_WEIGHT = 1 / 255
 _LEAST_ROOT = 0.1  # under the root of the larger eigenvalue, so that round Gaussians reach a little farther
 
@@ -42,7 +44,7 @@ def splat(
         raise ValueError(f"expected means (B, N, 2), rotations (B, N), scales (B, N, 2) and a tile >= 1, got {got}")
     if features.ndim != 3 or features.shape[:2] != shape:
         raise ValueError(f"expected features ({shape[0]}, {shape[1]}, C), got {tuple(features.shape)}")
-    with torch.autocast(means.device.type, enabled=False):
+    with full_precision(means):
         means, rotations, scales, features = (x.float() for x in (means, rotations, scales, features))
         height, width = size
         centres = (means + 1) * means.new_tensor([width / 2, height / 2])

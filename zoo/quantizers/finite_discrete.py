@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.ops import nearest_code, sparsemax
+from zoo.ops.precision import full_precision
 from zoo.ops.soft_assignment import chunked
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 
@@ -61,7 +62,7 @@ class FiniteDiscrete(Quantizer):
 
     def weights(self, z: Tensor) -> Tensor:
         """Shares (..., K) of the dictionary's entries in latents (..., D)."""
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             scores = z.float() @ self.codebook.weight.float().T / (self.config.dim**0.5 * self.temperature)
             return sparsemax(scores) if self.config.assignment == "sparsemax" else scores.softmax(-1)
 

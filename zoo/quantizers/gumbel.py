@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.ops import nearest_code
+from zoo.ops.precision import full_precision
 from zoo.ops.soft_assignment import chunked
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 
@@ -83,7 +84,7 @@ class Gumbel(Quantizer):
 
     def divergence(self, z: Tensor) -> Tensor:
         """The `kl` loss of latents (..., D) in any mode."""
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             weight, bias, _ = self.tables()
             chunks = chunked(z.float().flatten(0, -2), self.config.codebook_size)
             sums = [self._divergence(F.linear(chunk, weight, bias)) for chunk in chunks]

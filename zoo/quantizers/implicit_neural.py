@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.ops.nearest_own_code import nearest_own_code
+from zoo.ops.precision import full_precision
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
 from zoo.quantizers.composite import require_levels
 
@@ -80,7 +81,7 @@ class ImplicitNeural(Quantizer):
         """Code vectors of indices of all levels, or of the first ones alone."""
         require_levels(self.config, levels)
         total = self.codebooks[0].new_zeros(levels[0].numel(), self.config.dim, dtype=torch.float32)
-        with torch.autocast(total.device.type, enabled=False):
+        with full_precision(total):
             for q, indices in enumerate(levels):
                 total = total + self._codes(q, indices.flatten(), total)
         return total.view(*levels[0].shape, self.config.dim)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.ops.precision import full_precision
 from zoo.quantizers.base import AroundConfig, Quantized, Quantizer, QuantizerConfig, linear
 from zoo.quantizers.vector import VectorConfig
 
@@ -53,7 +53,7 @@ class Projected(Quantizer):
         return z
 
     def first_levels(self, z: Tensor, count: int) -> tuple[Tensor, ...]:
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             return self.inner.first_levels(self._inside(z.float()), count)
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:

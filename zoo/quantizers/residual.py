@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.ops import residual_codes
 from zoo.ops.beam_codes import beam_codes
+from zoo.ops.precision import full_precision
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, straight_through
 from zoo.quantizers.binary import BinaryConfig
 from zoo.quantizers.composite import (
@@ -217,7 +218,7 @@ class Residual(Quantizer):
         config = self.config
         if self.training or config.beam > 1 or any(len(level.vocab_sizes) != 1 for level in config.levels):
             return super().first_levels(z, count)
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             return self._quantize_levels(z.float(), range(count)).levels
 
     def prefix_to_codes(self, positions: tuple[int, ...], *levels: Tensor) -> Tensor:

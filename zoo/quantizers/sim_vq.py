@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.ops import Metric, nearest_code
+from zoo.ops.precision import full_precision
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear, mean_squared_error
 from zoo.quantizers.codebooks import FrozenCodebookConfig
 from zoo.quantizers.gradients import GradientConfig, StraightThroughConfig
@@ -69,7 +69,7 @@ class ImplicitCodebook(Quantizer):
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         (indices,) = levels
-        with torch.autocast(indices.device.type, enabled=False):
+        with full_precision(indices):
             return F.embedding(indices, self.codes())
 
     def to_vector(self) -> Vector:
