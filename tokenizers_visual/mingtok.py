@@ -1,42 +1,42 @@
 """MingTok: latents of an image, read one after the other into features that both understand it and paint it.
 
 Paper: Ming-UniVision, arXiv 2510.06590. Original: inclusionAI/Ming-UniVision (MIT), whose latents are continuous; here
-each of their numbers is rounded to a bin of the normal distribution. The numbers of layers and the names of the
-published weights (inclusionAI/MingTok-Vision) are not known, so that these do not load.
+each of their numbers is rounded to a bin of the normal distribution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo import checkpoint, hub
+from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.constants import HasConstants, per_channel
 from zoo.layers.diffusion_transformer import image_of
 from zoo.layers.query_transformer import TransformerSizes, learned
-from zoo.layers.transformer import MLP, TransformerBlock
-from zoo.quantizers import DimensionWiseConfig, QuantizerConfig
+from zoo.layers.transformer import MLP, GatedMLP, TransformerBlock
+from zoo.losses.patch_features import PatchFeatures, dinov2_patches
+from zoo.quantizers import DimensionWiseConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
 
 @dataclass(frozen=True)
 class MingTokConfig(Config):
-    """Sizes of the networks; the paper's are those of image, patches, latents and the semantic width."""
+    """Sizes of the networks; the defaults are those of the published model."""
 
     image_size: int = 512  # pixels a side
     patch_size: int = 32
     pixel_patch_size: int = 16  # of the decoder of pixels, which divides a patch into smaller ones
-    encoder: TransformerSizes = TransformerSizes(width=1024, layers=24, heads=16)
+    encoder: TransformerSizes = TransformerSizes(width=768, layers=12, heads=12)
     semantic: TransformerSizes = TransformerSizes(width=1024, layers=24, heads=16)
     pixels: TransformerSizes = TransformerSizes(width=1024, layers=24, heads=16)
-    latent_mean: float = 0.0  # these two bring the latents to mean 0 and variance 1
-    latent_scale: float = 1.0
+    latent_mean: float = 1.46817409  # these two bring the latents of the published encoder to mean 0 and variance 1
+    latent_scale: float = 8.09449291
     quantizer: QuantizerConfig = DimensionWiseConfig(dim=32, bits=6, limit=3.0, deviations=3.0)
 
     def __post_init__(self) -> None:
@@ -60,107 +60,156 @@ class MingTok(Tokenizer):
         size = (config.image_size, config.image_size)
         super().__init__(config, InputSpec("image", 3, (-1.0, 1.0), size, config.patch_size), config.quantizer)
         self.grid, self.parts = config.image_size // config.patch_size, config.patch_size // config.pixel_patch_size
-        dim, cells = config.quantizer.dim, self.grid**2
-        self.patches = nn.Conv2d(3, config.encoder.width, config.patch_size, stride=config.patch_size)
-        self.encoder = Transformer(config.encoder, cells)
-        self.to_latent = nn.Linear(config.encoder.width, dim)
+        dim, pixels = config.quantizer.dim, config.pixels.width
+        self.encoder = Encoder(config)
         self.from_codes = nn.Linear(dim, config.semantic.width)
-        self.semantic = Transformer(config.semantic, cells, causal=True)
-        self.to_parts = nn.Linear(config.semantic.width, config.pixels.width * self.parts**2)
-        self.pixels = Transformer(config.pixels, cells * self.parts**2)
-        self.to_pixels = nn.Linear(config.pixels.width, 3 * config.pixel_patch_size**2)
+        self.semantic = nn.ModuleList(_gated_block(config.semantic) for _ in range(config.semantic.layers))
+        self.semantic_norm = nn.LayerNorm(config.semantic.width, eps=1e-6)
+        self.to_parts = nn.Linear(config.semantic.width, pixels * self.parts**2)
+        self.pixels = nn.ModuleList(
+            TransformerBlock(pixels, config.pixels.heads, MLP(pixels, 4 * pixels), eps=1e-6)
+            for _ in range(config.pixels.layers)
+        )
+        self.pixel_norm = nn.LayerNorm(pixels, eps=1e-6)
+        self.to_pixels = nn.Linear(pixels, 3 * config.pixel_patch_size**2)
 
     def latent(self, x: Tensor) -> Tensor:
-        patches = self.patches(x)
-        z = self.to_latent(self.encoder(patches.flatten(2).mT)).unflatten(1, patches.shape[2:])
-        return (z - self.config.latent_mean) / self.config.latent_scale
+        return (self.encoder(x) - self.config.latent_mean) / self.config.latent_scale
 
     def features(self, codes: Tensor) -> Tensor:
         """Codes (B, g, g, D) -> what they mean (B, g, g, width), each in the light of those before it alone."""
-        sequence = (codes * self.config.latent_scale + self.config.latent_mean).flatten(1, 2)
-        return self.semantic(self.from_codes(sequence)).unflatten(1, codes.shape[1:3])
+        z = (codes * self.config.latent_scale + self.config.latent_mean).flatten(1, 2)
+        width = self.config.semantic.width
+        x = self.from_codes(z) + z[..., torch.arange(width, device=z.device) * z.shape[-1] // width]
+        earlier = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        for block in self.semantic:
+            x = block(x, mask=earlier)
+        return self.semantic_norm(x).unflatten(1, codes.shape[1:3])
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         return self.paint(self.features(codes))
 
     def paint(self, features: Tensor) -> Tensor:
         """Features (B, g, g, width) -> images (B, 3, S, S)."""
-        config, side = self.config, self.grid * self.parts
         parts = image_of(self.to_parts(features).flatten(1, 2), self.parts, (self.grid, self.grid))
-        patches = self.to_pixels(self.pixels(parts.flatten(2).mT))
-        return image_of(patches, config.pixel_patch_size, (side, side))
+        x = parts.flatten(2).mT
+        for block in self.pixels:
+            x = block(x)
+        side = self.grid * self.parts
+        return image_of(self.to_pixels(self.pixel_norm(x)), self.config.pixel_patch_size, (side, side))
 
 
-class Transformer(nn.Module):
-    """Learned positions, pre-norm blocks with layer scale, as DINOv2's, and a norm: (B, N, width) -> the same."""
+class Encoder(nn.Module):
+    """Images (B, 3, S, S) -> latents (B, g, g, dim): a projection, and beside it means over the channels of a group."""
 
-    def __init__(self, sizes: TransformerSizes, positions: int, *, causal: bool = False) -> None:
+    def __init__(self, config: MingTokConfig) -> None:
         super().__init__()
-        width, self.causal = sizes.width, causal
-        self.positions = learned(positions, width)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, sizes.heads, MLP(width, 4 * width), eps=1e-6, layer_scale=1.0)
-            for _ in range(sizes.layers)
-        )
+        width, self.grid = config.encoder.width, config.image_size // config.patch_size
+        self.patches = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.class_token = learned(width)
+        self.positions = learned(self.grid**2 + 1, width)
+        self.blocks = nn.ModuleList(_gated_block(config.encoder) for _ in range(config.encoder.layers))
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.to_latent = nn.Linear(width, config.quantizer.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        count = x.shape[1]
-        mask = torch.ones(count, count, dtype=torch.bool, device=x.device).tril() if self.causal else None
-        x = x + self.positions[:count]
+        patches = self.patches(x).flatten(2).mT
+        last = self.class_token.to(patches.dtype).expand(len(x), 1, -1)  # of which the latents leave nothing
+        x = torch.cat([patches, last], dim=1) + self.positions
         for block in self.blocks:
-            x = block(x, mask=mask)
-        return self.norm(x)
+            x = block(x)
+        x = x[:, :-1]
+        means = F.adaptive_avg_pool1d(x, self.to_latent.out_features)
+        return (self.to_latent(F.gelu(self.norm(x))) + means).unflatten(1, (self.grid, self.grid))
+
+
+def _gated_block(sizes: TransformerSizes) -> TransformerBlock:
+    hidden = -(-(8 * sizes.width // 3) // 8) * 8  # two thirds of four times the width, to a multiple of 8
+    return TransformerBlock(sizes.width, sizes.heads, GatedMLP(sizes.width, hidden, bias=True), eps=1e-6)
+
+
+def config_from_original(meta: dict[str, Any]) -> MingTokConfig:
+    """The config of the original's arguments; a head is 64 channels wide there, and a fixture states other widths."""
+    kwargs, head = meta["original"]["kwargs"], meta["original"].get("head_width", 64)
+    encoder, semantic, pixels = (kwargs[name] for name in ("low_level_encoder", "semantic_decoder", "pixel_decoder"))
+
+    def sizes(stated: dict[str, Any], depth: str) -> TransformerSizes:
+        return TransformerSizes(stated["embed_dim"], stated[depth], stated["embed_dim"] // head)
+
+    return MingTokConfig(
+        image_size=encoder["img_size"],
+        patch_size=encoder["patch_size"],
+        pixel_patch_size=pixels["patch_size"],
+        encoder=sizes(encoder, "depth"),
+        semantic=sizes(semantic, "decoder_depth"),
+        pixels=sizes(pixels, "decoder_depth"),
+        latent_mean=kwargs.get("mean", 0.0),
+        latent_scale=kwargs.get("scaling_factor", 1.0),
+        quantizer=DimensionWiseConfig(dim=encoder["out_dim"], bits=6, limit=3.0, deviations=3.0),
+    )
+
+
+def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
+    """None: the original's latents are continuous."""
+    return {}
+
+
+def _blocks(published: str, own: str) -> dict[str, str | None]:
+    return {
+        f"{published}.blocks.0.{{}}.attn.*": f"{own}.{{}}.attention.*",
+        f"{published}.blocks.0.{{}}.mlp.w3.*": f"{own}.{{}}.mlp.fc2.*",
+        f"{published}.blocks.0.{{}}.*": f"{own}.{{}}.*",
+    }
+
+
+def _gates_and_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published file has both halves of a gated layer in one."""
+    found = {name: value for name, value in state.items() if ".mlp.w12." not in name}
+    for name in state.keys() - found.keys():
+        halves = [name.replace(".w12.", part) for part in (".fc1.", ".fc3.")]
+        found |= zip(halves, state[name].chunk(2))
+    return found
+
+
+KEY_MAP = KeyMap(
+    {
+        "low_level_encoder.cls_token": "encoder.class_token",
+        "low_level_encoder.pos_embed": "encoder.positions",
+        "low_level_encoder.patch_embed.proj.*": "encoder.patches.*",
+        **_blocks("low_level_encoder", "encoder.blocks"),
+        "low_level_encoder.out_norm.*": "encoder.norm.*",
+        "low_level_encoder.out_proj.*": "encoder.to_latent.*",
+        "semantic_decoder.in_proj.*": "from_codes.*",
+        **_blocks("semantic_decoder", "semantic"),
+        "semantic_decoder.norm.*": "semantic_norm.*",
+        "sem_to_pix.*": "to_parts.*",
+        **_blocks("pixel_decoder", "pixels"),
+        "pixel_decoder.norm.*": "pixel_norm.*",
+        "pixel_decoder.head.*": "to_pixels.*",
+        "target_backbone.*": None,  # the teacher of its training
+    },
+    transforms={"encoder.class_token": torch.flatten, "encoder.positions": lambda positions: positions[0]},
+    finish=_gates_and_values,
+)
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-class SemanticTeacher(HasConstants):
-    """A DINOv2 whose patches are as many as the tokens: images (B, 3, S, S) in [-1, 1] -> features (B, g, g, width)."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, config: MingTokConfig) -> None:
-        from timm.models.vision_transformer import VisionTransformer
-
-        super().__init__()
-        sizes, self.grid = config.semantic, config.image_size // config.patch_size
-        self.network = VisionTransformer(
-            14 * self.grid, 14, num_classes=0, embed_dim=sizes.width, depth=sizes.layers, num_heads=sizes.heads,
-            init_values=1.0,
-        )  # fmt: skip
-        self.register_constant("mean", per_channel, (0.485, 0.456, 0.406))
-        self.register_constant("deviation", per_channel, (0.229, 0.224, 0.225))
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = (14 * self.grid,) * 2
-        with torch.autocast(x.device.type, enabled=False):
-            small = F.interpolate(x.float(), side, mode="bicubic", antialias=True)
-        features = self.network.forward_features(((small + 1) / 2 - self.mean) / self.deviation)
-        return features[:, 1:].unflatten(1, (self.grid, self.grid))
-
-
-def semantic_teacher(config: MingTokConfig, weights: Path | None = None) -> SemanticTeacher:
+def semantic_teacher(config: MingTokConfig, weights: Path | None = None) -> PatchFeatures:
     """A frozen teacher of the semantic features, of their width; which one the paper's is, is not known.
 
     Args:
         config: of the model.
         weights: a file in timm's layout; None resolves the published ones of DINOv2 ViT-L/14, whose sizes are those of
-            the paper's semantic decoder.
+            the published semantic decoder.
 
     Raises:
         CheckpointError: weights of other sizes than `config.semantic`.
         zoo.hub.HubError: weights that cannot be had.
     """
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    source = hub.WeightSource(repo="timm/vit_large_patch14_dinov2.lvd142m", file="model.safetensors")
-    state = checkpoint.read(weights or hub.resolve(source, name="DINOv2 ViT-L/14"))
-    teacher = SemanticTeacher(config)
-    checkpoint.load_into(teacher.network, checkpoint_filter_fn(state, teacher.network, antialias=True))
-    return teacher.requires_grad_(False).eval()
+    grid = config.image_size // config.patch_size
+    return dinov2_patches("vit_large_patch14_dinov2.lvd142m", config.semantic, grid, (-1.0, 1.0), weights)
 
 
 def semantic_loss(model: MingTok, features: Tensor, codes: Tensor) -> Tensor:

@@ -30,6 +30,30 @@ def test_an_image_of_512_pixels_takes_256_tokens() -> None:
         model = MingTok(MingTokConfig())
     assert model.token_shapes((512, 512))[0] == (16, 16)
     assert len(model.vocab_sizes) == 32
+    assert sum(parameter.numel() for parameter in model.parameters()) == 697_719_584  # of the original's
+
+
+def test_latents_are_a_projection_and_means_of_groups_of_channels() -> None:
+    model, x = build(latent_mean=0.0, latent_scale=1.0), images()
+    encoder, seen = model.encoder, list[Tensor]()
+    encoder.norm.register_forward_hook(lambda module, given, output: seen.append(given[0]))
+    with torch.no_grad():
+        latent = model.latent(x).flatten(1, 2)
+        projected = encoder.to_latent(torch.nn.functional.gelu(encoder.norm(seen[0])))
+    torch.testing.assert_close(latent - projected, seen[0].unflatten(-1, (4, 4)).mean(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_that_the_widths_do_not_divide_are_spread_as_evenly_as_can_be() -> None:
+    model = build(quantizer=DimensionWiseConfig(dim=3, bits=5, limit=3.0, deviations=3.0))
+    with torch.no_grad():
+        model.from_codes.weight.zero_()
+        model.from_codes.bias.zero_()
+        model.semantic[0].register_forward_hook(lambda module, given, output: seen.append(given[0]))
+        seen: list[Tensor] = []
+        model.features(torch.arange(3.0).expand(1, 3, 3, 3))
+    scale, mean = model.config.latent_scale, model.config.latent_mean
+    numbers = ((seen[0][0, 0] - mean) / scale).round().int().tolist()
+    assert numbers == [0] * 6 + [1] * 5 + [2] * 5
 
 
 @pytest.mark.parametrize("place", [1, 4, 8])
@@ -56,7 +80,7 @@ def test_pixels_come_from_features_and_every_pixel_from_all_of_them() -> None:
 def test_the_parts_of_a_patch_lie_in_it() -> None:
     model = build()
     with torch.no_grad():
-        for block in model.pixels.blocks:  # without attention a pixel shows where its feature lies
+        for block in model.pixels:  # without attention a pixel shows where its feature lies
             block.attention.proj.weight.zero_()
             block.attention.proj.bias.zero_()
         features = torch.randn(1, 3, 3, 16)
@@ -69,7 +93,7 @@ def test_the_parts_of_a_patch_lie_in_it() -> None:
 
 
 def test_the_scale_of_latents_is_undone_before_they_are_read() -> None:
-    plain, scaled = build(), build(latent_mean=0.3, latent_scale=2.0)
+    plain, scaled = build(latent_mean=0.0, latent_scale=1.0), build(latent_mean=0.3, latent_scale=2.0)
     with torch.no_grad():
         latent = plain.latent(images())
         torch.testing.assert_close(scaled.latent(images()), (latent - 0.3) / 2)

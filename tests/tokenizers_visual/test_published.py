@@ -41,6 +41,7 @@ KEY_LISTS = {
     "open_magvit2/keys_open_magvit2_imagenet_256": "open_magvit2_256.imagenet",
     "open_magvit2/keys_open_magvit2_pretrain_16384": "open_magvit2_256_16384.pretrain",
     "meshgpt/keys_meshgpt_default": "meshgpt.default",
+    "mingtok/keys_mingtok_vision": "mingtok_vision.512",
     "one_d_piece/keys_one_d_piece_l256": "one_d_piece_l256.imagenet",
     "one_d_piece/keys_one_d_piece_s256": "one_d_piece_s256.imagenet",
     "taming_vqgan/keys_vqgan_gumbel_f8": "taming_vqgan_gumbel_f8.openimages",

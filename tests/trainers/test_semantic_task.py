@@ -28,6 +28,17 @@ def task(file: Path, **settings: Any) -> SemanticTask:
     return SemanticTask("robust_tok.main", teacher_weights=str(file), changes=SMALL, **{**defaults, **settings})
 
 
+def features_task(file: Path, **settings: Any) -> SemanticTask:
+    """Of MingTok."""
+    narrow = {"width": 16, "layers": 1, "heads": 2}
+    changes = {
+        "image_size": 32, "patch_size": 16, "pixel_patch_size": 8, "encoder": narrow, "pixels": narrow,
+        "semantic": {"width": 128, "layers": 4, "heads": 4}, "latent_mean": 0.0, "latent_scale": 1.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return SemanticTask("mingtok_vision", 1.0, str(file), changes=changes, **{"learning_rate": 1e-3, **settings})
+
+
 def images(batches: int = 1) -> torch.Tensor:
     return torch.rand(batches, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -80,13 +91,7 @@ def test_the_teacher_rests_and_codes_learn_from_it(small_dinov2: Path) -> None:
 
 
 def test_features_of_mingtok_follow_a_teacher_that_sees_as_many_patches(small_dinov2: Path) -> None:
-    sizes = {"width": 128, "layers": 4, "heads": 4}
-    narrow = {"width": 16, "layers": 1, "heads": 2}
-    changes = {"image_size": 32, "patch_size": 16, "pixel_patch_size": 8, "encoder": narrow, "pixels": narrow}
-    torch.manual_seed(0)
-    module = SemanticTask(
-        "mingtok_vision", 1.0, str(small_dinov2), changes={**changes, "semantic": sizes}, learning_rate=1e-3
-    )
+    module = features_task(small_dinov2)
     signal = module.model_range(images()[0])
     network = VisionTransformer(28, 14, num_classes=0, embed_dim=128, depth=4, num_heads=4, init_values=0.1).eval()
     network.load_state_dict(checkpoint_filter_fn(load_file(small_dinov2), network, antialias=True))

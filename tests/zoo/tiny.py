@@ -57,11 +57,6 @@ _SMALL: dict[str, dict[str, Any]] = {
         "resolution": 8, "blocks": 2, "block_frames": 2, "patch_size": 4, "least_tokens": 2, "width": 8, "hidden": 12,
         "layers": 1, "heads": 2, "quantizer": FiniteScalarConfig(levels=(4, 3)),
     },
-    "mingtok": {
-        "image_size": 16, "patch_size": 8, "pixel_patch_size": 4,
-        **{part: TransformerSizes(width=8, layers=1, heads=2) for part in ("encoder", "semantic", "pixels")},
-        "quantizer": DimensionWiseConfig(dim=4, bits=3, limit=3.0, deviations=3.0),
-    },
     "semanticist": {
         "image_size": 16, "num_tokens": 5, "patch_size": 8, "encoder": TransformerSizes(width=8, layers=1, heads=2),
         "base": VariationalBaseConfig(

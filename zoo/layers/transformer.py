@@ -140,13 +140,13 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """fc2(SiLU(fc1 x) * fc3 x), without biases (SwiGLU, arXiv 2002.05202): (..., C) -> (..., C)."""
+    """fc2(SiLU(fc1 x) * fc3 x) (SwiGLU, arXiv 2002.05202): (..., C) -> (..., C)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.fc1 = Linear(width, hidden, bias=False)
-        self.fc2 = Linear(hidden, width, bias=False)
-        self.fc3 = Linear(width, hidden, bias=False)
+        self.fc1 = Linear(width, hidden, bias=bias)
+        self.fc2 = Linear(hidden, width, bias=bias)
+        self.fc3 = Linear(width, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = silu(self.fc1(x)), self.fc3(x)
@@ -181,8 +181,11 @@ class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), for (B, N, C).
 
     `attention`: the module to use, or the number of heads of full attention. `layer_scale`: the start of the factors
-    on both branches; None for no factors.
+    on both branches; None for no factors. `drop_rate`: how often a branch rests in training, see
+    `add_stochastic_depth`.
     """
+
+    drop_rate = 0.0
 
     def __init__(
         self,
@@ -209,8 +212,32 @@ class TransformerBlock(nn.Module):
         arguments = () if state is None else (state,)
         options = {name: value for name, value in (("mask", mask), ("kept", kept)) if value is not None}
         rest = x if kept is None else x[:, kept]
-        x = added(self.scale1(self.attention(self.norm1(x), *arguments, **options)), rest)
-        return added(self.scale2(self.mlp(self.norm2(x))), x)
+        x = added(self._kept(self.scale1(self.attention(self.norm1(x), *arguments, **options))), rest)
+        return added(self._kept(self.scale2(self.mlp(self.norm2(x)))), x)
+
+    def _kept(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_rate == 0:
+            return branch
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.drop_rate
+        return branch * kept / (1 - self.drop_rate)
+
+
+def add_stochastic_depth(model: nn.Module, rate: float) -> None:
+    """In training, each item passes a block's branches by at random, and the others count for more (arXiv 1603.09382).
+
+    In each stack of transformer blocks the probability rises linearly from 0 in the first to `rate` in the last.
+
+    Raises:
+        ValueError: a rate outside [0, 1), or a model without such a stack.
+    """
+    stacks = [[part for part in stack.children() if isinstance(part, TransformerBlock)] for stack in model.modules()]
+    if not 0 <= rate < 1:
+        raise ValueError(f"stochastic_depth: expected a value in [0, 1), got {rate}")
+    if not any(len(stack) > 1 for stack in stacks):
+        raise ValueError("stochastic_depth: expected a model with transformer blocks in a row, got none")
+    for stack in stacks:
+        for place, block in enumerate(stack):
+            block.drop_rate = rate * place / max(1, len(stack) - 1)
 
 
 class CausalTransformer(nn.Module):

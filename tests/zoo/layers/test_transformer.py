@@ -13,6 +13,7 @@ from zoo.layers.transformer import (
     CausalTransformer,
     RMSNorm,
     TransformerBlock,
+    add_stochastic_depth,
     rotate,
     windowed_attention,
 )
@@ -136,3 +137,31 @@ def test_a_transformer_streams(chunks: list[int]) -> None:
     with torch.no_grad():
         streamed = torch.cat([stream.step(part) for part in x.split(chunks, dim=2)], dim=2)
         torch.testing.assert_close(streamed, transformer(x) if x.shape[2] else x, rtol=1e-5, atol=1e-5)
+
+
+def test_stochastic_depth_rises_over_a_stack_and_drops_whole_items_in_training() -> None:
+    torch.manual_seed(0)
+    stack = torch.nn.Sequential(*(TransformerBlock(8, 2, MLP(8, 8)) for _ in range(5)))
+    add_stochastic_depth(torch.nn.ModuleDict({"inner": stack}), 0.4)
+    assert [block.drop_rate for block in stack] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    block, x = stack[-1], torch.randn(1, 3, 8).expand(4000, -1, -1)
+    with torch.no_grad():
+        whole = block.eval()(x)
+        found = block.train()(x)
+    kinds = found.flatten(1).unique(dim=0)
+    assert len(kinds) == 4  # either branch or none, or both
+    share = (found == x).all(2).all(1).float().mean()
+    assert share == pytest.approx(0.16, abs=0.03)  # neither: 0.4 squared
+    attended = x + block.attention(block.norm1(x)) / 0.6
+    both = attended + block.mlp(block.norm2(attended)) / 0.6
+    assert any(torch.allclose(kind, both[0].detach().flatten(), atol=1e-5) for kind in kinds)
+    rested = x + block.attention(block.norm1(x))
+    torch.testing.assert_close(whole, (rested + block.mlp(block.norm2(rested))).detach())
+
+
+def test_stochastic_depth_is_refused_where_it_cannot_be() -> None:
+    blocks = torch.nn.Sequential(TransformerBlock(8, 2, MLP(8, 8)), TransformerBlock(8, 2, MLP(8, 8)))
+    with pytest.raises(ValueError, match=r"stochastic_depth: expected a value in \[0, 1\), got 1.0"):
+        add_stochastic_depth(blocks, 1.0)
+    with pytest.raises(ValueError, match="expected a model with transformer blocks in a row, got none"):
+        add_stochastic_depth(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.1)
