@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from ranks import run_ranks
 from tiny_open_clip import save_tiny_clip
 
 from trainers.data.features import ImageFeatures
@@ -39,9 +39,7 @@ def gradients(name: str, clip: str, part: slice) -> tuple[torch.Tensor, list[tor
     return loss.detach(), [parameter.grad for parameter in task.parameters() if parameter.requires_grad]
 
 
-def work(rank: int, name: str, clip: str, meeting: str, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+def work(rank: int, name: str, clip: str, out: str) -> None:
     loss, found = gradients(name, clip, slice(rank * 4, rank * 4 + 4))
     torch.distributed.all_reduce(loss)
     loss /= 2
@@ -50,15 +48,13 @@ def work(rank: int, name: str, clip: str, meeting: str, out: str) -> None:
         gradient /= 2
     if rank == 0:
         torch.save((loss, found), out)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("name", ["pic2word", "isa", "dictionary"])
 def test_the_images_of_all_processes_are_compared(name: str, tmp_path: Path) -> None:
     clip = save_tiny_clip(tmp_path / "clip")
-    arguments = (name, clip, str(tmp_path / "meeting"), str(tmp_path / "out.pt"))
-    torch.multiprocessing.spawn(work, args=arguments, nprocs=2)
+    run_ranks(work, name, clip, str(tmp_path / "out.pt"))
     loss, expected = gradients(name, clip, slice(0, 8))
     joined, found = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(joined, loss)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import run_ranks
 from torch import Tensor
 
 from zoo.metrics.distributions import CodebookUse, FrechetDistance, InceptionScore, MeanOverImages, frechet_distance
@@ -137,15 +138,12 @@ def values(metrics: list) -> list[float]:
 
 
 def process(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     result = values(collect(rank, world))
     torch.save(result, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    run_ranks(process, 2, str(tmp_path))
     expected = values(collect(0, 1))
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=1e-10)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from ranks import run_ranks
 from torch import Tensor, nn
 
 from zoo.ops import binary_entropy, mean_assignment, soft_entropy
@@ -44,8 +45,6 @@ def case() -> tuple[nn.Linear, Tensor, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     layer, codes, x = case()
     results = {name: both(layer, codes, x.split(cut)[rank]) for name, cut in CUTS.items()}
     for result in results.values():
@@ -53,13 +52,12 @@ def work(rank: int, folder: str) -> None:
             torch.distributed.all_reduce(result[name])
             result[name] /= 2
     torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    run_ranks(work, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

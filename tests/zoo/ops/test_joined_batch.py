@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import torch
-import torch.distributed
-import torch.multiprocessing
+from ranks import run_ranks
 from torch import Tensor
 
 from zoo.ops.collective import joined_over_ranks
@@ -25,24 +22,16 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(3, 2, generator=generator), torch.randn(4, 3, generator=generator)
 
 
-def _process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, folder: str) -> None:
     weight, x = data()
     weight.requires_grad_()
     value = loss(weight, x[2 * rank : 2 * rank + 2])
     value.backward()
     torch.save((value.detach(), weight.grad), f"{folder}/{rank}.pt")
-    torch.distributed.barrier()  # a process that ends early breaks the other's connection
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_loss_and_the_mean_gradient_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    run_ranks(work, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     weight, x = data()
     expected = loss(weight.requires_grad_(), x)

@@ -6,14 +6,13 @@ noise for each latent cannot, since processes draw their own.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from ranks import run_ranks
 from torch import Tensor
 
 from zoo.quantizers import (
@@ -109,21 +108,16 @@ def mean(tensor: Tensor, processes: int) -> Tensor:
 
 
 def run_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    patience = timedelta(seconds=60)  # of a process that waits for one which left the common path
-    torch.distributed.init_process_group("gloo", init_method=store, timeout=patience, rank=rank, world_size=PROCESSES)
     half = {name: train(config, rank, PROCESSES, [ITEMS // 2, ITEMS // 2]) for name, config in CONFIGS.items()}
     none = {name: train(CONFIGS[name], rank, PROCESSES, [0, ITEMS]) for name in MOVED_BY_STATISTICS}
     torch.save({"half": half, "none": none}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each process recorded, by kind of share and name of config."""
     folder: Path = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.start_processes(run_process, (str(folder),), nprocs=PROCESSES, start_method="spawn")
+    run_ranks(run_process, str(folder), count=PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
