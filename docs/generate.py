@@ -174,6 +174,21 @@ def original_table() -> str:
     return "\n".join([*lines, "", result["about"]])
 
 
+def original_steps_table() -> str:
+    """How far a training here and an original's own code come apart step by step, of original_steps.json."""
+    path = RESULTS / "original_steps.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    columns = result["columns"]
+    lines = [f"| precision | after step | {' | '.join(columns.values())} |", "|---|---:|" + "---:|" * len(columns)]
+    for row in result["rows"]:
+        shown = {name: "-" if row[name] is None else f"{row[name]:.0e}" for name in columns}
+        shown["codes"] = f"{row['codes']:.1%}"
+        lines.append(f"| {row['precision']} | {row['step']} | {' | '.join(shown.values())} |")
+    return "\n".join([*lines, "", result["about"]])
+
+
 def _weights(protocol: dict[str, Any]) -> str:
     return f" ({protocol['weights']})" if protocol["weights"] else ""
 
@@ -198,6 +213,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
     "quantizers": quantizer_table,
     "original training": original_table,
+    "original steps": original_steps_table,
     **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
 }
 DOCUMENTS = (
