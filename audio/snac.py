@@ -194,7 +194,7 @@ class SNAC(Tokenizer):
         lengths = self.noise_lengths(codes.shape[1])
         shape = (codes.shape[0], sum(lengths))
         if noise is None and self.training:
-            noise = torch.randn(shape, device=codes.device)
+            noise = torch.randn(shape, dtype=torch.float32, device=codes.device)
         elif noise is None:
             noise = item_noise(shape, 0) if self.config.noise else codes.new_zeros(shape)
         if tuple(noise.shape) != shape:

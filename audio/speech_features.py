@@ -277,7 +277,8 @@ class MelFeatures(SpeechFeatures):
     def compute(self, x: Tensor) -> Tensor:
         hop = self.hop_length
         config = MelConfig(self.sample_rate, 4 * hop, hop, self.config.width)
-        spectrogram = MelSpectrogram(config).to(x.device)
+        with torch.device(x.device):
+            spectrogram = MelSpectrogram(config)
         padded = F.pad(x, (2 * hop, 2 * hop))  # zeros, as a short signal cannot be reflected
         mel = spectrogram(padded)[:, 0, :, 2 : 2 + x.shape[-1] // hop]
         return mel.clamp_min(1e-5).log().transpose(1, 2)

@@ -290,7 +290,7 @@ class _Decoder(nn.Module):
         if not 1 <= count <= self.count:
             raise ValueError(f"expected 1 to {self.count} tokens, got {count}")
         tokens = self.from_codes(F.pad(codes, (0, 0, 0, self.count - count))) + self.positions
-        lengths = torch.full((codes.shape[0],), count) if lengths is None else lengths
+        lengths = torch.full((codes.shape[0],), count, device=codes.device) if lengths is None else lengths
         given = torch.arange(self.count, device=codes.device) < lengths.to(codes.device)[:, None]
         return torch.where(given[..., None], tokens, self.dropped_token.to(tokens.dtype))
 

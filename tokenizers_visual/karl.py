@@ -129,7 +129,7 @@ class KARL(Tokenizer):
         """
         counts = [self.config.num_tokens] * len(x) if counts is None else counts
         if errors is None:
-            errors = nearest_errors(torch.full((len(x),), self.config.quality, device=x.device))
+            errors = nearest_errors(x.new_full((len(x),), self.config.quality, dtype=torch.float32))
         embedding = self.encoder(x, self.base.latent(x, noise), counts, errors)
         halting = self.to_halting(self.norm_halting(embedding))[..., 0]
         return Row(embedding, self.to_latent(self.norm_latent(embedding)), halting)
@@ -167,7 +167,7 @@ class KARL(Tokenizer):
         if not quality > 0:
             raise ValueError(f"quality: expected a mean absolute error > 0, got {quality}")
         with self._evaluating():
-            row = self.row(x, counts, nearest_errors(torch.full((len(x),), quality, device=x.device)))
+            row = self.row(x, counts, nearest_errors(x.new_full((len(x),), quality, dtype=torch.float32)))
             levels = self.quantizer(row.latent).levels[:count]
         inside = torch.arange(row.halting.shape[1], device=x.device) < torch.tensor(counts, device=x.device)[:, None]
         least = row.halting.masked_fill(~inside, torch.inf).min(1, keepdim=True).indices
@@ -217,7 +217,7 @@ class KARL(Tokenizer):
 
 def nearest_errors(errors: Tensor) -> Tensor:
     """Errors (...) -> the position of the least of `ERRORS` that is not smaller; else of the last."""
-    known = torch.tensor(ERRORS, device=errors.device)
+    known = torch.tensor(ERRORS, dtype=torch.float32, device=errors.device)
     return torch.searchsorted(known, errors.float().contiguous()).clamp(max=len(ERRORS) - 1)
 
 

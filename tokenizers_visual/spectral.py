@@ -135,7 +135,7 @@ class Spectral(PrefixTokenizer):
         known = features[order].to(codes.dtype)
         spectrum = self.from_code(codes, known) * self.fall(known).exp()
         if lengths is None:
-            lengths = torch.full((batch,), count)
+            lengths = torch.full((batch,), count, device=codes.device)
         lengths = lengths.to(codes.device)
         spectrum = spectrum * (torch.arange(count, device=codes.device) < lengths[:, None])[..., None]
         whole = spectrum.new_zeros(batch, height * width, spectrum.shape[-1]).index_copy(1, order, spectrum)

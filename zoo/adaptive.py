@@ -55,7 +55,7 @@ class Quality(Config):
         """
         from zoo.metrics.image import IMAGE_METRICS
 
-        reached = torch.ones(len(images), dtype=torch.bool)
+        reached = torch.ones(len(images), dtype=torch.bool, device="cpu")
         for name, bound in self.bounds.items():
             metric, measure = IMAGE_METRICS[name]
             values = measure(images, targets).cpu()

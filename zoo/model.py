@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from zoo.cards import ModelCard
 from zoo.config import Config
@@ -49,14 +50,16 @@ class Model(HasConstants):
         version = self._weights_version()
         if self._fingerprint is None or version is None or self._fingerprint[0] != version:
             state = self.state_dict()
-            if absent := [name for name, tensor in (*state.items(), *self.named_buffers()) if tensor.is_meta]:
+            named = (*state.items(), *self.named_buffers())
+            if absent := [name for name, value in named if isinstance(value, Tensor) and value.is_meta]:
                 raise ValueError(
                     f"{self.name}: expected weights, got tensors without data (meta): {', '.join(absent[:3])}"
                 )
             digest = hashlib.sha256(json.dumps(self.config.stated(), sort_keys=True).encode())
             for key in sorted(state):
                 digest.update(key.encode())
-                digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                for value in tree_leaves(state[key]):
+                    digest.update(_bytes_of(value))
             self._fingerprint = (version, digest.hexdigest()[:16])
         return Source(self.name, self._fingerprint[1])
 
@@ -115,6 +118,18 @@ class Model(HasConstants):
         finally:
             for module in training:
                 module.training = True
+
+
+def _bytes_of(value: object) -> Any:
+    """Of what stands in a state dict: beside tensors, what modules of others keep there, as quantised ones do.
+
+    Of weights that lie in shards on several processes it takes all, which then have to ask together.
+    """
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    values = whole.dequantize() if whole.is_quantized else whole.detach()
+    return values.cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _make_absent_constants(model: Model, _: object) -> None:

@@ -65,7 +65,8 @@ def unpack(data: bytes) -> Tokens:
     lengths = None
     if reader.number():
         shape = (batch, count) if layout == "scales" else (batch,)
-        lengths = torch.tensor([reader.number() for _ in range(reader.bounded(math.prod(shape)))]).long().view(shape)
+        found = [reader.number() for _ in range(reader.bounded(math.prod(shape)))]
+        lengths = torch.tensor(found, dtype=torch.int64, device="cpu").view(shape)
     source = Source(reader.text(), reader.text()) if reader.number() else None
     extent = None
     if flag := reader.choice((0, 1, 2, 3, 4)):
@@ -165,8 +166,8 @@ def _read_levels(
             continue
         if bool((length > shape[0]).any()):
             raise ValueError(f"packed tokens: expected lengths up to {shape[0]}, got {int(length.max())}")
-        level = torch.zeros(batch, *shape, dtype=torch.int64)
-        level[torch.arange(shape[0]) < length[:, None]] = values
+        level = torch.zeros(batch, *shape, dtype=torch.int64, device="cpu")
+        level[torch.arange(shape[0], device="cpu") < length[:, None]] = values
         levels.append(level)
     return tuple(levels)
 

@@ -62,8 +62,11 @@ class InputSpec:
             raise ValueError(
                 f"expected a tensor {wanted}, got {type(x).__name__}; zoo.media.load reads files and arrays"
             )
-        if not x.is_floating_point():
-            raise ValueError(f"expected floating point values in {list(self.value_range)}, got {x.dtype}")
+        if x.layout != torch.strided:
+            raise ValueError(f"expected a dense tensor {wanted}, got layout {x.layout}")
+        if not x.is_floating_point() or x.itemsize == 1:
+            expected = f"floating point values of 16 bits or more in {list(self.value_range)}"
+            raise ValueError(f"expected {expected}, got {x.dtype}")
         if x.ndim != 2 + len(axes) or x.shape[1] != self.channels or 0 in x.shape:
             raise ValueError(f"expected a batch of shape {wanted}, got {tuple(x.shape)}")
         if self.size is not None and tuple(x.shape[2:]) != self.size:
@@ -72,6 +75,8 @@ class InputSpec:
     def check(self, x: Tensor) -> None:
         """`check_shape`, and that every value is finite and in range (one pass over the data)."""
         self.check_shape(x)
+        if x.is_meta:
+            raise ValueError("expected a tensor with data, got one of the meta device")
         low, high = self.value_range
         least, largest = (bound.item() for bound in x.aminmax())
         slack = (high - low) * 1e-3  # rounding of half precision and of resampling
@@ -340,7 +345,7 @@ class Tokenizer(Model):
             steps, guidance_scale, seed, noise, text: for models that take them (see `decode_options`).
 
         Raises:
-            ValueError: tokens of another model or shape, or an option that the model does not take.
+            ValueError: tokens of another model or shape, or of no item, or an option that the model does not take.
         """
         options = _chosen(
             "decode", self, self.decode_options, steps=steps, guidance_scale=guidance_scale, seed=seed, noise=noise,
@@ -348,7 +353,9 @@ class Tokenizer(Model):
         )  # fmt: skip
         self._require("decoder")
         require_tokens(tokens)
-        if self.spec.modality == "audio" and tokens.extent is not None and len(tokens) > 0:
+        if len(tokens) == 0:
+            raise ValueError("expected tokens of at least one item, got none")
+        if self.spec.modality == "audio" and tokens.extent is not None:
             kinds = list(zip(tokens.extent.sizes, _row_lengths(tokens)))
             if tokens.lengths is not None or len(set(kinds)) > 1:
                 return self._decode_each(tokens, _groups(kinds), options)
@@ -479,7 +486,7 @@ class Tokenizer(Model):
         if self.layout == "scales":
             if shapes is None:
                 raise ValueError("indices of several scales need `extent`, the size of the signals")
-            sizes = [int(torch.tensor(shape).prod()) for shape in shapes]
+            sizes = [math.prod(shape) for shape in shapes]
             if indices.ndim != 2 or indices.shape[1] != sum(sizes):
                 raise ValueError(f"expected indices (B, {sum(sizes)}), got {tuple(indices.shape)}")
             parts = indices.split(sizes, dim=1)
@@ -514,6 +521,8 @@ class Tokenizer(Model):
         return any(getattr(type(self), name) is not getattr(Tokenizer, name) for name in methods)
 
     def _require(self, part: str) -> None:
+        if self.device.type == "meta":
+            raise ValueError(f"{self.name}: expected weights, got tensors without data (meta, or offloaded)")
         if part == "decoder" and not self.has_decoder:
             raise ValueError(
                 f"{self.name} has no decoder: its tokens are for other models; `codes` gives their vectors"

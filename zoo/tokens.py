@@ -153,7 +153,7 @@ class Tokens:
     def _lengths(self, q: int) -> Tensor:
         """(B,) valid positions of level q."""
         if self.lengths is None:
-            return torch.full((len(self),), math.prod(self.levels[q].shape[1:]), dtype=torch.int64)
+            return torch.full((len(self),), math.prod(self.levels[q].shape[1:]), dtype=torch.int64, device="cpu")
         return self.lengths[:, q] if self.lengths.ndim == 2 else self.lengths
 
     def _places(self) -> tuple[tuple[int, ...], ...]:
@@ -432,13 +432,17 @@ def flat_slots(counts: Sequence[int], order: Order) -> Tensor:
         raise ValueError(f"order: expected 'frame' or 'level', got {order!r}")
     total = sum(counts)
     if order == "level" or len(counts) == 1 or total == 0:
-        return torch.arange(total)
+        return torch.arange(total, device="cpu")
     frames = min(counts)
     if frames == 0 or any(count % frames for count in counts):
         raise ValueError(f"frame order needs levels whose lengths are whole multiples, got {list(counts)}; use 'level'")
     starts = [sum(counts[:q]) for q in range(len(counts))]
     return torch.cat(
-        [start + torch.arange(count).view(frames, count // frames) for start, count in zip(starts, counts)], dim=1
+        [
+            start + torch.arange(count, device="cpu").view(frames, count // frames)
+            for start, count in zip(starts, counts)
+        ],
+        dim=1,
     ).flatten()
 
 
@@ -455,7 +459,7 @@ def unflatten_ids(
     counts = [math.prod(shape) for shape in shapes]
     slots = flat_slots(counts, order).to(ids.device)
     total = len(slots)
-    level_of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(ids.device)
+    level_of = torch.arange(len(counts), device=ids.device).repeat_interleave(torch.tensor(counts, device=ids.device))
     offsets = torch.tensor([sum(vocab_sizes[:q]) for q in range(len(counts))], device=ids.device)
     sizes = torch.tensor(list(vocab_sizes), device=ids.device)
     if lengths is None:
@@ -467,7 +471,7 @@ def unflatten_ids(
     else:
         if len(lengths) != len(ids):
             raise ValueError(f"expected ids of {len(lengths)} items, got {len(ids)}")
-        position = torch.cat([torch.arange(count) for count in counts]).to(ids.device)
+        position = torch.cat([torch.arange(count, device=ids.device) for count in counts])
         of_level = lengths if lengths.ndim == 2 else lengths[:, None].expand(-1, len(counts))
         valid = position < of_level.to(ids.device)[:, level_of]
         values = torch.zeros(len(ids), total, dtype=torch.int64, device=ids.device)

@@ -28,7 +28,8 @@ class WaveEmbedding(nn.Sequential):
         self.base = base
 
     def forward(self, values: Tensor) -> Tensor:
-        return super().forward(waves(values, 256, self.base).to(self[0].weight.dtype))
+        dtype = next((weight.dtype for weight in self.parameters()), torch.float32)  # quantised layers have none
+        return super().forward(waves(values, 256, self.base).to(dtype))
 
 
 class Modulation(nn.Sequential):

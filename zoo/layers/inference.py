@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.layers.packed import packed
 
@@ -16,6 +16,14 @@ from zoo.layers.packed import packed
 def silu(x: Tensor) -> Tensor:
     """SiLU of a tensor that nobody else needs, in its memory where no gradient needs it."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is its weights alone, which then may be used without it: not wrapped, as by an adapter, nor
+    parametrised, nor with hooks.
+    """
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return type(layer) is kind and not any(hooks)
 
 
 def channels_last(x: Tensor) -> Tensor:

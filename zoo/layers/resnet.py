@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.channels_inside import added
-from zoo.layers.inference import conv_of_doubled, silu
+from zoo.layers.inference import conv_of_doubled, is_plain, silu
 
 CONVOLUTIONS: dict[Literal[1, 2], type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -86,4 +86,6 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, out_channels or channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_of_doubled(x, self.conv.weight, self.conv.bias)
+        if is_plain(self.conv, nn.Conv2d):
+            return conv_of_doubled(x, self.conv.weight, self.conv.bias)
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]

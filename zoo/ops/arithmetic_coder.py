@@ -143,9 +143,9 @@ class _BitWriter:
 
 def pack_bits(values: Tensor, width: int) -> bytes:
     """Integers (N,) of `width` bits each, lowest bit first, padded with zeros to a whole byte."""
-    bits = (values.cpu()[:, None] >> torch.arange(width)) & 1
+    bits = (values.cpu()[:, None] >> torch.arange(width, device="cpu")) & 1
     bits = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8)).view(-1, 8)
-    return bytes((bits << torch.arange(8)).sum(1).tolist())
+    return bytes((bits << torch.arange(8, device="cpu")).sum(1).tolist())
 
 
 def unpack_bits(data: bytes, width: int, count: int) -> Tensor:
@@ -156,6 +156,6 @@ def unpack_bits(data: bytes, width: int, count: int) -> Tensor:
     """
     if len(data) != -(-count * width // 8):
         raise ValueError(f"expected {-(-count * width // 8)} bytes for {count} values, got {len(data)}")
-    packed = torch.tensor(list(data), dtype=torch.int64)
-    bits = ((packed[:, None] >> torch.arange(8)) & 1).flatten()[: count * width]
-    return (bits.view(count, width) << torch.arange(width)).sum(1)
+    packed = torch.tensor(list(data), dtype=torch.int64, device="cpu")
+    bits = ((packed[:, None] >> torch.arange(8, device="cpu")) & 1).flatten()[: count * width]
+    return (bits.view(count, width) << torch.arange(width, device="cpu")).sum(1)

@@ -191,8 +191,8 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
     return codes.detach() + (z - z.detach())
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer in float32, whatever the autocast state and its dtype; its hooks and what wraps it take part."""
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear map or convolution in float32, whatever the autocast state and its dtype; hooks and wraps take part."""
     narrow = {name: weight.float() for name, weight in layer.named_parameters() if weight.dtype != torch.float32}
     with full_precision(x):
         return torch.func.functional_call(layer, narrow, (x.float(),)) if narrow else layer(x.float())

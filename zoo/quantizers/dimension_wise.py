@@ -69,7 +69,7 @@ def gaussian_bin_means(count: int, deviations: float) -> Tensor:
 
     The quantiles that bound the bins are cut off at +-deviations.
     """
-    quantiles = torch.special.ndtri(torch.linspace(0, 1, count + 1, dtype=torch.float64))
+    quantiles = torch.special.ndtri(torch.linspace(0, 1, count + 1, dtype=torch.float64, device="cpu"))
     bounds = quantiles.clamp(-deviations, deviations)
     density = torch.exp(-bounds.square() / 2) / math.sqrt(2 * math.pi)
     return -density.diff() / torch.special.ndtr(bounds).diff()

@@ -41,7 +41,7 @@ class LevelDropoutConfig(Config):
     def draw_batch(self, most: int, device: torch.device) -> int:
         """A number of levels, at most `most`, for a batch; the same on all processes."""
         number = self._draw(1, most).to(device)
-        if float(torch.rand(())) >= self.share:
+        if float(torch.rand((), device="cpu")) >= self.share:
             number.fill_(most)
         if world_size() > 1:
             torch.distributed.broadcast(number, src=0)
@@ -49,11 +49,11 @@ class LevelDropoutConfig(Config):
 
     def draw_items(self, most: int, items: int) -> Tensor:
         """(B,) a number of levels, at most `most`, for each item."""
-        counts = torch.full((items,), most)
+        counts = torch.full((items,), most, device="cpu")
         shortened = int(items * self.share)
         counts[:shortened] = self._draw(shortened, most)
         return counts
 
     def _draw(self, count: int, most: int) -> Tensor:
-        drawn = torch.randint(self.minimum, most + 1, (count,))
+        drawn = torch.randint(self.minimum, most + 1, (count,), device="cpu")
         return (drawn + -drawn % self.multiple_of).clamp(max=most)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
+from zoo.ops.precision import full_precision
+from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear, mean_squared_error, straight_through
 from zoo.quantizers.binary import BinaryConfig, BinaryEntropyConfig
 from zoo.quantizers.composite import evaluating, mean_by_name, needs_its_gradient
 from zoo.quantizers.level_dropout import LevelDropoutConfig
@@ -168,9 +169,9 @@ class MultiScale(Quantizer):
     def draw_items(self, items: int) -> Tensor:
         """(B,) how many scales each item of a training batch uses, by the dropout."""
         most = len(self.config.ladder)
-        return (
-            torch.full((items,), most) if self.config.dropout is None else self.config.dropout.draw_items(most, items)
-        )
+        if self.config.dropout is None:
+            return torch.full((items,), most, device="cpu")
+        return self.config.dropout.draw_items(most, items)
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         """Code vectors of all scales; or of the first ones alone, where their grids are those of the config's ladder.
@@ -213,7 +214,7 @@ class MultiScale(Quantizer):
             raise ValueError(f"expected indices of the grids {shapes} or the first of them, got {got}")
         total = torch.zeros((), device=levels[0].device)
         for s, indices in enumerate(levels):
-            with torch.autocast(indices.device.type, enabled=False):
+            with full_precision(indices):
                 total = total + self._step(s, indices, positions)
             yield total
 
@@ -223,8 +224,7 @@ class MultiScale(Quantizer):
         if codes.numel() == 0 or self.ratio == 0:
             return codes
         convolution = self.convolutions[self.convolution_of_scale[s]]
-        weight, bias = convolution.weight.float(), convolution.bias.float()  # type: ignore[operator, union-attr]
-        smooth = F.conv2d(codes.movedim(-1, 1), weight, bias, padding=1).movedim(1, -1)
+        smooth = linear(convolution, codes.movedim(-1, 1)).movedim(1, -1)
         return codes * (1 - self.ratio) + smooth * self.ratio
 
 
