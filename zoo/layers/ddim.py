@@ -133,4 +133,5 @@ def item_noise(shape: tuple[int, ...], seed: int | list[int] | None, noise: Tens
     seeds = seed if isinstance(seed, list) else [seed or 0] * shape[0]
     if len(seeds) != shape[0]:
         raise ValueError(f"seed: expected {shape[0]}, one for each item, got {len(seeds)}")
-    return torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
+    generators = (torch.Generator().manual_seed(s) for s in seeds)
+    return torch.stack([torch.randn(shape[1:], generator=g, dtype=torch.float32, device="cpu") for g in generators])
