@@ -152,9 +152,14 @@ class Projector(WordModel):
         """
         axes = 2 if self.features == "pooled" else 3
         expected = f"(batch, {self.config.image_dim})" if axes == 2 else f"(batch, tokens, {self.config.image_dim})"
-        if not isinstance(image_features, Tensor) or not image_features.is_floating_point():
-            kind = image_features.dtype if isinstance(image_features, Tensor) else type(image_features).__name__
-            raise ValueError(f"expected floating point image features {expected}, got {kind}")
+        if not isinstance(image_features, Tensor):
+            raise ValueError(f"expected image features {expected}, got {type(image_features).__name__}")
+        if image_features.layout != torch.strided or image_features.is_meta:
+            where = f"layout {image_features.layout} on {image_features.device}"
+            raise ValueError(f"expected dense image features {expected}, got {where}")
+        if not image_features.is_floating_point() or image_features.itemsize == 1:
+            wanted = "floating point image features of 16 bits or more"
+            raise ValueError(f"expected {wanted}, {expected}, got {image_features.dtype}")
         if (
             image_features.ndim != axes
             or image_features.shape[-1] != self.config.image_dim

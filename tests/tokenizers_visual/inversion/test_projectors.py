@@ -136,12 +136,13 @@ def test_every_weight_gets_a_gradient(name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("change", ["integers", "width", "axes", "empty", "nan"])
+@pytest.mark.parametrize("change", ["integers", "width", "axes", "empty", "nan", "array", "sparse", "meta", "float8"])
 def test_wrong_features_are_refused(name: str, change: str) -> None:
     model = build(name)
     x = features(model)
     wrong = {
-        "integers": x.long(), "width": x[..., 1:], "axes": x[None], "empty": x[:0], "nan": x * float("nan")
+        "integers": x.long(), "width": x[..., 1:], "axes": x[None], "empty": x[:0], "nan": x * float("nan"),
+        "array": x.numpy(), "sparse": x.to_sparse(), "meta": x.to("meta"), "float8": x.to(torch.float8_e4m3fn),
     }[change]  # fmt: skip
     with pytest.raises(ValueError, match=r"expected .*image features.*, got"):
         model.project(wrong)
