@@ -206,7 +206,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "goals": goals_table,
     "speed": speed_table,
     "recipes": lambda: recipe_table(*IMAGE_TASKS),
-    "adaptive recipes": lambda: recipe_table("AdaptiveTask", "ProxyTask", "RollOutTask", "HaltingTask"),
+    "adaptive recipes": lambda: recipe_table(
+        "AdaptiveTask", "AlignmentTask", "ProxyTask", "RollOutTask", "HaltingTask"
+    ),
     "word recipes": lambda: recipe_table(*WORD_TASKS),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
     "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),

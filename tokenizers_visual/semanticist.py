@@ -1,13 +1,14 @@
 """Semanticist: tokens ordered like principal components, each adding to those before it, and a diffusion decoder.
 
 Paper: arXiv 2503.08685. Original: visual-gen/semanticist (MIT), whose tokens are continuous; here each of their
-numbers, which have unit variance, is rounded to a bin of the normal distribution. Its weights were not found. Left out
-are the learned variance of the diffusion, which deterministic sampling does not use, and the alignment with DINOv2.
+numbers, which have unit variance, is rounded to a bin of the normal distribution. Its weights were not found. Sampling
+is deterministic here, and does not use the learned variance.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,20 @@ from torch import Tensor, nn
 from zoo.config import Config
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.constants import HasConstants
-from zoo.layers.ddim import ddim, denoising, item_noise, signal_share, trailing_times
+from zoo.layers.ddim import (
+    ddim,
+    denoising,
+    item_noise,
+    noised,
+    signal_share,
+    trailing_times,
+    variance_bound,
+)
 from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, image_of, modulate
 from zoo.layers.mmdit import tanh_mlp
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.transformer import MLP, SelfAttention, TransformerBlock
+from zoo.losses.patch_features import PatchFeatures, dinov2_patches
 from zoo.prefix import PrefixTokenizer
 from zoo.quantizers import DimensionWiseConfig, QuantizerConfig
 from zoo.registry import register
@@ -60,11 +70,12 @@ class Semanticist(PrefixTokenizer):
 
     `decode` takes noise away (of the base's latents: `noise`, or by a `seed`, 0 if none is given, a list with one for
     each item) in `steps` steps, with `guidance_scale`. In training a pass gives the loss `diffusion`, the squared error
-    of the predicted noise for prefixes of random length, and the image that a single step from its time leads to.
+    of the predicted noise for prefixes of random length, the loss `variational`, which teaches the variances alone, and
+    the image that a single step from its time leads to.
     """
 
     decode_options = frozenset({"steps", "guidance_scale", "seed", "noise"})
-    own_losses = frozenset({"diffusion"})
+    own_losses = frozenset({"diffusion", "variational"})
     config: SemanticistConfig
 
     def __init__(self, config: SemanticistConfig) -> None:
@@ -113,7 +124,7 @@ class Semanticist(PrefixTokenizer):
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             repeats = 1 if scale == 1 else 2
-            found = self.decoder(x.to(codes.dtype).repeat(repeats, 1, 1, 1), time.repeat(repeats), tokens)
+            found, _ = self.decoder(x.to(codes.dtype).repeat(repeats, 1, 1, 1), time.repeat(repeats), tokens)
             if scale == 1:
                 return found
             given, without = found.unflatten(0, (2, -1))
@@ -130,14 +141,15 @@ class Semanticist(PrefixTokenizer):
         if not self.training:
             return Output(self.reconstruct(codes, lengths), latent, quantized)
         count, side, dim = len(x), self.config.image_size // self.config.base.stride, self.config.base.dim
-        noise = torch.randn(count, side, side, dim, device=x.device, dtype=x.dtype)
-        clean = self.base.latent(2 * x - 1, noise).movedim(-1, 1)
+        sample = torch.randn(count, side, side, dim, device=x.device, dtype=x.dtype)  # of the posterior
+        clean = self.base.latent(2 * x - 1, sample).movedim(-1, 1)
         kept = torch.randint(1, self.config.num_tokens + 1, (count,), device=x.device) if lengths is None else lengths
         tokens, time = self.decoder.tokens(codes, kept), torch.randint(0, _TRAIN_STEPS, (count,), device=x.device)
-        quantized.losses["diffusion"], predicted = denoising(
-            lambda noisy, time: self.decoder(noisy, time, tokens),
-            clean, torch.randn_like(clean), time, signal_share("linear", _TRAIN_STEPS), "epsilon",
-        )  # fmt: skip
+        noise, share = torch.randn_like(clean), signal_share("linear", _TRAIN_STEPS)
+        noisy = noised(clean, noise, time, share)
+        found, spread = self.decoder(noisy, time, tokens)
+        quantized.losses["diffusion"], predicted = denoising(lambda *_: found, clean, noise, time, share, "epsilon")
+        quantized.losses["variational"] = variance_bound(clean, noisy, found, spread, time, _TRAIN_STEPS)
         return Output(self._image_of(predicted), latent, quantized)
 
     def _image_of(self, latent: Tensor) -> Tensor:
@@ -200,7 +212,9 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Noisy latents of the base (B, dim, h, w), times (B,) and tokens (B, num_tokens, width) -> the noise in them."""
+    """Noisy latents of the base (B, dim, h, w), times (B,) and tokens (B, num_tokens, width) -> the noise in them, and
+    the spread of the variance of a step (see `variance_bound`), of the same shape.
+    """
 
     def __init__(self, config: SemanticistConfig) -> None:
         super().__init__()
@@ -213,7 +227,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.decoder.heads) for _ in range(config.decoder.layers))
         self.norm = PlainNorm(width, eps=1e-6)
         self.modulation = Modulation(width, 2)
-        self.to_noise = nn.Linear(width, size**2 * dim)
+        self.to_noise = nn.Linear(width, size**2 * 2 * dim)
 
     def tokens(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes (B, k, D), of each item the first `lengths` (B,), and a learned code in the place of each other one."""
@@ -225,11 +239,30 @@ class Decoder(nn.Module):
         whole = F.pad(codes, (0, 0, 0, count - codes.shape[1]))
         return self.from_codes(torch.where(kept, whole, self.null.to(codes.dtype)))
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         patches, condition = self.patches(x), self.time(time)
         count = patches.shape[1]
         x = torch.cat([patches, tokens], dim=1)
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulation(condition)[:, :, None].unbind(1)
-        return image_of(self.to_noise(modulate(self.norm(x[:, :count]), shift, scale)), self.size, (self.side,) * 2)
+        found = self.to_noise(modulate(self.norm(x[:, :count]), shift, scale))
+        noise, spread = image_of(found, self.size, (self.side,) * 2).chunk(2, dim=1)
+        return noise, spread
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def alignment_teacher(sizes: TransformerSizes, weights: Path | None = None) -> PatchFeatures:
+    """The frozen DINOv2 that features of the decoder follow, of 16 x 16 patches.
+
+    Args:
+        sizes: of the network.
+        weights: a file in timm's layout; None resolves the published ones of DINOv2 ViT-B/14.
+
+    Raises:
+        CheckpointError: weights of other sizes.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    return dinov2_patches("vit_base_patch14_dinov2.lvd142m", sizes, 16, (0.0, 1.0), weights, antialias=False)

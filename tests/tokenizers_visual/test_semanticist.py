@@ -112,6 +112,26 @@ def test_in_training_only_the_kept_tokens_learn_and_the_base_rests() -> None:
     assert all(parameter.grad is None for parameter in model.base.parameters())
 
 
+def test_variances_learn_by_their_own_loss_and_decoding_does_not_use_them() -> None:
+    model = build().train()
+    losses = model(images(8)).quantized.losses
+    layer = model.decoder.to_noise.weight
+    of_noise = model.config.latent_patch**2 * 2 * 3
+    parts = layer.new_zeros(of_noise).view(-1, 2, 3)  # (places of a patch, noise or spread, channels)
+    slopes = {name: torch.autograd.grad(losses[name], layer, retain_graph=True)[0] for name in model.own_losses}
+    moved = {name: slope.abs().sum(1).view_as(parts).sum((0, 2)) > 0 for name, slope in slopes.items()}
+    assert moved["diffusion"].tolist() == [True, False]
+    assert moved["variational"].tolist() == [False, True]
+    assert torch.isfinite(losses["variational"])
+    codes = torch.randn(2, 5, 4)
+    with torch.no_grad():
+        before = model.eval().sample(codes)
+        layer.view(4, 2, 3, -1)[:, 1] += 1.0
+        assert torch.equal(model.sample(codes), before)
+        layer.view(4, 2, 3, -1)[:, 0] += 1.0
+        assert not torch.allclose(model.sample(codes), before)
+
+
 def test_the_loss_of_diffusion_falls() -> None:
     torch.manual_seed(0)
     model, x = Semanticist(CONFIG).train(), images(8)

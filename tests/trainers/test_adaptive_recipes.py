@@ -73,7 +73,7 @@ def family_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, small_dinov2: Path, tmp_path: Path) -> None:
     settings, family = SETTINGS[name]["init_args"], family_of(name)
     adversary = settings.get("adversary")
     if adversary is not None:
@@ -87,6 +87,9 @@ def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, tmp_path
     own = []
     if SETTINGS[name]["class_path"].endswith("ProxyTask"):
         own = ["--model.init_args.teacher_init=random", f"--model.init_args.teacher_changes={json.dumps(TEACHER)}"]
+    if SETTINGS[name]["class_path"].endswith("AlignmentTask"):
+        own = ["--model.layer=1", "--model.projector_width=16", f"--model.teacher_weights={small_dinov2}"]
+        own += ["--model.teacher={width: 128, layers: 4, heads: 4}"]
     if family == "karl":
         own = [f"--model.init_args.first_counts={json.dumps(COUNTS)}"]
     terms = settings.get("perceptual")

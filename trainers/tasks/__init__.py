@@ -1,6 +1,7 @@
 """What is trained and how: one LightningModule per kind of training."""
 
 from trainers.tasks.adaptive import AdaptiveTask
+from trainers.tasks.alignment import AlignmentTask
 from trainers.tasks.class_token import ClassTokenTask
 from trainers.tasks.codec import CodecTask
 from trainers.tasks.contrastive import ContrastiveTask
@@ -17,6 +18,7 @@ from trainers.tasks.token_offsets import TokenVerseTask
 
 __all__ = [
     "AdaptiveTask",
+    "AlignmentTask",
     "ClassTokenTask",
     "CodecTask",
     "ContrastiveTask",

@@ -19,6 +19,7 @@ from trainers.data.rows import CaptionedImages
 from trainers.tasks.reconstruction import ReconstructionTask
 from zoo.config import Config
 from zoo.ops.collective import joined_over_ranks
+from zoo.ops.precision import full_precision
 
 FIRST_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # of the cosines, as in CLIP
 
@@ -63,7 +64,7 @@ def caption_contrast(images: Tensor, captions: Tensor, scale: Tensor, *, smoothi
         smoothing: of the labels.
     """
     images, captions = (joined_over_ranks(part.float()) for part in (images, captions))
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images):
         losses = contrastive_losses(images, captions, scale.exp(), smoothing)
     return (losses["image"] + losses["text"]) / 2
 
@@ -85,6 +86,8 @@ class ContrastiveTask(ReconstructionTask):
     Raises:
         ValueError: a model without such an embedding, or a setting that cannot work.
     """
+
+    decays_biases = False
 
     def __init__(
         self, model: str, contrastive_weight: float = 1.0, text: dict[str, Any] | None = None, **settings: Any
@@ -137,10 +140,3 @@ class ContrastiveTask(ReconstructionTask):
 
     def generator_parameters(self) -> list[nn.Parameter]:
         return [*super().generator_parameters(), *self.text_tower.parameters(), self.logit_scale]
-
-    def generator_groups(self) -> list[dict[str, Any]]:
-        parameters = self.generator_parameters()
-        return [
-            {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-        ]

@@ -16,6 +16,7 @@ import zoo
 from trainers.tasks.anatomy import decoder_anatomy
 from trainers.tasks.tokenizer import TokenizerTask
 from zoo import checkpoint
+from zoo.layers.transformer import add_stochastic_depth
 from zoo.losses import AdversaryConfig, DiscriminatorConfig, PatchGANConfig, VQGANLoss, VQGANLossConfig
 from zoo.losses.perceptual import perceptual_distance
 from zoo.losses.vqgan import frame_by_frame
@@ -41,6 +42,9 @@ class AdversaryTrainingConfig(AdversaryConfig):
         super().__post_init__()
         given = self.discriminator_weights
         self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
+        changed = getattr(self.discriminator, "augmentation", 0.0) > 0
+        wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
+        self.require(changed or self.consistency_weight == 0, wanted, self.consistency_weight)
 
 
 class ReconstructionTask(TokenizerTask):
@@ -78,6 +82,8 @@ class ReconstructionTask(TokenizerTask):
         ema_decay: keeps a running average of the weights, which validation and export use; None for none. The decay
             rises to this value as (1 + n) / (10 + n) over the first n updates.
         perturbation: fields of `PerturbationConfig`, latent perturbation; None for none.
+        stochastic_depth: how often the branches of the last block of a stack rest, see
+            `zoo.layers.transformer.add_stochastic_depth`.
         recompute: keep less for the backward pass, see `zoo.layers.recompute`.
         compile: run the model under `torch.compile`.
 
@@ -112,6 +118,7 @@ class ReconstructionTask(TokenizerTask):
         milestones: tuple[int, ...] = (),
         ema_decay: float | None = None,
         perturbation: dict[str, Any] | None = None,
+        stochastic_depth: float = 0.0,
         recompute: bool = False,
         compile: bool = False,
     ) -> None:
@@ -132,6 +139,8 @@ class ReconstructionTask(TokenizerTask):
             ema_decay=ema_decay, perturbation=perturbation, recompute=recompute, compile=compile,
         )  # fmt: skip
         self.save_hyperparameters()
+        if stochastic_depth != 0:
+            add_stochastic_depth(self.model, stochastic_depth)
         self.annealed = tuple(annealed)
         if spare := sorted(set(self.annealed) - {"entropy", *self.quantizer_weights}):
             raise ValueError(f"annealed: expected names of {sorted(self.quantizer_weights)}, got {spare}")

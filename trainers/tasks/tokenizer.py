@@ -75,6 +75,7 @@ class TokenizerTask(lightning.LightningModule):
 
     loss: Any
     shown: tuple[str, ...] = ()  # means of the validation that the progress bar shows
+    decays_biases = True  # and other parameters of one axis
 
     def __init__(
         self,
@@ -348,7 +349,13 @@ class TokenizerTask(lightning.LightningModule):
 
     def generator_groups(self) -> list[dict[str, Any]]:
         """Those parameters as the groups of that optimizer."""
-        return [{"params": self.generator_parameters()}]
+        parameters = self.generator_parameters()
+        if self.decays_biases:
+            return [{"params": parameters}]
+        return [
+            {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -95,8 +96,8 @@ def denoising(
     Returns:
         The mean squared error of the predictions, in float32, and the clean signals.
     """
-    now = share.to(clean.device)[time].view(-1, *[1] * (clean.ndim - 1)).to(clean)
-    noisy = now.sqrt() * clean + (1 - now).sqrt() * noise
+    now = _at(share, time, clean)
+    noisy = noised(clean, noise, time, share)
     output = predict(noisy, time)
     wanted = {
         "sample": clean,
@@ -104,6 +105,70 @@ def denoising(
         "v_prediction": now.sqrt() * noise - (1 - now).sqrt() * clean,
     }[prediction]
     return F.mse_loss(output.float(), wanted.float()), _parts(noisy, output, now, prediction)[0]
+
+
+def noised(clean: Tensor, noise: Tensor, time: Tensor, share: Tensor) -> Tensor:
+    """Signals (B, ...) at times (B,), the variance of their noise being what `share` leaves."""
+    now = _at(share, time, clean)
+    return now.sqrt() * clean + (1 - now).sqrt() * noise
+
+
+def variance_bound(clean: Tensor, noisy: Tensor, noise: Tensor, spread: Tensor, time: Tensor, steps: int) -> Tensor:
+    """What the variances of a model's steps down the linear schedule cost in the variational bound, in bits a number.
+
+    Of the hybrid objective of arXiv 2102.09672 (section 3.1), the part that learns the variances: the divergence of a
+    step from the posterior given the clean signal, at time 0 the log-likelihood of the signal in bins of 1/127.5.
+
+    Args:
+        clean: signals (B, ...).
+        noisy: at their times.
+        noise: as predicted in them; the variances alone learn, so it passes no gradient.
+        spread: of the variances in the logarithm, -1 being that of the posterior and 1 that of the forward step.
+        time: (B,) int64.
+        steps: of training.
+
+    Returns:
+        The mean, in float32.
+    """
+    betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64, device="cpu")
+    share = (1 - betas).cumprod(0)
+    before = F.pad(share[:-1], (1, 0), value=1.0)
+    posterior = betas * (1 - before) / (1 - share)
+    posterior[0] = posterior[1]  # instead of 0, whose logarithm there is none of
+    clean, noisy, noise, spread = clean.float(), noisy.float(), noise.detach().float(), spread.float()
+
+    def at(values: Tensor) -> Tensor:
+        return _at(values, time, clean)
+
+    def mean(signal: Tensor) -> Tensor:  # of the posterior given this signal
+        of_signal, of_noisy = before.sqrt() * betas, (1 - betas).sqrt() * (1 - before)
+        return at(of_signal / (1 - share)) * signal + at(of_noisy / (1 - share)) * noisy
+
+    guess = mean((noisy - at((1 - share).sqrt()) * noise) / at(share.sqrt()))
+    least, most = at(posterior.log()), at(betas.log())
+    log_variance = torch.lerp(least, most, (spread + 1) / 2)
+    divergence = log_variance - least + (least - log_variance).exp() - 1
+    divergence = (divergence + (mean(clean) - guess).square() * (-log_variance).exp()) / 2
+    first = (time == 0).view(-1, *[1] * (clean.ndim - 1))
+    cost = torch.where(first, -_log_likelihood(clean, guess, log_variance), divergence)
+    return cost.mean() / math.log(2)
+
+
+def _log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Of values in [-1, 1] in bins of 1/127.5, the outermost of which have no end (arXiv 2006.11239, equation 13)."""
+
+    def below(value: Tensor) -> Tensor:  # the normal distribution as the original approximates it
+        value = (value - mean) * (-log_variance / 2).exp()
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3))) / 2
+
+    upper = torch.where(x > 0.999, 1.0, below(x + 1 / 255))
+    lower = torch.where(x < -0.999, 0.0, below(x - 1 / 255))
+    return (upper - lower).clamp_min(1e-12).log()
+
+
+def _at(values: Tensor, time: Tensor, like: Tensor) -> Tensor:
+    """Values by time -> those of the times (B,) of signals (B, ...), of their dtype."""
+    return values.to(like.dtype).to(like.device)[time].view(-1, *[1] * (like.ndim - 1))
 
 
 def _parts(x: Tensor, output: Tensor, now: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:

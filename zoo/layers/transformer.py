@@ -228,13 +228,13 @@ def add_stochastic_depth(model: nn.Module, rate: float) -> None:
     In each stack of transformer blocks the probability rises linearly from 0 in the first to `rate` in the last.
 
     Raises:
-        ValueError: a rate outside [0, 1), or a model without such a stack.
+        ValueError: a rate outside [0, 1), or a model without such blocks.
     """
     stacks = [[part for part in stack.children() if isinstance(part, TransformerBlock)] for stack in model.modules()]
     if not 0 <= rate < 1:
         raise ValueError(f"stochastic_depth: expected a value in [0, 1), got {rate}")
-    if not any(len(stack) > 1 for stack in stacks):
-        raise ValueError("stochastic_depth: expected a model with transformer blocks in a row, got none")
+    if not any(stacks):
+        raise ValueError("stochastic_depth: expected a model with transformer blocks, got none")
     for stack in stacks:
         for place, block in enumerate(stack):
             block.drop_rate = rate * place / max(1, len(stack) - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import Config
@@ -42,6 +43,7 @@ class AdversaryConfig(Config):
     lecam_convention: Literal["means", "logits"] = "means"  # with "logits" the factor is of this term too
     r1_weight: float = 0.0  # of the gradient penalty on real images ...
     r1_interval: int = 16  # ... which comes every so many steps, and then as many times as strong
+    consistency_weight: float = 0.0  # of how far logits move when the discriminator augments its images anew
 
     def __post_init__(self) -> None:
         for kind in (self.discriminator_objective, self.generator_objective):
@@ -197,7 +199,8 @@ class VQGANLoss(nn.Module):
             step: updates of the generator made so far.
 
         Returns:
-            Terms `adversarial`, `lecam` and `r1`, and the statistics `logits_real` and `logits_fake` (means).
+            Terms `adversarial`, `lecam`, `r1` and `consistency` (arXiv 2002.04724, of both kinds of images), and the
+            statistics `logits_real` and `logits_fake` (means).
 
         Raises:
             ValueError: there is no discriminator.
@@ -219,6 +222,10 @@ class VQGANLoss(nn.Module):
         if penalised:
             values["r1"] = r1_penalty(images, real)
             terms["r1"] = config.r1_weight * config.r1_interval * values["r1"]
+        if config.consistency_weight:
+            of_real = F.mse_loss(self.discriminator(images), real)
+            values["consistency"] = of_real + F.mse_loss(self.discriminator(reconstructions.detach()), fake)
+            terms["consistency"] = self.factor(step) * config.consistency_weight * values["consistency"]
         return _collect(terms, values, {"logits_real": real.float().mean(), "logits_fake": fake.float().mean()})
 
 

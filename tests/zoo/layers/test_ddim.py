@@ -1,11 +1,13 @@
-"""Noise schedules and sampling against diffusers' DDIMScheduler, and noise by item."""
+"""Noise schedules and sampling against diffusers' DDIMScheduler, noise by item, and what variances learn from."""
+
+import math
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from zoo.layers.ddim import ddim, item_noise, signal_share, trailing_times
+from zoo.layers.ddim import ddim, denoising, item_noise, noised, signal_share, trailing_times, variance_bound
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
@@ -58,3 +60,66 @@ def test_noise_of_an_item_does_not_depend_on_the_others() -> None:
     assert torch.equal(item_noise((2, 4, 5), None), item_noise((2, 4, 5), 0))
     with pytest.raises(ValueError, match="expected 2, one for each item, got 1"):
         item_noise((2, 4, 5), [1])
+
+
+def steps_down(time: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean, noise and noisy signals of one time."""
+    torch.manual_seed(time)
+    clean, noise = torch.randn(2, 3, 4, 4).clamp(-1, 1), torch.randn(2, 3, 4, 4)
+    return clean, noise, noised(clean, noise, torch.tensor([time, time]), signal_share("linear", 1000))
+
+
+@pytest.mark.parametrize("time", [1, 37, 999])
+def test_the_bound_of_a_step_is_its_divergence_from_the_posterior(time: int) -> None:
+    clean, _, noisy = steps_down(time)
+    predicted, spread = torch.randn(2, 2, 3, 4, 4)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    share = (1 - betas).cumprod(0)
+    beta, now, before = betas[time], share[time], share[time - 1]
+
+    def mean(signal: Tensor) -> Tensor:  # arXiv 2006.11239, equation 7
+        return (before.sqrt() * beta * signal + (1 - beta).sqrt() * (1 - before) * noisy) / (1 - now)
+
+    smallest = beta * (1 - before) / (1 - now)
+    guess = mean((noisy.double() - (1 - now).sqrt() * predicted) / now.sqrt())
+    variance = torch.exp((spread + 1) / 2 * beta.log() + (1 - spread) / 2 * smallest.log())
+    posterior = torch.distributions.Normal(mean(clean.double()), smallest.sqrt())
+    step = torch.distributions.Normal(guess, variance.sqrt())
+    expected = torch.distributions.kl_divergence(posterior, step).mean() / math.log(2)
+    found = variance_bound(clean, noisy, predicted, spread, torch.tensor([time, time]), 1000)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_posterior_itself_costs_nothing_and_only_the_spread_learns() -> None:
+    clean, noise, noisy = steps_down(500)
+    time = torch.tensor([500, 500])
+    cost = variance_bound(clean, noisy, noise, -torch.ones_like(clean), time, 1000)
+    torch.testing.assert_close(cost, torch.tensor(0.0), rtol=0, atol=1e-6)
+    predicted, spread = noise.clone().requires_grad_(), torch.zeros_like(clean, requires_grad=True)
+    variance_bound(clean, noisy, predicted, spread, time, 1000).backward()
+    assert predicted.grad is None
+    assert spread.grad is not None
+    assert bool((spread.grad > 0).all())  # the noise is known, so less variance would do
+
+
+def test_at_time_0_the_bins_of_the_signal_share_one_probability() -> None:
+    values = torch.arange(256) / 127.5 - 1
+    noisy, predicted = torch.full((256, 1), 0.2), torch.full((256, 1), 0.4)
+    time = torch.zeros(256, dtype=torch.int64)
+    for spread in (-1.0, 1.0):
+        costs = [
+            variance_bound(value.view(1, 1), noisy[:1], predicted[:1], torch.full((1, 1), spread), time[:1], 1000)
+            for value in values
+        ]
+        total = torch.stack(costs).mul(-math.log(2)).exp().sum()
+        torch.testing.assert_close(total, torch.tensor(1.0), rtol=0, atol=1e-4)
+
+
+def test_the_signal_of_a_right_prediction_is_the_clean_one() -> None:
+    clean, noise, noisy = steps_down(300)
+    time, share = torch.tensor([300, 300]), signal_share("linear", 1000)
+    seen: list[Tensor] = []
+    loss, signal = denoising(lambda x, _: (seen.append(x), noise)[1], clean, noise, time, share, "epsilon")
+    assert torch.equal(seen[0], noisy)
+    assert float(loss) == 0
+    torch.testing.assert_close(signal, clean, rtol=0, atol=1e-4)

@@ -163,5 +163,5 @@ def test_stochastic_depth_is_refused_where_it_cannot_be() -> None:
     blocks = torch.nn.Sequential(TransformerBlock(8, 2, MLP(8, 8)), TransformerBlock(8, 2, MLP(8, 8)))
     with pytest.raises(ValueError, match=r"stochastic_depth: expected a value in \[0, 1\), got 1.0"):
         add_stochastic_depth(blocks, 1.0)
-    with pytest.raises(ValueError, match="expected a model with transformer blocks in a row, got none"):
+    with pytest.raises(ValueError, match="expected a model with transformer blocks, got none"):
         add_stochastic_depth(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.1)

@@ -233,3 +233,31 @@ def test_reconstruction_losses_give_one_mean_per_item() -> None:
     signals, targets = torch.zeros(2, 1, 4), torch.stack([torch.full((1, 4), 2.0), torch.full((1, 4), -3.0)])
     assert RECONSTRUCTION_LOSSES["l1"](signals, targets).tolist() == [2.0, 3.0]
     assert RECONSTRUCTION_LOSSES["l2"](signals.bfloat16(), targets).tolist() == [4.0, 9.0]
+
+
+class Shaken(nn.Module):
+    """A discriminator that moves the brightness of each image before it looks, as one that augments does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.weight * (images + torch.rand(len(images), 1, 1, 1)).mean((1, 2, 3))
+
+
+def test_consistency_is_how_far_logits_move_under_another_draw() -> None:
+    config = VQGANLossConfig(discriminator_start=0, lecam_weight=0.0, consistency_weight=4.0)
+    loss = VQGANLoss(config, Shaken())
+    images, reconstructions = torch.rand(2, 3, 3, 8, 8)
+    torch.manual_seed(1)
+    real, fake = torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1)
+    moved = ((torch.rand(3, 1, 1, 1) - real) ** 2).mean() + ((torch.rand(3, 1, 1, 1) - fake) ** 2).mean()
+    torch.manual_seed(1)
+    terms = loss.discriminator_loss(images, reconstructions, step=0)
+    torch.testing.assert_close(terms.values["consistency"], moved)
+    torch.testing.assert_close(terms.total.detach(), terms.values["adversarial"] + 4 * moved)
+    (slope,) = torch.autograd.grad(terms.total, loss.discriminator.parameters())
+    assert slope.abs() > 0
+    plain = VQGANLoss(VQGANLossConfig(discriminator_start=0, lecam_weight=0.0), Shaken())
+    assert "consistency" not in plain.discriminator_loss(images, reconstructions, step=0).values
