@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,25 @@ def train(name: str, world_size: int, rank: int) -> dict[str, Any]:
     images = torch.rand(3 * accumulate, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     share = len(images[0]) // world_size
     images = images[:, rank * share : (rank + 1) * share]
-    record = Record()
     strategy: Any = "ddp" if world_size > 1 else "auto"
     if sharded and world_size > 1:
         strategy = ModelParallelStrategy(world_size, 1, save_distributed_checkpoint=False)
+    return recorded(
+        task, DataLoader(images, batch_size=None), devices=world_size, strategy=strategy, gradient_clip_val=0.5,
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+
+
+def recorded(task: lightning.LightningModule, batches: Any, **settings: Any) -> dict[str, Any]:
+    """Trains on the batches once; gives what `Record` kept, and the state before and after."""
+    record = Record()
+    callbacks = [record, *settings.pop("callbacks", ())]
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=world_size, strategy=strategy, max_epochs=1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[record],
-        use_distributed_sampler=False, gradient_clip_val=0.5, accumulate_grad_batches=accumulate, log_every_n_steps=1,
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=callbacks, use_distributed_sampler=False, log_every_n_steps=1, **settings,
     )  # fmt: skip
     start = {name: value.clone() for name, value in task.state_dict().items()}
-    trainer.fit(task, DataLoader(images, batch_size=None))
+    trainer.fit(task, batches)
     state = {name: _whole(value) for name, value in task.state_dict().items()}
     return {
         "losses": record.losses, "gradients": record.gradients, "start": start, "state": state,
@@ -133,6 +142,14 @@ def train(name: str, world_size: int, rank: int) -> dict[str, Any]:
 
 
 def _process(rank: int, port: int, folder: str, names: list[str]) -> None:
+    with in_process(rank, port, folder):
+        for number, name in enumerate(names):
+            torch.save(train(name, 2, rank), f"{folder}/{number}_{rank}.pt")
+
+
+@contextlib.contextmanager
+def in_process(rank: int, port: int, folder: str) -> Iterator[None]:
+    """One of two processes, as torchrun starts them; it writes into a file."""
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
@@ -145,8 +162,21 @@ def _process(rank: int, port: int, folder: str, names: list[str]) -> None:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        for number, name in enumerate(names):
-            torch.save(train(name, 2, rank), f"{folder}/{number}_{rank}.pt")
+        yield
+
+
+def both(process: Callable[..., None], folder: Path, names: list[str], *arguments: Any) -> dict[str, list[Any]]:
+    """What two processes find in every case: `process(rank, port, folder, names, *arguments)` saves it in files."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        process, (port, str(folder), names, *arguments), nprocs=2, start_method="spawn"
+    )  # type: ignore[no-untyped-call]
+    return {
+        name: [torch.load(folder / f"{number}_{rank}.pt", weights_only=True) for rank in range(2)]
+        for number, name in enumerate(names)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +184,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """What each of two processes found in every case."""
     mine = [item for item in request.session.items if item.module.__name__ == __name__]  # type: ignore[attr-defined]
     names = [item.callspec.params["name"] for item in mine]  # type: ignore[attr-defined]
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(_process, (port, str(folder), names), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
-    return {
-        name: [torch.load(Path(folder) / f"{number}_{rank}.pt", weights_only=True) for rank in range(2)]
-        for number, name in enumerate(names)
-    }
+    return both(_process, tmp_path_factory.mktemp("processes"), names)
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, message: str) -> None:
@@ -175,9 +197,13 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, message: str) -> N
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_two_processes_step_as_one_on_the_joined_batch(results: dict[str, list[Any]], name: str) -> None:
-    expected = train(name, 1, 0)
+    assert_same_steps(results[name], train(name, 1, 0), of_losses="accumulate" not in CASES[name])
+
+
+def assert_same_steps(results: list[Any], expected: dict[str, Any], *, of_losses: bool = True) -> None:
+    """Each process made the three steps that one makes on the joined batch."""
     assert expected["steps"] == 3
-    for found in results[name]:
+    for found in results:
         assert found["steps"] == 3
         assert len(found["losses"]) == len(expected["losses"])
         assert len(found["gradients"]) == len(expected["gradients"])
@@ -189,8 +215,8 @@ def test_two_processes_step_as_one_on_the_joined_batch(results: dict[str, list[A
             step = (value.float() - expected["start"][key].float()).norm()
             error = (found["state"][key].float() - value.float()).norm()
             assert error <= 0.01 * step + 1e-6, f"{key}: error {error:.3g} of a step of {step:.3g}"
-        if "accumulate" not in CASES[name]:
+        if of_losses:
             for ours, theirs in zip(found["losses"], expected["losses"]):
                 for loss, value in theirs.items():
                     assert ours[loss] == pytest.approx(value, rel=1e-3, abs=1e-4), loss
-    assert all(torch.equal(a, b) for a, b in zip(*(found["state"].values() for found in results[name])))
+    assert all(torch.equal(a, b) for a, b in zip(*(found["state"].values() for found in results)))

@@ -14,12 +14,14 @@ import soundfile
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_adaptive_recipes import SMALL, TEACHER, TITOK
+from test_alignment_task import task as alignment_task
 from test_codec_task import ADVERSARY as SOUND_ADVERSARY
 from test_codec_task import task as codec_task
 from test_contrastive_task import save_shard
 from test_contrastive_task import task as contrastive_task
 from test_generative_decoders import four_m, latent_task, layton
 from test_resume import Interrupt, Losses, assert_equal
+from test_semantic_task import features_task
 from test_semantic_task import task as semantic_task
 from tiny_task import ADVERSARY, trainer
 
@@ -41,6 +43,10 @@ ELASTIC: dict[str, Any] = {
     "resolution": 32, "blocks": 2, "block_frames": 1, "patch_size": 8, "least_tokens": 2, "width": 16, "hidden": 16,
     "layers": 1, "heads": 2,
 }  # fmt: skip
+COSMOS: dict[str, Any] = {
+    "channels": 16, "channel_multipliers": [1, 2], "blocks": 1, "latent_channels": 8, "attention_resolutions": [],
+    "quantizer": {"kind": "finite_scalar", "levels": [8, 5, 5]},
+}  # fmt: skip
 TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
     "adaptive": lambda _: AdaptiveTask("spectral_f16", changes=SMALL["spectral"], **PLAYERS),
     "roll out": lambda _: RollOutTask("alit_small_vqgan_quantised", None, changes=SMALL["alit"], ema_decay=0.9),
@@ -53,10 +59,14 @@ TASKS: dict[str, Callable[[Path], lightning.LightningModule]] = {
     "diffusion": lambda _: four_m(ema_decay=0.9),
     "flow": lambda _: latent_task(ema_decay=0.9),
     "painting": lambda _: layton("image"),
+    "control": lambda _: layton("noise", ema_decay=0.9),
+    "alignment": lambda dinov2: alignment_task(dinov2, stochastic_depth=0.3, ema_decay=0.9),
+    "features": lambda dinov2: features_task(dinov2, ema_decay=0.9),
     "gaussians": lambda _: ReconstructionTask(
         "gaussian_token_256_1024", GAUSSIANS, quantizer_weights={"commitment": 1.0}
     ),
     "video": lambda _: ReconstructionTask("elastictok_200m", ELASTIC, ema_decay=0.9),
+    "video frames": lambda _: ReconstructionTask("cosmos_dv4x8x8", {**COSMOS, "dropout": 0.1}, ema_decay=0.9),
     "codec": lambda _: codec_task(adversary={**SOUND_ADVERSARY, "discriminator_start": 1}, ema_decay=0.9),
 }
 
@@ -81,8 +91,9 @@ def test_a_resumed_run_ends_in_the_same_state(
         if name == "contrastive":
             shard = save_shard(tmp_path / "photos.tar")
             data = ImageData(str(shard), captions="txt", size=32, batch_size=2, scale=(0.7, 1.0))
-        if name == "video":
-            data = VideoData(str(noise_photos), frames=2, size=32, batch_size=1, scale=(0.7, 1.0))
+        if name.startswith("video"):
+            frames = {"video": 2, "video frames": 5}[name]
+            data = VideoData(str(noise_photos), frames=frames, size=32, batch_size=1, scale=(0.7, 1.0))
         if name == "codec":
             data = AudioFolderData(str(sounds), sample_rate=16000, seconds=0.064, batch_size=2, gain=(-6.0, 0.0))
         losses = Losses()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_resume_tasks import ELASTIC
+from test_resume_tasks import COSMOS, ELASTIC
 from tiny_task import trainer
 
 from trainers.data import VideoData
@@ -18,10 +18,6 @@ from trainers.tasks import ReconstructionTask
 from zoo.media import MediaError
 from zoo.media.video import ClipSource
 
-COSMOS: dict[str, Any] = {
-    "channels": 16, "channel_multipliers": [1, 2], "blocks": 1, "latent_channels": 8, "attention_resolutions": [],
-    "quantizer": {"kind": "finite_scalar", "levels": [8, 5, 5]},
-}  # fmt: skip
 LEVEL = 20  # by which each frame is brighter than the one before
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops.collective import sum_over_ranks
+from zoo.ops.collective import mean_over_ranks, sum_over_ranks
 from zoo.quantizers.base import AroundConfig, Quantized, Quantizer
 from zoo.quantizers.codebooks import EmaCodebookConfig
 from zoo.quantizers.vector import VectorConfig
@@ -58,7 +58,7 @@ class PositionDiversity(Quantizer):
         quantized = self.inner.quantize(z)
         soft = (config.sharpness * F.normalize(z, dim=-1) @ table.T).softmax(-1)
         running = self._follow(quantized.indices)
-        mixed = torch.lerp(soft.mean(0), running, config.running_share)
+        mixed = torch.lerp(mean_over_ranks(soft.mean(0)), running, config.running_share)
         groups = mixed.tensor_split(min(config.groups, config.positions))
         by_position = _entropy(mixed).mean()
         by_group = torch.stack([_entropy(group.mean(0)) for group in groups]).mean()
