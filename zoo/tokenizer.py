@@ -65,7 +65,7 @@ class InputSpec:
         if x.layout != torch.strided:
             raise ValueError(f"expected a dense tensor {wanted}, got layout {x.layout}")
         if not x.is_floating_point() or x.itemsize == 1:
-            expected = f"floating point values of 16 bits or more in {list(self.value_range)}"
+            expected = f"floating point values in {list(self.value_range)}, of 16 bits or more"
             raise ValueError(f"expected {expected}, got {x.dtype}")
         if x.ndim != 2 + len(axes) or x.shape[1] != self.channels or 0 in x.shape:
             raise ValueError(f"expected a batch of shape {wanted}, got {tuple(x.shape)}")
