@@ -566,8 +566,12 @@ def test_a_wrong_place_is_told_when_the_module_is_made(place: str, told: str) ->
 
 
 @pytest.mark.parametrize(
-    "setting", [{"batch_size": 0}, {"size": 0}, {"scale": (0.0, 1.0)}, {"epoch_images": 0}, {"shuffle_buffer": 0}]
-)
+    "setting",
+    [
+        {"batch_size": 0}, {"size": 0}, {"scale": (0.0, 1.0)}, {"epoch_images": 0}, {"shuffle_buffer": 0},
+        {"crop": (0.0, 1.0)}, {"crop": (0.9, 1.1)}, {"crop": (0.9, 1.0), "scale": (0.5, 1.0)},
+    ],
+)  # fmt: skip
 def test_a_wrong_setting_is_told(folder: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         ImageData(str(folder), **setting)
@@ -598,11 +602,23 @@ def test_scale_one_cuts_without_resizing() -> None:
     assert (windows == crop).flatten(1).all(1).any()
 
 
-def test_half_of_the_images_are_flipped() -> None:
+def test_a_crop_is_a_share_of_the_short_side() -> None:
+    ramp = torch.linspace(0, 1, 100).expand(3, 200, -1)  # over the short side
+    sides = []
+    for _ in range(100):
+        cut = RandomScaleCrop(100, crop=(0.5, 0.8))(ramp)
+        sides.append(float(cut[0, 0, -1] - cut[0, 0, 0]))
+        assert -0.01 < cut.min() <= cut.max() < 1.01
+    assert 0.48 < min(sides) < 0.55 < 0.75 < max(sides) < 0.82
+    torch.testing.assert_close(RandomScaleCrop(100, crop=(1.0, 1.0))(ramp), ramp[:, :100])
+
+
+def test_half_of_the_images_are_flipped_or_none() -> None:
     image = torch.zeros(3, 8, 8)
     image[:, :, 0] = 1
     flipped = [bool(augmentation(8)(image)[0, 0, 7]) for _ in range(200)]
     assert 70 < sum(flipped) < 130
+    assert not any(augmentation(8, flip=False)(image)[0, 0, 7] for _ in range(20))
 
 
 def test_the_state_is_plain(folder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class ImageData(SourceData):
         size: pixels a side.
         batch_size: per process.
         scale: least and largest factor by which an image is resized before the random crop.
+        crop: least and largest side of the crop as a share of the image's short side, in place of `scale`.
+        flip: whether every second image is mirrored.
         workers: loading processes; 0 loads in the main process.
         seed: of the order and of the augmentation.
         transform: torchvision v2 transform in place of crop and flip; from (3, H, W) uint8, or float in [0, 1] where
@@ -51,6 +53,8 @@ class ImageData(SourceData):
         size: int = 256,
         batch_size: int = 16,
         scale: tuple[float, float] = (1.0, 1.0),
+        crop: tuple[float, float] | None = None,
+        flip: bool = True,
         workers: int = 0,
         seed: int = 0,
         transform: nn.Module | None = None,
@@ -65,7 +69,7 @@ class ImageData(SourceData):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if epoch_images is not None and epoch_images < 1:
             raise ValueError(f"epoch_images: expected at least 1, or null, got {epoch_images}")
-        reader = Reader(size, augmentation(size, scale) if transform is None else transform)
+        reader = Reader(size, augmentation(size, scale, crop, flip) if transform is None else transform)
         captioned = None if captions is None else CaptionReader(reader, captions)
         super().__init__(
             open_source(train, image_column, keep=() if captioned is None else (captioned.kept,)),

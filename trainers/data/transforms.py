@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 class RandomScaleCrop(v2.Transform):
-    """A square crop at a random place of the image resized by a random factor (bicubic, antialiased).
+    """A square crop at a random place of the image, resized by a random factor or of a random size (bicubic).
 
     The crop is cut first and resized alone, which gives the same pixels but for its edges, at a part of the cost.
     An image whose short side would be smaller than the crop is enlarged to it.
@@ -18,21 +18,31 @@ class RandomScaleCrop(v2.Transform):
     Args:
         size: pixels a side of the crop.
         scale: least and largest factor, drawn evenly.
+        crop: least and largest side of the crop as a share of the image's short side, drawn evenly, in place of
+            `scale`; None: by `scale`.
 
     Raises:
-        ValueError: a size or scale that is not positive.
+        ValueError: a size, scale or crop that is not positive, a crop beyond the image, or both scale and crop.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+    def __init__(
+        self, size: int, scale: tuple[float, float] = (1.0, 1.0), crop: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         if size < 1 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"expected a positive size and 0 < least <= largest scale, got {size} and {scale}")
-        self.size, self.scale = size, (scale[0], scale[1])
+        if crop is not None and not 0 < crop[0] <= crop[1] <= 1:
+            raise ValueError(f"crop: expected 0 < least <= largest <= 1, got {crop}")
+        if crop is not None and tuple(scale) != (1.0, 1.0):
+            raise ValueError(f"expected scale or crop, got {scale} and {crop}")
+        self.size, self.scale, self.crop = size, (scale[0], scale[1]), crop
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
         height, width = v2.query_size(flat_inputs)
-        factor = max(float(torch.empty(()).uniform_(*self.scale)), self.size / min(height, width))
-        side = max(1, min(round(self.size / factor), height, width))
+        drawn = float(torch.empty(()).uniform_(*(self.scale if self.crop is None else self.crop)))
+        short = min(height, width)
+        wanted = short * drawn if self.crop is not None else self.size / max(drawn, self.size / short)
+        side = max(1, min(round(wanted), short))
         top, left = (int(torch.randint(length - side + 1, ())) for length in (height, width))
         return {"top": top, "left": left, "side": side}
 
@@ -45,9 +55,14 @@ class RandomScaleCrop(v2.Transform):
         return self._call_kernel(F.resize, crop, size=size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
 
 
-def augmentation(size: int, scale: tuple[float, float] = (1.0, 1.0)) -> v2.Transform:
-    """`RandomScaleCrop`, then a horizontal flip of every second image."""
-    return v2.Compose([RandomScaleCrop(size, scale), v2.RandomHorizontalFlip()])
+def augmentation(
+    size: int,
+    scale: tuple[float, float] = (1.0, 1.0),
+    crop: tuple[float, float] | None = None,
+    flip: bool = True,
+) -> v2.Transform:
+    """`RandomScaleCrop`, then with `flip` a horizontal flip of every second image."""
+    return v2.Compose([RandomScaleCrop(size, scale, crop), v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
 
 
 class ContrastiveAugmentation(v2.Compose):
