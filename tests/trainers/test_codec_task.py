@@ -156,6 +156,7 @@ def test_validation_measures_the_average_and_pictures_spectrograms(tmp_path: Pat
         ({"adversary": {"objective": "none"}}, "objective"),
         ({"adversary": {"discriminators": []}}, "at least one discriminator"),
         ({"adversary": {"discriminator_weights": "no.safetensors"}}, "discriminator_weights to be a file"),
+        ({"adversary": {"gradient_clip_val": -1.0}}, "gradient_clip_val >= 0"),
         ({"quantizer_weights": {"entropy": 1.0}}, "the losses of this quantizer"),
         ({"schedule": "exponential"}, "final_rate"),
         ({"ema_decay": 1.0}, "ema_decay"),
@@ -190,3 +191,14 @@ def test_the_semantic_head_learns_the_features_from_the_codes() -> None:
     assert taught <= {id(weight) for weight in learner.generator_parameters()}
     assert all(float(weight.grad.abs().max()) > 0 for weight in learner.semantic_head.parameters())
     assert float(learner.model.semantic_encoder.conv_in.weight.grad.abs().max()) > 0
+
+
+def test_discriminators_move_first_and_with_accumulated_batches_last() -> None:
+    def weights(first: bool, parts: int) -> list[Tensor]:
+        module = task(adversary={**ADVERSARY, "discriminator_start": 0, "discriminator_first": first})
+        rows = fit(module, sounds(4), accumulate_grad_batches=parts).rows
+        assert all({"train/adversarial", "train/discriminator"} <= set(row) for row in rows)
+        return list(module.model.parameters())
+
+    assert not all(map(torch.equal, weights(True, 1), weights(False, 1)))
+    assert all(map(torch.equal, weights(True, 2), weights(False, 2)))

@@ -26,12 +26,16 @@ class CodecAdversaryTrainingConfig(CodecAdversaryConfig):
     learning_rate: float | None = None  # None in this and the next two: the generator's
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
+    gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
     own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
+    discriminator_first: bool = True  # they move first in a step, and judge as they then are
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = self.discriminator_weights
         self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
+        clip = self.gradient_clip_val
+        self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
 
 
 class CodecTask(TokenizerTask):
@@ -107,6 +111,7 @@ class CodecTask(TokenizerTask):
         if rate is None:
             raise ValueError(f"model: expected one of sounds, got {model}")
         self.loss = CodecLoss(loss_config, opponent, rate)
+        self.discriminator_first = opponent is not None and opponent.discriminator_first
         if opponent is not None and opponent.discriminator_weights is not None:
             checkpoint.load_into(self.loss.discriminator, checkpoint.read(Path(opponent.discriminator_weights)))
         self.distillation = None if lessons is None else Distillation(lessons, self.model.quantizer.config.dim, rate)

@@ -128,8 +128,8 @@ class ContrastiveTask(ReconstructionTask):
         images: Tensor = self.model.image_embedding(codes)  # type: ignore[operator]
         return caption_contrast(images, self.text_tower(texts), self.logit_scale)
 
-    def update_weights(self, discriminator_active: bool) -> None:
-        super().update_weights(discriminator_active)
+    def update_generator(self) -> None:
+        super().update_generator()
         with torch.no_grad():
             self.logit_scale.clamp_(0, math.log(LARGEST_SCALE))
 

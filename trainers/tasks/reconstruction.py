@@ -36,12 +36,15 @@ class AdversaryTrainingConfig(AdversaryConfig):
     learning_rate: float | None = None  # None in this and the next two: the generator's
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
+    gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
     own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = self.discriminator_weights
         self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
+        clip = self.gradient_clip_val
+        self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
         changed = getattr(self.discriminator, "augmentation", 0.0) > 0
         wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
         self.require(changed or self.consistency_weight == 0, wanted, self.consistency_weight)

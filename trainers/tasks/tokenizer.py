@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, Self
 import lightning.pytorch as lightning
 import torch
 import torch.distributed
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -48,6 +49,9 @@ class AdversaryOptimizer(Protocol):
     def weight_decay(self) -> float | None: ...
 
     @property
+    def gradient_clip_val(self) -> float | None: ...
+
+    @property
     def own_clock(self) -> bool: ...
 
 
@@ -64,10 +68,10 @@ class TwoPlayerLoss(Protocol):
 class TokenizerTask(lightning.LightningModule):
     """Base of the tasks: a subclass sets `loss` (see `TwoPlayerLoss`) and writes `generator_loss` and `model_range`.
 
-    The Trainer's `gradient_clip_val` (for each player), `accumulate_grad_batches`, `max_steps`, `precision` (bf16 or 32
-    bits) and `strategy` (also plain "ddp") work as usual. In a distributed run a step equals that of one process on the
-    joined batch. The arguments are those of the tasks, which state them; `adversary` is what the discriminator's
-    optimizer takes.
+    The Trainer's `gradient_clip_val` (for each player that states none), `accumulate_grad_batches`, `max_steps`,
+    `precision` (bf16 or 32 bits) and `strategy` (also plain "ddp") work as usual. In a distributed run a step equals
+    that of one process on the joined batch. The arguments are those of the tasks, which state them; `adversary` is what
+    the discriminator's optimizer takes.
 
     Raises:
         ValueError: a setting that cannot work; tells what was expected. Nothing has been read but named weight files.
@@ -76,6 +80,7 @@ class TokenizerTask(lightning.LightningModule):
     loss: Any
     shown: tuple[str, ...] = ()  # means of the validation that the progress bar shows
     decays_biases = True  # and other parameters of one axis
+    discriminator_first = False  # moves first in a step and judges as it then is; of accumulated batches it moves last
 
     def __init__(
         self,
@@ -185,31 +190,40 @@ class TokenizerTask(lightning.LightningModule):
         share = 1 / self.trainer.accumulate_grad_batches
         signal = self.model_range(batch)
 
-        # the tokenizer gives the signals back, and tries to make the discriminator take them for real
+        # the tokenizer gives the signals back
         with RecomputeActivations() if self.recompute else nullcontext():
             output = self.reconstructed(signal)
+        active = self.loss.factor(step) > 0
+        moves_first = self.discriminator_first and share == 1
+        told: dict[str, Tensor] = {}
+        if active and moves_first:
+            told = self._discriminator_backward(signal, output, step, share)
+            self.update_discriminator(step)
+
+        # it tries to make the discriminator take them for real
         with _frozen(self.loss.discriminator):
             generator, losses = self.generator_loss(signal, output, step)
         with nullcontext() if last_of_step else self._without_reduction(), self._types_of_forward():
             self.manual_backward(generator * share)
-
-        # the discriminator tells the same reconstructions from the signals
-        fake, active = output.reconstruction.detach(), self.loss.factor(step) > 0
-        if active:
-            discriminator = self.loss.discriminator_loss(signal, fake, step=step)
-            with self._types_of_forward():
-                (discriminator.total * share).backward()
-            values = dict(discriminator.values)
-            losses |= {
-                "discriminator": discriminator.total.detach(),
-                "discriminator_adversarial": values.pop("adversarial"),
-            }
-            losses |= values
+        if active and not moves_first:
+            told = self._discriminator_backward(signal, output, step, share)
 
         if last_of_step:
-            self.update_weights(active)
+            self.update_generator()
+            if active and not moves_first:
+                self.update_discriminator(step)
+        losses |= told
         self._log_step(losses, output.quantized)
         return losses["total"]
+
+    def _discriminator_backward(self, signal: Tensor, output: zoo.Output, step: int, share: float) -> dict[str, Tensor]:
+        """The discriminator tells the reconstructions from the signals; returns its losses by name, detached."""
+        terms = self.loss.discriminator_loss(signal, output.reconstruction.detach(), step=step)
+        with self._types_of_forward():
+            (terms.total * share).backward()
+        values = dict(terms.values)
+        own = {"discriminator": terms.total.detach(), "discriminator_adversarial": values.pop("adversarial")}
+        return {**own, **values}
 
     def _types_of_forward(self) -> Any:
         """A context for backward passes, whose types Lightning's autocast around the whole step would change."""
@@ -219,25 +233,31 @@ class TokenizerTask(lightning.LightningModule):
         """The model's pass of a training step."""
         return self.model(signal)
 
-    def update_weights(self, discriminator_active: bool) -> None:
-        """One update of the generator, its running average and, where it is active, the discriminator."""
-        generator, *others = _as_list(self.optimizers())
-        schedules = _as_list(self.lr_schedulers())
-        self.clip_gradients(generator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
-        generator.step()  # Lightning counts the steps of its wrapped optimizers ...
-        generator.zero_grad()
-        schedules[0].step()
+    def update_generator(self) -> None:
+        """One update of the generator and its running average."""
+        optimizer = _as_list(self.optimizers())[0]
+        self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+        optimizer.step()  # Lightning counts the steps of its wrapped optimizers ...
+        optimizer.zero_grad()
+        _as_list(self.lr_schedulers())[0].step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        if discriminator_active:
-            _average_gradients(self.loss.discriminator)
-            discriminator = others[0].optimizer  # ... so the discriminator steps by the plain one inside
-            if not self.adversary.own_clock:  # type: ignore[union-attr]
-                _count_rest(discriminator, self.global_step - 1)
-            self.clip_gradients(discriminator, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
-            discriminator.step()
-            discriminator.zero_grad()
-            schedules[1].step()
+
+    def update_discriminator(self, step: int) -> None:
+        """One update of the discriminator, in the step that follows `step` updates of the generator."""
+        chosen, trainer = self.adversary, self.trainer
+        assert chosen is not None
+        _average_gradients(self.loss.discriminator)
+        optimizer = _as_list(self.optimizers())[1].optimizer  # ... so the discriminator steps by the plain one inside
+        if not chosen.own_clock:
+            _count_rest(optimizer, step)
+        clip = trainer.gradient_clip_val if chosen.gradient_clip_val is None else chosen.gradient_clip_val
+        # not `self.clip_gradients`, which takes the Trainer's value alone
+        algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+        trainer.precision_plugin.clip_gradients(optimizer, clip or 0.0, algorithm)
+        optimizer.step()
+        optimizer.zero_grad()
+        _as_list(self.lr_schedulers())[1].step()
 
     def _without_reduction(self) -> Any:
         """A context in which gradients of this process are not yet averaged over all."""
