@@ -222,6 +222,20 @@ def halting_task(**settings: Any) -> HaltingTask:
     )
 
 
+@pytest.mark.parametrize("kind", ["proxy", "rollouts", "halting"])
+def test_norms_and_biases_do_not_decay(kind: str) -> None:
+    task: Any = {"proxy": proxy_task, "rollouts": lambda: rollout_task(None), "halting": halting_task}[kind]()
+    before = {name: value.clone() for name, value in task.model.named_parameters()}
+    decayed, plain = task.generator_groups()
+    optimizer = torch.optim.AdamW([decayed, plain], lr=0.1, weight_decay=0.5)
+    for parameter in task.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # so that decay alone moves it
+    optimizer.step()
+    for name, value in task.model.named_parameters():
+        share = 0.95 if value.requires_grad and value.ndim > 1 else 1
+        torch.testing.assert_close(value, share * before[name], msg=name)
+
+
 def test_tokens_that_the_first_pass_did_without_learn_to_halt() -> None:
     task = halting_task()
     assert moved(task, images().expand(80, -1, -1, -1, -1), 80).isdisjoint({"base"})

@@ -216,6 +216,15 @@ def test_a_discriminator_counts_its_steps_by_its_own_clock_or_the_generators(
     assert {int(state["step"]) for state in run.optimizers[1].state.values()} == {updates}
 
 
+def test_a_discriminator_may_have_a_warm_up_of_its_own() -> None:
+    adversary = {**ADVERSARY, "discriminator_start": 1, "own_clock": True, "warmup_steps": 4}
+    module = task(adversary=adversary, warmup_steps=2, schedule="constant", learning_rate=1.0)
+    run = fit(module, batches(3))
+    assert [player.param_groups[0]["lr"] for player in run.optimizers] == pytest.approx([1, 0.75])  # the next update's
+    with pytest.raises(ValueError, match="warmup_steps"):
+        task(adversary={**ADVERSARY, "warmup_steps": -1})
+
+
 def test_a_schedule_of_its_own_clock_ends_with_the_run() -> None:
     adversary = {**ADVERSARY, "discriminator_start": 4, "own_clock": True}
     run = fit(task(adversary=adversary, schedule="linear", final_rate=0.1, learning_rate=1.0), batches(8))

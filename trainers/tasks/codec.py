@@ -23,9 +23,10 @@ class CodecAdversaryTrainingConfig(CodecAdversaryConfig):
     """The discriminators with their terms, weights and optimizer."""
 
     discriminator_weights: str | None = None  # a file of their weights; None starts them afresh
-    learning_rate: float | None = None  # None in this and the next two: the generator's
+    learning_rate: float | None = None  # None in this and the next three: the generator's
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
+    warmup_steps: int | None = None
     gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
     own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
     discriminator_first: bool = True  # they move first in a step, and judge as they then are

@@ -43,6 +43,7 @@ class ProxyTask(ReconstructionTask):
     """
 
     model: TiTok  # type: ignore[assignment]
+    decays_biases = False
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class RollOutTask(ReconstructionTask):
     """
 
     model: ALIT  # type: ignore[assignment]
+    decays_biases = False
 
     def __init__(
         self,
@@ -216,6 +218,7 @@ class HaltingTask(ReconstructionTask):
     """
 
     model: KARL  # type: ignore[assignment]
+    decays_biases = False
     wanted: Tensor
 
     def __init__(

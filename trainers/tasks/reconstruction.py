@@ -33,11 +33,13 @@ class AdversaryTrainingConfig(AdversaryConfig):
 
     discriminator: DiscriminatorConfig = PatchGANConfig()
     discriminator_weights: str | None = None  # a file of its weights; None starts it afresh
-    learning_rate: float | None = None  # None in this and the next two: the generator's
+    learning_rate: float | None = None  # None in this and the next three: the generator's
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
+    warmup_steps: int | None = None
     gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
     own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
+    discriminator_first: bool = False  # it moves first in a step, and judges as it then is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +47,7 @@ class AdversaryTrainingConfig(AdversaryConfig):
         self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
         clip = self.gradient_clip_val
         self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
+        self.require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps >= 0", self.warmup_steps)
         changed = getattr(self.discriminator, "augmentation", 0.0) > 0
         wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
         self.require(changed or self.consistency_weight == 0, wanted, self.consistency_weight)
@@ -158,6 +161,7 @@ class ReconstructionTask(TokenizerTask):
         terms = {perceptual: 1.0} if isinstance(perceptual, str) else perceptual
         distance = perceptual_distance(terms, perceptual_files) if terms else None
         self.loss = VQGANLoss(loss_config, discriminator, distance, image_range=self.model.spec.value_range)
+        self.discriminator_first = opponent is not None and opponent.discriminator_first
         self.leave_loss_to_task()
 
     def generator_loss(self, images: Tensor, output: zoo.Output, step: int) -> tuple[Tensor, dict[str, Tensor]]:

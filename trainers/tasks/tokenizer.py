@@ -52,6 +52,9 @@ class AdversaryOptimizer(Protocol):
     def gradient_clip_val(self) -> float | None: ...
 
     @property
+    def warmup_steps(self) -> int | None: ...
+
+    @property
     def own_clock(self) -> bool: ...
 
 
@@ -397,21 +400,23 @@ class TokenizerTask(lightning.LightningModule):
             )
             start = chosen.discriminator_start
             spans.append((0, last - start) if chosen.own_clock else (start, last))
+        warmups = [self.warmup_steps, None if self.adversary is None else self.adversary.warmup_steps]
         schedules = [
-            LambdaLR(optimizer, lambda step, start=start, end=end: self.rate(start + step, end))
-            for optimizer, (start, end) in zip(optimizers, spans)
+            LambdaLR(optimizer, lambda step, start=start, end=end, rise=rise: self.rate(start + step, end, rise))
+            for optimizer, (start, end), rise in zip(optimizers, spans, warmups)
         ]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
-    def rate(self, step: int, last: int) -> float:
-        """Share of the learning rate in a step, of `last` steps in all."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+    def rate(self, step: int, last: int, warmup_steps: int | None = None) -> float:
+        """Share of the learning rate in a step, of `last` steps in all; None: the generator's warm-up."""
+        warmup_steps = self.warmup_steps if warmup_steps is None else warmup_steps
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
         if self.schedule == "step":
             return 0.1 ** sum(step >= milestone for milestone in self.milestones)
         if self.schedule == "constant":
             return 1.0
-        done = (step - self.warmup_steps) / max(1, last - self.warmup_steps)
+        done = (step - warmup_steps) / max(1, last - warmup_steps)
         if self.schedule == "linear":
             return 1 - (1 - self.final_rate) * min(1.0, done)
         if self.schedule == "exponential":
