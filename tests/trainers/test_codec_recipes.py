@@ -29,6 +29,7 @@ NARROW: dict[str, dict[str, Any]] = {  # sizes of discriminators
     "wave": {"period_channels": [2, 2], "band_channels": 2},
     "magnitude": {"period_channels": [2, 2], "channels": 2, "most_channels": 2},
     "scale": {"channels": [16] * 7},
+    "period": {"channels": [2, 2]},
     "frequency": {"hop_lengths": [16], "channels": [32]},
 }
 

@@ -28,7 +28,7 @@ from zoo.losses.intelligibility import IntelligibilityLoss
 from zoo.losses.magnitude_discriminators import MagnitudeDiscriminatorConfig
 from zoo.losses.mel import LogMelLoss, LogMelLossConfig
 from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionSTFT, MultiResolutionSTFTConfig
-from zoo.losses.scale_discriminators import ScaleDiscriminatorConfig
+from zoo.losses.scale_discriminators import PeriodDiscriminatorConfig, ScaleDiscriminatorConfig
 from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
 from zoo.losses.vqgan import LossTerms
 from zoo.ops.precision import full_precision
@@ -38,6 +38,7 @@ AnyDiscriminators = (
     | WaveDiscriminatorConfig
     | MagnitudeDiscriminatorConfig
     | ScaleDiscriminatorConfig
+    | PeriodDiscriminatorConfig
     | FrequencyDiscriminatorConfig
 )
 

@@ -1,4 +1,7 @@
-"""HiFi-GAN's discriminators on the waveform at several scales (arXiv 2010.05646), as SpeechTokenizer trains with."""
+"""HiFi-GAN's discriminators on the waveform (arXiv 2010.05646), at several scales and of several periods.
+
+SpeechTokenizer and DM-Codec train with both. Logits are the last of the feature maps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from zoo.losses.audio_discriminators import AudioDiscriminator, AudioDiscriminatorConfig, Judgement
+from zoo.losses.audio_discriminators import (
+    AudioDiscriminator,
+    AudioDiscriminatorConfig,
+    Judgement,
+    PeriodDiscriminator,
+)
 
 # kernel size, stride and groups of the convolutions; of each the width is stated by the config
 _LAYERS = ((15, 1, 1), (41, 2, 4), (41, 2, 16), (41, 4, 16), (41, 4, 16), (41, 1, 16), (5, 1, 1))
@@ -63,7 +71,39 @@ class _ScaleDiscriminator(nn.Module):
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.1)
             features.append(x)
-        return Judgement(self.conv_post(x), tuple(features))
+        return _logits_too(Judgement(self.conv_post(x), tuple(features)))
+
+
+@dataclass(frozen=True)
+class PeriodDiscriminatorConfig(AudioDiscriminatorConfig):
+    """Sizes of the discriminators, one for each period; the defaults are the published.
+
+    They see the signal as it is, where those of `WaveDiscriminatorConfig` scale it, and pad it to whole periods alone.
+    """
+
+    kind = "period"
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+
+    def __post_init__(self) -> None:
+        self.require(min(self.periods, default=0) >= 1, "periods >= 1", self.periods)
+        self.require(min(self.channels, default=0) >= 1, "widths >= 1", self.channels)
+
+
+class PeriodDiscriminators(AudioDiscriminator):
+    """Signals (B, 1, T) -> a judgement a period."""
+
+    def __init__(self, config: PeriodDiscriminatorConfig) -> None:
+        parts = [PeriodDiscriminator(period, config.channels, always_pad=False) for period in config.periods]
+        super().__init__(config, parts)
+
+    def forward(self, x: Tensor) -> tuple[Judgement, ...]:
+        return tuple(map(_logits_too, super().forward(x)))
+
+
+def _logits_too(judgement: Judgement) -> Judgement:
+    return Judgement(judgement.logits, (*judgement.features, judgement.logits))
 
 
 ScaleDiscriminatorConfig.discriminator = ScaleDiscriminators
+PeriodDiscriminatorConfig.discriminator = PeriodDiscriminators
