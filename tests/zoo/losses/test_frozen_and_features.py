@@ -142,12 +142,40 @@ def test_the_dino_discriminator_trains_its_heads_alone(vit: Path) -> None:
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+def test_heads_see_patches_with_their_class_token_and_norm_over_eight_images(vit: Path) -> None:
+    torch.manual_seed(0)
+    network = dino(vit, norm="batch", spectral_norm=False, kernel_size=3, blocks=[2]).double()
+    images = torch.rand(16, 3, 224, 224, dtype=torch.float64) * 2 - 1
+    head = network.heads[0]
+    seen = []
+    network.backbone.network.blocks[2].register_forward_hook(lambda module, given, tokens: seen.append(tokens))
+    with torch.no_grad():
+        logits = network(images)[:, 0]
+        tokens = seen[0].transpose(1, 2)
+        x = tokens[:, :, 1:] + tokens[:, :, :1]
+
+        def block(x: Tensor, layers: nn.Sequential, kernel_size: int) -> Tensor:
+            edge = kernel_size // 2
+            around = torch.cat([x[..., x.shape[2] - edge :], x, x[..., :edge]], 2)
+            x = F.conv1d(around, layers[0].weight, layers[0].bias)
+            halves = [(half - half.mean((0, 2), keepdim=True)) / half.std((0, 2), correction=0, keepdim=True)
+                      for half in x.split(8)]  # fmt: skip
+            return F.leaky_relu(torch.cat(halves), 0.2)
+
+        x = block(x, head.enter, 1)
+        x = (x + block(x, head.mix, 3)) / 2**0.5
+        expected = F.conv1d(x, head.to_logit.weight, head.to_logit.bias)[:, 0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert network(images[:3]).shape == (3, 1, 14 * 14)
+
+
 def test_the_dino_discriminator_refuses_what_it_cannot_take(vit: Path) -> None:
     for fields, told in (
         ({"blocks": [12]}, "below 12"),
         ({"groups": 7}, "divide"),
         ({"kernel_size": 4}, "odd"),
         ({"augmentation": 2.0}, "augmentation"),
+        ({"norm": "layer"}, "norm"),
     ):
         with pytest.raises(ConfigError, match=told):
             dino(vit, **fields)
