@@ -110,10 +110,28 @@ def test_places_and_settings_that_cannot_work_are_told(folder: Path, tmp_path: P
         data(folder, batch_size=0)
     with pytest.raises(ValueError, match="speeds"):
         data(folder, speeds=())
+    for peak in ((-1.0, -6.0), (-6.0, 1.0)):
+        with pytest.raises(ValueError, match="peak: expected"):
+            data(folder, peak=peak)
     for path in folder.glob("*.wav"):
         path.write_bytes(b"no sound")
     with pytest.raises(MediaError, match="no recording of 3 can be read"):
         data(folder).train_dataloader()
+
+
+def test_a_peak_is_that_of_the_whole_recording(tmp_path: Path) -> None:
+    signal = np.full(3200, 0.1)
+    signal[1600] = -0.2
+    soundfile.write(tmp_path / "0.wav", signal, RATE, subtype="FLOAT")
+    module = data(tmp_path, peak=(-6.0, -6.0), seconds=0.05, passes=40)
+    peaks = [float(segment.abs().max()) for batch in module.train_dataloader() for segment in batch]
+    assert len(peaks) == 40
+    full = 10 ** (-6 / 20)
+    assert {round(peak, 5) for peak in peaks} == {round(full, 5), round(full / 2, 5)}
+    drawn = data(tmp_path, peak=(-6.0, -1.0), seconds=0.4, batch_size=1, passes=20).train_dataloader()
+    levels = [20 * np.log10(float(batch.abs().max())) for batch in drawn]
+    assert -6.001 < min(levels) < -5
+    assert -2 < max(levels) < -0.999
 
 
 def test_fixed_segments_come_again_in_every_pass_and_epoch(folder: Path) -> None:

@@ -32,6 +32,8 @@ class AudioFolderData(SourceData):
         fixed: every epoch and pass has the same segment of a recording, which alone then is cut and augmented once.
         passes: segments of each recording in one epoch.
         speeds: factors; every recording is there at each of them, its pitch changed with it.
+        peak: least and largest level in dB of full scale, drawn evenly, to which the highest sample of a recording is
+            brought before a segment is cut; None: its own.
         gain: least and largest gain in dB, drawn evenly.
         invert: segments are inverted at random.
         reverse: share of the segments that run backwards.
@@ -56,6 +58,7 @@ class AudioFolderData(SourceData):
         fixed: bool = False,
         passes: int = 1,
         speeds: tuple[float, ...] = (1.0,),
+        peak: tuple[float, float] | None = None,
         gain: tuple[float, float] = (0.0, 0.0),
         invert: bool = False,
         reverse: float = 0.0,
@@ -70,12 +73,14 @@ class AudioFolderData(SourceData):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not speeds or min(speeds) <= 0:
             raise ValueError(f"speeds: expected factors > 0, got {speeds}")
+        if peak is not None and not peak[0] <= peak[1] <= 0:
+            raise ValueError(f"peak: expected a least and a largest level, at most 0 dB, got {peak}")
         spec = InputSpec("audio", channels, (-1.0, 1.0), sample_rate=sample_rate)
         recordings = Recordings(train, spec, tuple(speeds), passes)
         super().__init__(
             recordings,
             None if val is None else Recordings(val, spec),
-            Segments(samples, recordings, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed),
+            Segments(samples, recordings, peak, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed),
             Segments(samples),
             batch_size=batch_size,
             workers=workers,
@@ -138,11 +143,12 @@ class Segments:
     Attributes:
         samples: of a segment.
         others: what is mixed in; None: not training, the middle of the recording as it is.
-        gain, invert, reverse, tilt, mix, fixed: as for `AudioFolderData`.
+        peak, gain, invert, reverse, tilt, mix, fixed: as for `AudioFolderData`.
     """
 
     samples: int
     others: Recordings | None = None
+    peak: tuple[float, float] | None = None
     gain: tuple[float, float] = (0.0, 0.0)
     invert: bool = False
     reverse: float = 0.0
@@ -172,6 +178,8 @@ class Segments:
         return torch.from_numpy(segment.T.astype(np.float32))
 
     def _segment(self, signal: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        if self.peak is not None:
+            signal = signal * (_factor(draw.uniform(*self.peak)) / max(float(np.abs(signal).max(initial=0)), 1e-9))
         start = int(draw.integers(max(1, len(signal) - self.samples + 1)))
         return _padded(signal[start:], self.samples)
 
