@@ -46,6 +46,7 @@ PLAYERS: dict[str, dict[str, Any]] = {
         "lecam_convention": "logits", "generator_objective": "non_saturating_image",
     },
     "later adversary": {"discriminator": PATCHGAN, "discriminator_start": 1, "discriminator_warmup": 2},
+    "adversary first": {"discriminator": PATCHGAN, "discriminator_start": 0, "discriminator_first": True},
     "penalised adversary": {"discriminator": PATCHGAN, "discriminator_start": 0, "r1_weight": 1.0, "r1_interval": 1},
 }  # fmt: skip
 
