@@ -137,6 +137,39 @@ def test_open_magvit2_and_ibq_train_as_the_originals_do(definitions: Any, model:
     )  # fmt: skip
 
 
+def test_robust_toks_adversary_trains_as_the_original_does(tmp_path: Path) -> None:
+    start = PARITY / "llamagen_vq__tiny_f8"  # the network of the original's run, too
+    arrays = load_file(ORIGINAL / "open_magvit2.safetensors")
+    images = arrays.pop("images").float() / 255
+    save_file(arrays, tmp_path / "discriminator.safetensors")
+    given = yaml.safe_load(find_recipe("robust_tok_published").read_text())["model"]["init_args"]["adversary"]
+    module: Any = trainers.create_task(
+        "llamagen_vq_f16",
+        "published",
+        changes=llamagen_vq.config_from_original(json.loads((start / "meta.json").read_text())).to_dict(),
+        perceptual=None,
+        adversary={
+            **given,
+            "discriminator": {"kind": "patchgan", "hidden_channels": 4, "num_layers": 3},
+            "discriminator_weights": str(tmp_path / "discriminator.safetensors"),
+            "discriminator_start": 2,
+            "own_clock": False,  # nothing to warm up, and Adam counts all steps
+            "warmup_steps": 0,
+            "learning_rate": 2e-3,
+            "lecam_weight": 0.05,
+        },
+        learning_rate=1e-3,
+    )
+    checkpoint.load_into(module.model, llamagen_vq.KEY_MAP(load_file(start / "weights.safetensors")))
+    expected = json.loads((ORIGINAL / "robust_tok.json").read_text())["runs"]["adversary"]
+    before, seen = state(module.model), Losses()
+    trainer(max_epochs=1, callbacks=[seen]).fit(module, loader(images))
+
+    check_losses(expected, seen)
+    wanted = {key: torch.tensor(length) for key, length in expected["moves"]["model"].items()}
+    check_moves(before, module.model, wanted)
+
+
 @pytest.mark.parametrize(("run", "clips"), [("published", (1000.0, 10.0)), ("clipped", (500.0, 5.0))])
 def test_dac_trains_as_the_original_does(run: str, clips: tuple[float, float], tmp_path: Path) -> None:
     published = yaml.safe_load(find_recipe("dac_published").read_text())
