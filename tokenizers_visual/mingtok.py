@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).mT
-        last = self.class_token.to(patches.dtype).expand(len(x), 1, -1)  # of which the latents leave nothing
+        last = self.class_token.to(patches.dtype).expand(x.shape[0], 1, -1)  # of which the latents leave nothing
         x = torch.cat([patches, last], dim=1) + self.positions
         for block in self.blocks:
             x = block(x)
