@@ -157,6 +157,7 @@ def test_validation_measures_the_average_and_pictures_spectrograms(tmp_path: Pat
         ({"adversary": {"discriminators": []}}, "at least one discriminator"),
         ({"adversary": {"discriminator_weights": "no.safetensors"}}, "discriminator_weights to be a file"),
         ({"adversary": {"gradient_clip_val": -1.0}}, "gradient_clip_val >= 0"),
+        ({"adversary": {"warmup_steps": -1}}, "warmup_steps >= 0"),
         ({"quantizer_weights": {"entropy": 1.0}}, "the losses of this quantizer"),
         ({"schedule": "exponential"}, "final_rate"),
         ({"ema_decay": 1.0}, "ema_decay"),

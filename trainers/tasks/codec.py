@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zoo
 from trainers.tasks.distillation import Distillation, DistillationConfig
-from trainers.tasks.tokenizer import TokenizerTask
+from trainers.tasks.tokenizer import TokenizerTask, check_adversary
 from zoo import checkpoint
 from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
 from zoo.losses.mel import MelConfig, MelSpectrogram
@@ -33,10 +33,7 @@ class CodecAdversaryTrainingConfig(CodecAdversaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.discriminator_weights
-        self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
-        clip = self.gradient_clip_val
-        self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
+        check_adversary(self)
 
 
 class CodecTask(TokenizerTask):

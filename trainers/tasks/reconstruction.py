@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from trainers.tasks.anatomy import decoder_anatomy
-from trainers.tasks.tokenizer import TokenizerTask
+from trainers.tasks.tokenizer import TokenizerTask, check_adversary
 from zoo import checkpoint
 from zoo.layers.transformer import add_stochastic_depth
 from zoo.losses import AdversaryConfig, DiscriminatorConfig, PatchGANConfig, VQGANLoss, VQGANLossConfig
@@ -43,11 +43,7 @@ class AdversaryTrainingConfig(AdversaryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.discriminator_weights
-        self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
-        clip = self.gradient_clip_val
-        self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
-        self.require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps >= 0", self.warmup_steps)
+        check_adversary(self)
         changed = getattr(self.discriminator, "augmentation", 0.0) > 0
         wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
         self.require(changed or self.consistency_weight == 0, wanted, self.consistency_weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import lightning.pytorch as lightning
@@ -56,6 +57,18 @@ class AdversaryOptimizer(Protocol):
 
     @property
     def own_clock(self) -> bool: ...
+
+
+def check_adversary(config: Any) -> None:
+    """What the configs of discriminators have in common, whatever they judge.
+
+    Raises:
+        ConfigError: a file of weights that there is none of, or a negative clipping or warm-up.
+    """
+    given, clip, rise = config.discriminator_weights, config.gradient_clip_val, config.warmup_steps
+    config.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
+    config.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
+    config.require(rise is None or rise >= 0, "warmup_steps >= 0", rise)
 
 
 class TwoPlayerLoss(Protocol):
