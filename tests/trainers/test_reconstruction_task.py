@@ -234,17 +234,18 @@ def test_a_schedule_of_its_own_clock_ends_with_the_run() -> None:
 # -- the running average -------------------------------------------------------------------------------------------
 
 
-def test_the_average_follows_its_equation_and_is_what_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interval", [1, 3])
+def test_the_average_follows_its_equation_and_is_what_counts(tmp_path: Path, interval: int) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
     class Seen(lightning.Callback):
         def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
             seen.append(weights(module.model))
 
-    module = task(ema_decay=0.3)
-    run = fit(module, batches(4), validation=batches(1, seed=1), callbacks=[Seen()], num_sanity_val_steps=0)
-    expected = seen[0]
-    for count, now in enumerate(seen[1:], start=1):
+    module, images = task(ema_decay=0.3, ema_interval=interval), batches(4 * interval)
+    run = fit(module, images, validation=batches(1, seed=1), callbacks=[Seen()], num_sanity_val_steps=0)
+    expected = seen[interval - 1]
+    for count, now in enumerate(seen[2 * interval - 1 :: interval], start=1):
         decay = min(0.3, (1 + count) / (10 + count))
         expected = {name: decay * value + (1 - decay) * now[name] for name, value in expected.items()}
     average = module.ema.module
@@ -398,6 +399,7 @@ def test_validation_is_not_perturbed() -> None:
         ({"trainable": "encoder"}, "all or decoder"),
         ({"schedule": "staircase"}, "cosine, constant, linear, exponential or step"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_interval": 0}, "ema_interval"),
         ({"recompute": True, "compile": True}, "recompute"),
         ({"quantizer_weights": {"comitment": 1.0}}, "commitment"),
         ({"reconstruction": "l3"}, "l1 or l2"),

@@ -44,9 +44,10 @@ class AdversaryTrainingConfig(AdversaryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_adversary(self)
-        changed = getattr(self.discriminator, "augmentation", 0.0) > 0
         wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
-        self.require(changed or self.consistency_weight == 0, wanted, self.consistency_weight)
+        self.require(
+            self.discriminator.augmentation > 0 or self.consistency_weight == 0, wanted, self.consistency_weight
+        )
 
 
 class ReconstructionTask(TokenizerTask):
@@ -83,6 +84,7 @@ class ReconstructionTask(TokenizerTask):
         milestones: steps of "step".
         ema_decay: keeps a running average of the weights, which validation and export use; None for none. The decay
             rises to this value as (1 + n) / (10 + n) over the first n updates.
+        ema_interval: steps between two updates of the average.
         perturbation: fields of `PerturbationConfig`, latent perturbation; None for none.
         stochastic_depth: how often the branches of the last block of a stack rest, see
             `zoo.layers.transformer.add_stochastic_depth`.
@@ -119,6 +121,7 @@ class ReconstructionTask(TokenizerTask):
         final_rate: float = 0.0,
         milestones: tuple[int, ...] = (),
         ema_decay: float | None = None,
+        ema_interval: int = 1,
         perturbation: dict[str, Any] | None = None,
         stochastic_depth: float = 0.0,
         recompute: bool = False,
@@ -138,7 +141,8 @@ class ReconstructionTask(TokenizerTask):
             model=model, changes=changes, init=init, trainable=trainable, quantizer_weights=quantizer_weights,
             adversary=opponent, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay,
             warmup_steps=warmup_steps, schedule=schedule, final_rate=final_rate, milestones=milestones,
-            ema_decay=ema_decay, perturbation=perturbation, recompute=recompute, compile=compile,
+            ema_decay=ema_decay, ema_interval=ema_interval, perturbation=perturbation, recompute=recompute,
+            compile=compile,
         )  # fmt: skip
         self.save_hyperparameters()
         if stochastic_depth != 0:

@@ -118,6 +118,7 @@ class TokenizerTask(lightning.LightningModule):
         perturbation: dict[str, Any] | None,
         recompute: bool,
         compile: bool,
+        ema_interval: int = 1,
     ) -> None:
         super().__init__()
         self.ema: AveragedModel | None = None
@@ -126,13 +127,14 @@ class TokenizerTask(lightning.LightningModule):
         known = ("cosine", "constant", "linear", "exponential", "step")
         _require(schedule in known, "schedule", f"{', '.join(known[:-1])} or {known[-1]}", schedule)
         _require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
+        _require(ema_interval >= 1, "ema_interval", "a value >= 1", ema_interval)
         _require(schedule != "exponential" or final_rate > 0, "final_rate", "a value > 0 for exponential", final_rate)
         _require(
             not (recompute and compile), "recompute", "False with compile, which decides itself what to keep", recompute
         )
         self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.final_rate, self.milestones = final_rate, milestones
+        self.final_rate, self.milestones, self.ema_interval = final_rate, milestones, ema_interval
         self.tokens_stay = trainable == "decoder"
         self.recompute, self.compile_model = recompute, compile
         self.quantizer_weights = dict(quantizer_weights or {})
@@ -256,7 +258,7 @@ class TokenizerTask(lightning.LightningModule):
         optimizer.step()  # Lightning counts the steps of its wrapped optimizers ...
         optimizer.zero_grad()
         _as_list(self.lr_schedulers())[0].step()
-        if self.ema is not None:
+        if self.ema is not None and self.global_step % self.ema_interval == 0:
             self.ema.update_parameters(self.model)
 
     def update_discriminator(self, step: int) -> None:

@@ -1,8 +1,7 @@
 """A discriminator on the features of a frozen vision transformer, DINO's by default.
 
 Paper: StyleGAN-T, arXiv 2301.09515 (section 3.2); RobustTok (arXiv 2503.08354) and UniTok (arXiv 2502.20321) train
-their tokenizers against it, with heads that see the class token beside each patch. Differentiable augmentation:
-arXiv 2006.10738.
+their tokenizers against it, with heads that see the class token beside each patch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from zoo.layers.constants import HasConstants, per_channel
-from zoo.losses.discriminators import DiscriminatorConfig
+from zoo.losses.discriminators import Discriminator, DiscriminatorConfig
 from zoo.losses.frozen import Frozen, timm_network
 
 
@@ -32,19 +31,18 @@ class DinoDiscriminatorConfig(DiscriminatorConfig):
     norm: Literal["group", "batch"] = "group"  # of the heads: of each image, or of up to 8 images together
     groups: int = 32  # of channels, of the group norms
     spectral_norm: bool = True  # of the heads' convolutions
-    augmentation: float = 0.0  # share of the images whose colour is shifted, that are moved and have a part cut out
-    cutout: float = 0.2  # side of that part, as a share of the image's
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(len(self.blocks) > 0 and min(self.blocks) >= 0, "at least one block, counted from 0", self.blocks)
         self.require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "an odd kernel_size", self.kernel_size)
         self.require(self.norm in ("group", "batch"), "norm group or batch", self.norm)
-        self.require(0 <= self.augmentation <= 1, "augmentation in [0, 1]", self.augmentation)
-        self.require(0 <= self.cutout < 1, "cutout in [0, 1)", self.cutout)
 
 
-class DinoDiscriminator(HasConstants):
+class DinoDiscriminator(HasConstants, Discriminator):
     """Images (B, 3, H, W) in [-1, 1] -> logits (B, blocks, patches). The backbone sees them at its own size."""
+
+    config: DinoDiscriminatorConfig
 
     def __init__(self, config: DinoDiscriminatorConfig) -> None:
         super().__init__()
@@ -62,9 +60,7 @@ class DinoDiscriminator(HasConstants):
         self.register_constant("deviation", per_channel, facts["std"])  # type: ignore[index]
         self.heads = nn.ModuleList(_Head(width, config) for _ in config.blocks)
 
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training and self.config.augmentation > 0:
-            images = augment(images, self.config.augmentation, self.config.cutout)
+    def logits(self, images: Tensor) -> Tensor:
         images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
         images = ((images + 1) / 2 - self.mean) / self.deviation
         features = self.backbone.network.forward_intermediates(  # type: ignore[operator]
@@ -119,35 +115,3 @@ class _SmallBatchNorm(nn.Module):
         variance, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
         normed = ((groups - mean) / (variance + 1e-6).sqrt()).flatten(0, 1)
         return normed * self.weight[:, None] + self.bias[:, None]
-
-
-def augment(images: Tensor, probability: float, cutout: float) -> Tensor:
-    """Shifted colours, a move of up to an eighth, and a square cut out, each image with a probability; differentiable.
-
-    Args:
-        images: (B, C, H, W) in [-1, 1].
-        probability: of each image to be changed.
-        cutout: side of the square as a share of the image's.
-
-    Returns:
-        (B, C, H, W).
-    """
-    batch, _, height, width = images.shape
-
-    def draw() -> Tensor:
-        return torch.rand(batch, 1, 1, 1, device=images.device, dtype=images.dtype)
-
-    changed = images + draw() - 0.5  # brightness
-    mean = changed.mean(1, keepdim=True)
-    changed = (changed - mean) * (2 * draw()) + mean  # saturation
-    mean = changed.mean((1, 2, 3), keepdim=True)
-    changed = (changed - mean) * (draw() + 0.5) + mean  # contrast
-    moves = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(batch, 1, 1)
-    moves[:, :, 2] = (torch.rand(batch, 2, device=images.device, dtype=images.dtype) - 0.5) / 2
-    grid = F.affine_grid(moves, list(images.shape), align_corners=False)
-    changed = F.grid_sample(changed, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    rows = torch.arange(height, device=images.device)[:, None] / height
-    columns = torch.arange(width, device=images.device)[None] / width
-    inside = ((rows - draw()).abs() < cutout / 2) & ((columns - draw()).abs() < cutout / 2)
-    changed = changed.masked_fill(inside, 0)
-    return torch.where(draw() < probability, changed, images)

@@ -6,7 +6,7 @@ Papers: PatchGAN arXiv 1611.07004, as in VQGAN (arXiv 2012.09841, CompVis/taming
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -15,20 +15,45 @@ from torch.nn import functional as F
 
 from zoo.config import Config
 from zoo.layers.same_conv import SameConv2d, same_padding
+from zoo.losses.augmentation import augment
 from zoo.ops.collective import mean_over_ranks, world_size
 from zoo.ops.precision import full_precision
 
 BLUR_ROWS = {3: (1.0, 2.0, 1.0), 4: (1.0, 3.0, 3.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
 
 
+@dataclass(frozen=True)
 class DiscriminatorConfig(Config):
     """Base of the discriminators' configs; `kind` is the discriminator's name. A field of this type takes any."""
 
-    discriminator: ClassVar[type[nn.Module]]
+    discriminator: ClassVar[type[Discriminator]]
+    _: KW_ONLY
+    augmentation: float = 0.0  # share of the images whose colour is shifted, that are moved and have a part cut out
+    cutout: float = 0.2  # side of that part, as a share of the image's
 
-    def build(self) -> nn.Module:
+    def __post_init__(self) -> None:
+        self.require(0 <= self.augmentation <= 1, "augmentation in [0, 1]", self.augmentation)
+        self.require(0 <= self.cutout < 1, "cutout in [0, 1)", self.cutout)
+
+    def build(self) -> Discriminator:
         """The discriminator, freshly initialised: images (B, C, H, W) -> logits (B, ...)."""
         return self.discriminator(self)
+
+
+class Discriminator(nn.Module):
+    """Base of the discriminators: a subclass sets `config` and writes `logits`."""
+
+    config: DiscriminatorConfig
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images (B, C, H, W), in training of what `augment` makes of them."""
+        if self.training and self.config.augmentation > 0:
+            images = augment(images, self.config.augmentation, self.config.cutout)
+        return self.logits(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, ...) of images as they are."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -41,12 +66,15 @@ class PatchGANConfig(DiscriminatorConfig):
     num_layers: int = 3  # convolutions with stride 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("in_channels", "hidden_channels", "num_layers"):
             self.require(getattr(self, name) >= 1, f"{name} >= 1", getattr(self, name))
 
 
-class PatchGAN(nn.Module):
+class PatchGAN(Discriminator):
     """Images (B, C, H, W) -> logits (B, 1, h, w), each of one patch; 30 x 30 for 256 x 256 pixels and 3 layers."""
+
+    config: PatchGANConfig
 
     def __init__(self, config: PatchGANConfig) -> None:
         super().__init__()
@@ -68,7 +96,7 @@ class PatchGAN(nn.Module):
         self.main = nn.Sequential(*layers)
         self.apply(_initialize)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         return self.main(images)
 
 
@@ -107,6 +135,7 @@ class BlurDiscriminatorConfig(DiscriminatorConfig):
     blur_kernel_size: int | None = 4  # 3, 4 or 5; None takes the mean of 2 x 2 pixels
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         whole = self.hidden_channels >= 32 and self.hidden_channels % 32 == 0
         self.require(whole, "hidden_channels to be a multiple of 32", self.hidden_channels)
         sizes = (self.in_channels, self.num_stages)
@@ -115,8 +144,10 @@ class BlurDiscriminatorConfig(DiscriminatorConfig):
         self.require(known, "blur_kernel_size 3, 4, 5 or None", self.blur_kernel_size)
 
 
-class BlurDiscriminator(nn.Module):
+class BlurDiscriminator(Discriminator):
     """Images (B, C, H, W) -> logits (B, 1, 16, 16): stages of convolution, blurred downsampling and group norm."""
+
+    config: BlurDiscriminatorConfig
 
     def __init__(self, config: BlurDiscriminatorConfig) -> None:
         super().__init__()
@@ -138,7 +169,7 @@ class BlurDiscriminator(nn.Module):
         self.to_logits = nn.Sequential(SameConv2d(width, width, 1), nn.LeakyReLU(0.1), SameConv2d(width, 1, 5))
         self.apply(_initialize)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         hidden = self.block_in(images)
         for block in self.blocks:
             hidden = block(hidden)

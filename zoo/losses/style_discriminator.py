@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.losses.discriminators import DiscriminatorConfig
+from zoo.losses.discriminators import Discriminator, DiscriminatorConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class StyleDiscriminatorConfig(DiscriminatorConfig):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         power = self.resolution >= 8 and self.resolution & (self.resolution - 1) == 0
         self.require(power, "a resolution that is a power of two from 8", self.resolution)
         sizes = (self.in_channels, self.channel_maximum, self.group_size)
@@ -40,8 +41,10 @@ class StyleDiscriminatorConfig(DiscriminatorConfig):
         return min(self.channel_base // resolution, self.channel_maximum)
 
 
-class StyleDiscriminator(nn.Module):
+class StyleDiscriminator(Discriminator):
     """Images (B, C, H, W) of the configured resolution -> logits (B, 1)."""
+
+    config: StyleDiscriminatorConfig
 
     def __init__(self, config: StyleDiscriminatorConfig) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class StyleDiscriminator(nn.Module):
             )
         self.b4 = _Epilogue(config.channels(4), config.group_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """Logits (B, 1).
 
         Raises:
