@@ -20,6 +20,8 @@ from zoo.losses import PatchGANConfig
 from zoo.quantizers import QUANTIZERS
 from zoo.quantizers.latent_perturbation import perturbed_levels
 
+GUMBEL = {"quantizer": "gumbel", "codebook_size": 8, "dim": 6}
+
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
@@ -368,6 +370,18 @@ def test_any_discrete_tokenizer_is_perturbed(kind: str, fields: dict[str, Any]) 
     assert math.isfinite(run.callback_metrics["train/total"])
 
 
+def test_the_temperature_of_a_gumbel_softmax_falls_as_half_a_cosine() -> None:
+    seen: list[float] = []
+
+    class Seen(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+            seen.append(module.model.quantizer.temperature)
+
+    module = task(GUMBEL, temperature_annealing=(0.9, 0.1, 4))
+    fit(module, batches(6), callbacks=[Seen()])
+    assert seen == pytest.approx([0.9, 0.5 + 0.4 * 0.5**0.5, 0.5, 0.5 - 0.4 * 0.5**0.5, 0.1, 0.1])
+
+
 def test_validation_is_not_perturbed() -> None:
     module = task(perturbation={"share": 1.0, "neighbours": 30})
     module.eval()
@@ -403,6 +417,9 @@ def test_validation_is_not_perturbed() -> None:
         ({"recompute": True, "compile": True}, "recompute"),
         ({"quantizer_weights": {"comitment": 1.0}}, "commitment"),
         ({"reconstruction": "l3"}, "l1 or l2"),
+        ({"temperature_annealing": (0.9, 0.1, 100)}, "gumbel, got vector"),
+        ({"changes": GUMBEL, "temperature_annealing": (0.9, 0.0, 100)}, "temperatures > 0"),
+        ({"changes": GUMBEL, "temperature_annealing": (0.9, 0.1, 0)}, "at least 1 step"),
     ],
 )
 def test_a_wrong_setting_is_told(settings: dict[str, Any], told: str) -> None:

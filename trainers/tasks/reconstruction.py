@@ -5,6 +5,7 @@ With a discriminator that tells its images from real ones (arXiv 2012.09841).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,8 @@ class ReconstructionTask(TokenizerTask):
         entropy_annealing: (factor, steps): the entropy loss starts at 1 + factor times its weight and comes down to it
             linearly over these steps.
         annealed: names of the quantizer's losses that this holds for.
+        temperature_annealing: (first, last, steps): the temperature of a Gumbel-softmax falls from the first to the
+            last value as half a cosine over these steps; None leaves it as the quantizer has it.
         adversary: fields of `AdversaryTrainingConfig`; None for no discriminator.
         learning_rate: at the end of the warm-up.
         betas, weight_decay: of AdamW.
@@ -112,6 +115,7 @@ class ReconstructionTask(TokenizerTask):
         quantizer_weights: dict[str, float] | None = None,
         entropy_annealing: tuple[float, int] = (0.0, 0),
         annealed: tuple[str, ...] = ("entropy",),
+        temperature_annealing: tuple[float, float, int] | None = None,
         adversary: dict[str, Any] | None = None,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -150,6 +154,9 @@ class ReconstructionTask(TokenizerTask):
         self.annealed = tuple(annealed)
         if spare := sorted(set(self.annealed) - {"entropy", *self.quantizer_weights}):
             raise ValueError(f"annealed: expected names of {sorted(self.quantizer_weights)}, got {spare}")
+        self.temperature_annealing = temperature_annealing
+        if temperature_annealing is not None:
+            self._check_temperature(*temperature_annealing)
         self.last_layer_weight: list[nn.Parameter] = []  # in a list, for it is registered in the model already
         if loss_config.adaptive_weight:
             self.last_layer_weight.append(decoder_anatomy(self.model)[1])
@@ -163,6 +170,22 @@ class ReconstructionTask(TokenizerTask):
         self.loss = VQGANLoss(loss_config, discriminator, distance, image_range=self.model.spec.value_range)
         self.discriminator_first = opponent is not None and opponent.discriminator_first
         self.leave_loss_to_task()
+
+    def _check_temperature(self, first: float, last: float, steps: int) -> None:
+        if not isinstance(getattr(self.model.quantizer, "temperature", None), float):
+            kind = self.model.quantizer.config.kind
+            raise ValueError(
+                f"temperature_annealing: expected a quantizer with a temperature, such as gumbel, got {kind}"
+            )
+        if min(first, last) <= 0 or steps < 1:
+            got = (first, last, steps)
+            raise ValueError(f"temperature_annealing: expected temperatures > 0 and at least 1 step, got {got}")
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        if self.temperature_annealing is not None:
+            first, last, steps = self.temperature_annealing
+            share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.global_step / steps)))
+            self.model.quantizer.temperature = last + (first - last) * share
 
     def generator_loss(self, images: Tensor, output: zoo.Output, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, and all losses by name, unweighted and detached, `total` being the weighted sum.

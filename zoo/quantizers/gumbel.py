@@ -29,7 +29,7 @@ class ClassifierConfig(QuantizerConfig):
     own_gradient = True
     codebook_size: int = 8192
     dim: int = 256  # type: ignore[assignment]
-    temperature: float = 1.0  # at the start; the task may lower the module's `temperature` as training goes on
+    temperature: float = 1.0  # at the start; a task may lower the module's, see `temperature_annealing`
 
     def __post_init__(self) -> None:
         self.require(self.codebook_size >= 1 and self.dim >= 1, "a size and dim >= 1", (self.codebook_size, self.dim))
