@@ -49,7 +49,7 @@ class Model(HasConstants):
         """Name and fingerprint that what this model makes carries; the fingerprint follows changes of the weights."""
         version = self._weights_version()
         if self._fingerprint is None or version is None or self._fingerprint[0] != version:
-            state = self.state_dict()
+            state = self._state()
             named = (*state.items(), *self.named_buffers())
             if absent := [name for name, value in named if isinstance(value, Tensor) and value.is_meta]:
                 raise ValueError(
@@ -62,6 +62,13 @@ class Model(HasConstants):
                     digest.update(_bytes_of(value))
             self._fingerprint = (version, digest.hexdigest()[:16])
         return Source(self.name, self._fingerprint[1])
+
+    def _state(self) -> dict[str, Any]:
+        """What `state_dict` gives, whose hooks put a sharded model's weights back in shards, amid a call of it even."""
+        state: dict[str, Any] = {}
+        for name, module in self.named_modules(remove_duplicate=False):
+            module._save_to_state_dict(state, f"{name}." if name else "", keep_vars=False)
+        return state
 
     def _weights_version(self) -> int | None:
         """A number that changes with the weights: it counts their changes in place, and where they lie.

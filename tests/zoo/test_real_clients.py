@@ -5,12 +5,14 @@ import io
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.data import DataLoader, Dataset
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import zoo
 from zoo.registry import registry
 from zoo.tokenizer import Tokenizer
-from zoo.tokens import Tokens
+from zoo.tokens import Source, Tokens
 
 every = pytest.mark.parametrize("name", tiny.FAMILIES)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -302,14 +304,41 @@ def test_a_sharded_model_from_the_meta_device_is_the_same(name: str, tmp_path: P
         fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
         sharded.to_empty(device="cpu")
         set_model_state_dict(sharded, model.state_dict(), options=StateDictOptions(full_state_dict=True))
-        register_fsdp_forward_method(sharded, "encode")
+        for method in ("encode", "decode"):
+            register_fsdp_forward_method(sharded, method)
         found = sharded.encode(x)
         assert all(torch.equal(a, b) for a, b in zip(found.levels, tokens.levels))
         assert found.source is not None
         assert found.source.fingerprint == model.source.fingerprint
+        assert torch.equal(sharded.decode(found), model.decode(tokens))
         assert torch.equal(sharded(x).reconstruction, model(x).reconstruction)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def use_shards(rank: int, name: str) -> None:
+    """What a model whose layers lie in shards on two processes makes of another signal on each."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    whole, model = tiny.build(name), tiny.build(name)
+    for layer in (layer for layer in model.modules() if isinstance(layer, LAYERS)):
+        fully_shard(layer)
+    fully_shard(model)
+    for method in ("encode", "decode"):
+        register_fsdp_forward_method(model, method)
+    x = tiny.signal(whole) * (1 - rank / 2)
+    for _ in range(2):
+        tokens = model.encode(x)
+        assert tokens == whole.encode(x)
+        # gathered weights are aligned otherwise, so that products add in another order
+        torch.testing.assert_close(model.decode(tokens), whole.decode(tokens), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="expected tokens of"):
+        model.decode(replace(tokens, source=Source(name, "0" * 16)))
+
+
+@pytest.mark.parametrize("name", ["compact", "dac", "titok"])
+def test_layers_sharded_over_two_processes_encode_and_decode_the_same(name: str) -> None:
+    run_ranks(use_shards, name)
 
 
 # -- hostile input -------------------------------------------------------------------------------------------------
