@@ -5,7 +5,7 @@ Paper: arXiv 2406.07548. Original: zhaoyue-zephyrus/bsq-vit (MIT).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.quantizers import BinaryConfig, BinaryEntropyConfig, Quantized, QuantizerConfig, SphericalBinaryConfig
 from zoo.registry import register
-from zoo.tokenizer import InputSpec, Tokenizer
+from zoo.tokenizer import InputSpec, Output, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class TransformerConfig(Config):
     layers: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
+    layer_scale: float | None = None  # the start of learned factors on the branches; None for none
 
     def __post_init__(self) -> None:
         self.require(self.width % self.heads == 0, "a width that the heads divide", (self.width, self.heads))
@@ -53,7 +54,10 @@ class BSQViTConfig(Config):
 
 @register("bsq_vit")
 class BSQViT(Tokenizer):
-    """Images (B, 3, S, S) in [-1, 1] of the configured size -> a grid of tokens (B, S / patch, S / patch)."""
+    """Images (B, 3, S, S) in [-1, 1] of the configured size -> a grid of tokens (B, S / patch, S / patch).
+
+    In training a pass clamps its images to [-1, 1], as published: the losses see, and move, nothing beyond.
+    """
 
     def __init__(self, config: BSQViTConfig) -> None:
         size, patch = config.image_size, config.patch_size
@@ -79,6 +83,12 @@ class BSQViT(Tokenizer):
         patches = self.to_pixels(self.expand(hidden).tanh()).unflatten(1, codes.shape[1:3])
         return F.pixel_shuffle(patches.movedim(-1, 1), self.patch_size)
 
+    def forward(self, x: Tensor) -> Output:
+        output = super().forward(x)
+        if not self.training:
+            return output
+        return replace(output, reconstruction=output.reconstruction.clamp(*self.spec.value_range))
+
 
 class _Transformer(nn.Module):
     """Positions, norm, blocks, norm."""
@@ -89,7 +99,10 @@ class _Transformer(nn.Module):
         self.norm_in = nn.LayerNorm(config.width)
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.blocks = nn.Sequential(
-            *(TransformerBlock(width, config.heads, MLP(width, hidden)) for _ in range(config.layers))
+            *(
+                TransformerBlock(width, config.heads, MLP(width, hidden), layer_scale=config.layer_scale)
+                for _ in range(config.layers)
+            )
         )
         self.norm_out = nn.LayerNorm(config.width)
 
@@ -100,6 +113,9 @@ class _Transformer(nn.Module):
 _ORIGINAL_DEFAULTS: dict[str, Any] = {
     "embed_group_size": 9, "l2_norm": False, "post_q_l2_norm": False, "logit_laplace": False, "gamma0": 1.0,
     "gamma": 1.0, "zeta": 1.0, "persample_entropy_compute": "group", "inv_temperature": 1.0, "clamp_range": (0, 1),
+}  # fmt: skip
+_IMAGES = {  # arguments of the transformers that the published models of images share
+    "num_frames": 1, "mask_type": "none", "ln_pre": True, "ln_post": True, "use_ffn_output": True,
 }  # fmt: skip
 
 
@@ -112,6 +128,9 @@ def config_from_original(meta: dict[str, Any]) -> BSQViTConfig:
     """The config of the original's constructor arguments, as a fixture or a published listing states them.
 
     Without its two norms the original's quantizer is lookup-free quantisation.
+
+    Raises:
+        ValueError: one norm alone, the Laplace likelihood, or transformers of videos.
     """
     kwargs = original_arguments(meta)
     if kwargs["l2_norm"] != kwargs["post_q_l2_norm"] or kwargs["logit_laplace"]:
@@ -149,7 +168,9 @@ def entropy_weight(kwargs: dict[str, Any]) -> float:
 
 
 def _sizes(vit: dict[str, Any]) -> TransformerConfig:
-    return TransformerConfig(vit["width"], vit["layers"], vit["heads"], float(vit["mlp_ratio"]))
+    require_arguments(vit, _IMAGES, "BSQ-ViT's transformer of images")
+    mlp_ratio, layer_scale = float(vit["mlp_ratio"]), vit.get("ls_init_value")
+    return TransformerConfig(vit["width"], vit["layers"], vit["heads"], mlp_ratio, layer_scale)
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
@@ -172,6 +193,7 @@ def _side(side: str) -> dict[str, str | None]:
         f"{side}.transformer.resblocks.{{}}.ln_2.*": f"{side}.blocks.{{}}.norm2.*",
         f"{side}.transformer.resblocks.{{}}.mlp.c_fc.*": f"{side}.blocks.{{}}.mlp.fc1.*",
         f"{side}.transformer.resblocks.{{}}.mlp.c_proj.*": f"{side}.blocks.{{}}.mlp.fc2.*",
+        f"{side}.transformer.resblocks.{{}}.ls_{{}}.gamma": f"{side}.blocks.{{}}.scale{{}}.scale",
         f"{side}.ln_post.*": f"{side}.norm_out.*",
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import GumbelConfig, Quantized, QuantizerConfig, VectorConfig
@@ -64,7 +64,12 @@ class TamingVQGAN(Tokenizer):
 
 
 def network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `TamingVQGANConfig` other than the quantizer, from the original's constructor arguments."""
+    """Fields of `TamingVQGANConfig` other than the quantizer, from the original's constructor arguments.
+
+    Raises:
+        ValueError: indices that a file renumbers.
+    """
+    require_arguments(kwargs, {"remap": None}, "indices of the codebook itself")
     network = kwargs["ddconfig"]
     return {
         "in_channels": network.get("in_channels", 3),

@@ -62,6 +62,63 @@ def test_bsq_codes_lie_on_the_unit_sphere() -> None:
         model.encode(torch.zeros(1, 3, 32, 32))
 
 
+def test_a_pass_of_bsq_is_clamped_in_training_alone() -> None:
+    sizes = bsq_vit.TransformerConfig(width=8, layers=1, heads=2)
+    model = bsq_vit.BSQViT(bsq_vit.BSQViTConfig(16, 4, sizes, sizes, output_width=8))
+    torch.nn.init.normal_(model.to_pixels.weight, std=3.0)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    decoded = model.eval().decode(model.encode(images))
+    torch.testing.assert_close(model(images).reconstruction, decoded)
+    outside = decoded.abs() > 1
+    assert 0.1 < float(outside.float().mean()) < 0.9
+    reconstruction = model.train()(images).reconstruction
+    torch.testing.assert_close(reconstruction, decoded.clamp(-1, 1))
+    (gradient,) = torch.autograd.grad(reconstruction.sum(), model.to_pixels.bias)
+    inside = torch.nn.functional.pixel_unshuffle((~outside).float(), 4).sum((0, 2, 3))
+    torch.testing.assert_close(gradient, inside)  # none where it is saturated
+
+
+BSQ_ARGUMENTS: dict[str, Any] = {
+    "embed_dim": 6, "embed_group_size": 1, "l2_norm": True, "post_q_l2_norm": True, "logit_laplace": False,
+    "vitconfig": {"image_size": 16, "patch_size": 8, "width": 8, "layers": 1, "heads": 2, "mlp_ratio": 2},
+}  # fmt: skip
+
+
+def test_bsq_has_layer_scale_where_the_original_is_told_its_start() -> None:
+    vit = {**BSQ_ARGUMENTS["vitconfig"], "ls_init_value": 0.1, "dim_ffn_output": 12}
+    meta = {"original": {"kwargs": {**BSQ_ARGUMENTS, "vitconfig": vit}}}
+    model = bsq_vit.BSQViT(bsq_vit.config_from_original(meta))
+    names = {own for own in model.state_dict() if "scale" in own}
+    assert names == {f"{side}.blocks.0.scale{i}.scale" for side in ("encoder", "decoder") for i in (1, 2)}
+    published = {f"{side}.transformer.resblocks.0.ls_{i}.gamma" for side in ("encoder", "decoder") for i in (1, 2)}
+    assert {bsq_vit.KEY_MAP.name(name, published) for name in published} == names
+    torch.testing.assert_close(model.encoder.blocks[0].scale1.scale, torch.full((8,), 0.1))
+
+
+@pytest.mark.parametrize(
+    "other", [{"num_frames": 2}, {"ln_pre": False}, {"mask_type": "causal"}, {"use_ffn_output": False}], ids=str
+)
+def test_bsq_refuses_networks_of_the_original_that_are_not_built(other: dict[str, Any]) -> None:
+    vit = {**BSQ_ARGUMENTS["vitconfig"], **other}
+    with pytest.raises(ValueError, match=next(iter(other))):
+        bsq_vit.config_from_original({"original": {"kwargs": {**BSQ_ARGUMENTS, "vitconfig": vit}}})
+
+
+def test_vqgan_refuses_indices_that_a_file_renumbers() -> None:
+    network = {
+        "ch": 4,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "resolution": 16,
+        "attn_resolutions": [],
+        "z_channels": 4,
+    }
+    kwargs = {"ddconfig": network, "n_embed": 8, "embed_dim": 4, "remap": None}
+    assert taming_vqgan.config_from_original({"original": {"kwargs": kwargs}}).quantizer.codebook_size == 8  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="remap"):
+        taming_vqgan.config_from_original({"original": {"kwargs": {**kwargs, "remap": "used.npy"}}})
+
+
 def test_var_decodes_first_scales_of_any_size() -> None:
     config = var_vq.VARVQConfig(
         4, (1, 2), 1, latent_channels=4, norm_groups=2,
