@@ -233,8 +233,8 @@ class MapLayer(nn.Module):
 
     def forward(self, features: Tensor, positions: Tensor) -> Tensor:
         height, width = features.shape[2:]
-        rows = (torch.arange(height, device=features.device) + 0.5) / height
-        columns = (torch.arange(width, device=features.device) + 0.5) / width
+        sides = (torch.arange(side, device=features.device, dtype=torch.float32) for side in (height, width))
+        rows, columns = ((side + 0.5) / len(side) for side in sides)
         places = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], dim=-1)
         x, query = features.flatten(2).mT, (features + positions.to(features.dtype)).flatten(2).mT
         x = self.norm1(x + self.attention(query, places.expand(x.shape[0], -1, -1), features))

@@ -136,7 +136,7 @@ class Spectral(PrefixTokenizer):
         spectrum = self.from_code(codes, known) * self.fall(known).exp()
         if lengths is None:
             lengths = torch.full((batch,), count, device=codes.device)
-        lengths = lengths.to(codes.device)
+        lengths = lengths.to(codes.device, torch.float32)
         spectrum = spectrum * (torch.arange(count, device=codes.device) < lengths[:, None])[..., None]
         whole = spectrum.new_zeros(batch, height * width, spectrum.shape[-1]).index_copy(1, order, spectrum)
         grid = inverse_dct2(whole.unflatten(1, (height, width))).movedim(-1, 1)
@@ -190,7 +190,7 @@ def spread_loss(latent: Tensor, deviation: float = 0.88) -> Tensor:
 
 def _frequencies(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Vertical and horizontal frequency of each place, (h, w) each, in half cycles a cell, from 0 to below 1."""
-    vertical, horizontal = (torch.arange(side, device=device) / side for side in (height, width))
+    vertical, horizontal = (torch.arange(side, device=device, dtype=torch.float32) / side for side in (height, width))
     return vertical[:, None].expand(-1, width), horizontal.expand(height, -1)
 
 

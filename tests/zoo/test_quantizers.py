@@ -258,6 +258,28 @@ def test_half_precision_latents_are_quantized_in_float32(
 
 @every
 @pytest.mark.parametrize("training", [False, True])
+def test_the_default_dtype_of_others_changes_nothing(config: QuantizerConfig, training: bool) -> None:
+    z, first, second = latents(config), built(config).train(training), built(config).train(training)
+    torch.manual_seed(5)
+    expected = first(z)
+    again = first.eval().indices_to_codes(*expected.levels)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(5)
+        got = second(z)
+        codes = second.eval().indices_to_codes(*got.levels)
+    finally:
+        torch.set_default_dtype(before)
+    assert got.codes.dtype == codes.dtype == torch.float32
+    torch.testing.assert_close((got.codes, codes), (expected.codes, again))
+    torch.testing.assert_close(
+        (got.levels, got.losses, got.statistics), (expected.levels, expected.losses, expected.statistics)
+    )
+
+
+@every
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (1, 1), (1,)])
 def test_no_token_and_one_token(config: QuantizerConfig, training: bool, shape: tuple[int, ...]) -> None:
     quantizer = built(config).train(training)

@@ -101,15 +101,16 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @every
-def test_a_default_dtype_of_float64_makes_models_of_float64_and_leaves_others(name: str) -> None:
+def test_a_default_dtype_makes_models_of_it_and_leaves_others(name: str, dtype: torch.dtype) -> None:
     model = tiny.build(name)
     x = tiny.signal(model)
     tokens, signal = both_ways(model, x)
-    with default_dtype(torch.float64):
-        wide = fresh(name)
-        assert wide.dtype == torch.float64
-        assert both_ways(wide, x)[1].dtype == torch.float64
+    with default_dtype(dtype):
+        other = fresh(name)
+        assert other.dtype == dtype
+        assert both_ways(other, x)[1].dtype == dtype
         assert model.encode(x) == tokens
         torch.testing.assert_close(model.decode(tokens), signal, rtol=1e-5, atol=1e-5)
 

@@ -12,9 +12,9 @@ from zoo.ops.precision import full_precision
 
 def dct_matrix(length: int, device: torch.device | None = None) -> Tensor:
     """(n, n) float32, orthonormal: row k is the cosine of k half cycles over n samples."""
-    place = torch.arange(length, device=device)
+    place = torch.arange(length, dtype=torch.float32, device=device)
     rows = (math.pi / length * (place + 0.5) * place[:, None]).cos()
-    return (rows * torch.where(place == 0, 1 / length, 2 / length).sqrt()[:, None]).float()
+    return rows * ((2 - (place == 0).float()) / length).sqrt()[:, None]
 
 
 def dct2(x: Tensor) -> Tensor:
@@ -38,4 +38,4 @@ def _constant_scale(x: Tensor) -> Tensor:
     """(h, w, 1): 1, at the constant frequency the factor from the mean to the orthonormal coefficient."""
     height, width = x.shape[1:3]
     place = torch.arange(height * width, device=x.device).view(height, width, 1)
-    return torch.where(place == 0, math.sqrt(height * width), 1.0).float()
+    return (place == 0).float() * math.sqrt(height * width) + (place > 0).float()

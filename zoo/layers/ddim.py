@@ -23,7 +23,7 @@ def signal_share(schedule: Schedule, steps: int, *, zero_terminal_snr: bool = Fa
         zero_terminal_snr: nothing is left at the last time (arXiv 2305.08891, algorithm 1).
     """
     if schedule == "linear":
-        betas = torch.linspace(1e-4, 0.02, steps, device="cpu")
+        betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float32, device="cpu")
     else:
         places = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
         shares = torch.cos((places + 0.008) / 1.008 * torch.pi / 2).square()

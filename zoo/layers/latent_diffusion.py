@@ -83,7 +83,8 @@ class LatentDiffusionConfig(Config):
 
     def share(self) -> Tensor:
         """(1000,) on the CPU: the share of the clean latent left in the variance at each time ("alpha bar")."""
-        betas = torch.linspace(self.first_beta**0.5, self.last_beta**0.5, TRAIN_STEPS, device="cpu").square()
+        roots = self.first_beta**0.5, self.last_beta**0.5
+        betas = torch.linspace(*roots, TRAIN_STEPS, dtype=torch.float32, device="cpu").square()
         return (1 - betas).cumprod(0)
 
 

@@ -108,9 +108,10 @@ class MMDiT(nn.Module):
         self.context_sees_image = context_sees_image
         self.patches = GridPatches(channels, width, 2, grid)
         self.from_context = nn.Linear(dim, width)
-        rates = 10_000 ** -(torch.arange(width // 2) / (width // 2))
+        rates = 10_000 ** -(torch.arange(width // 2, dtype=torch.float32) / (width // 2))
         angles = token_places(tokens, rates.device)[:, None] * rates
-        self.register_buffer("context_positions", torch.cat([angles.sin(), angles.cos()], 1)[None])
+        waves = torch.cat([angles.sin(), angles.cos()], 1)[None]
+        self.register_buffer("context_positions", waves.to(self.from_context.weight.dtype))
         self.time = WaveEmbedding(width)
         self.blocks = nn.ModuleList(_JointBlock(width, heads, last=i == layers - 1) for i in range(layers))
         self.norm_out = PlainNorm(width, 1e-6)

@@ -221,7 +221,7 @@ def usage_statistics(
         entropies.append(torch.special.entr(counts.double() / max(1, indices.numel())).sum())
     used, sizes, entropy = torch.stack(seen), seen[0].new_tensor(vocab_sizes[: len(seen)]), torch.stack(entropies)
     statistics = {
-        "usage": (used / sizes).mean(),
+        "usage": (used.float() / sizes).mean(),
         "perplexity": entropy.exp().mean(),
         "code_entropy": entropy.mean(),
         "dead_codes": (sizes - used).double().mean(),

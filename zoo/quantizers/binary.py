@@ -84,7 +84,7 @@ class Binary(Quantizer):
         if config.soft_clamp is not None:
             z = (z / config.soft_clamp).tanh() * config.soft_clamp
         ones = z > 0
-        codes = (ones * 2.0 - 1) * config.scale
+        codes = (ones.float() * 2 - 1) * config.scale
         losses = {"commitment": mean_squared_error(z, codes)}
         statistics: dict[str, Tensor] = {}
         if self.training and config.entropy is not None:
@@ -94,7 +94,7 @@ class Binary(Quantizer):
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         ones = indices_to_bits(levels, self.config.bits, self.config.most_significant_first)
-        return (ones * 2.0 - 1) * self.config.scale
+        return (ones.float() * 2 - 1) * self.config.scale
 
 
 BinaryConfig.quantizer = Binary

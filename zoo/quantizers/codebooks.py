@@ -207,7 +207,7 @@ class RunningStatistics(nn.Module):
             z = F.normalize(z, dim=-1)
         sums, counts = joined_code_sums(z, indices, len(weight))
         some = counts.sum() > 0  # a batch without latents changes nothing
-        rate = (1 - self.config.decay) * some
+        rate = (1 - self.config.decay) * some.float()
         self.count.lerp_(counts.to(self.count.dtype), rate.to(self.count.dtype))
         if isinstance(self.config, EmaCodebookConfig):
             self.total.lerp_(sums.to(self.total.dtype), rate.to(self.total.dtype))
@@ -256,7 +256,7 @@ class PullOfUnused(nn.Module):
         latents = joined_sample(z, _START_VECTORS * size)
         if len(latents) == 0:
             return
-        self.share.lerp_((counts / counts.sum()).to(self.share.dtype), 1 - decay)
+        self.share.lerp_((counts.float() / counts.sum()).to(self.share.dtype), 1 - decay)
         part = (-10 * size * self.share / (1 - decay) - 1e-3).exp()[:, None].to(weight.dtype)
         nearest = latents[nearest_code(weight, latents, metric)].to(weight.dtype)
         weight.lerp_(nearest, part)
@@ -295,7 +295,7 @@ class Affine(nn.Module):
             ("latent", mean, variance, self.config.latent_decay),
             ("codebook", codes.mean(0), codes.var(0, correction=0), self.config.codebook_decay),
         ):
-            rate = torch.where(self.started, 1 - decay, 1.0) * some
+            rate = torch.where(self.started, some.float() * (1 - decay), some.float())
             for moment, value in (("mean", first), ("variance", second)):
                 running = getattr(self, f"{name}_{moment}")
                 running.lerp_(value.to(running.dtype), rate.to(running.dtype))

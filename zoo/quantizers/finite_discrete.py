@@ -74,7 +74,7 @@ class FiniteDiscrete(Quantizer):
             return Quantized(F.embedding(indices, table).view_as(z), levels)
         parts = [checkpoint(self._mix, chunk, use_reentrant=False) for chunk in chunked(flat, len(table))]
         codes, supports = zip(*parts)
-        support = torch.stack(supports).sum() / max(1, len(flat))
+        support = torch.stack(supports).sum().float() / max(1, len(flat))
         return Quantized(torch.cat(codes).view_as(z), levels, statistics={"support": support})
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:

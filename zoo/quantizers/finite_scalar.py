@@ -85,8 +85,8 @@ class FiniteScalar(Quantizer):
         squash = torch.tanh if self.squash == "tanh" else _clamp
         if self.symmetric:
             return squash(z)
-        half = (self.levels - 1) * (1 + self.margin) / 2
-        offset = (self.levels % 2 == 0) * 0.5
+        half = (self.levels - 1).float() * (1 + self.margin) / 2
+        offset = (self.levels % 2 == 0).float() * 0.5
         shift = (offset / half).atanh() if self.squash == "tanh" else offset / half
         return (squash(z + shift) * half - offset) / (self.levels // 2)
 
@@ -110,16 +110,16 @@ class FiniteScalar(Quantizer):
 
     def _codes(self, digits: Tensor) -> Tensor:
         if self.symmetric:
-            return digits * (2 / (self.levels - 1)) - 1
+            return digits * (2 / (self.levels - 1).float()) - 1
         half = self.levels // 2
-        return (digits - half) / half
+        return (digits - half).float() / half
 
     def _perturb(self, bounded: Tensor, codes: Tensor, noise: NoiseDropoutConfig) -> Tensor:
         chosen = torch.empty_like(codes).bernoulli_(noise.probability).bool()
         offset = torch.rand_like(codes) - 0.5
         if noise.around == "code":
             return torch.where(chosen, codes + offset, codes).clamp(-1, 1)
-        step = 2 / (self.levels - 1) if self.symmetric else 1 / (self.levels // 2)
+        step = (2 / (self.levels - 1).float()) if self.symmetric else 1 / (self.levels // 2).float()
         return torch.where(chosen, bounded + offset * step, codes)
 
 

@@ -122,7 +122,8 @@ class FiniteScalarPerturbation(Quantizer):
 
     def indices_to_codes(self, *levels: Tensor) -> Tensor:
         (indices,) = levels
-        return self._codes((indices[..., None] // self.basis % self.levels + 0.5) / self.levels)
+        digits = indices[..., None] // self.basis % self.levels
+        return self._codes((digits.float() + 0.5) / self.levels)
 
     def _codes(self, share: Tensor) -> Tensor:
         if self.config.inverse:

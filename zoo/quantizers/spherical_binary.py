@@ -66,7 +66,7 @@ class SphericalBinary(Quantizer):
         return self._codes(indices_to_bits(levels, self.config.bits, self.config.most_significant_first))
 
     def _codes(self, ones: Tensor) -> Tensor:
-        return (ones * 2.0 - 1) * self.config.bits**-0.5
+        return (ones.float() * 2 - 1) * self.config.bits**-0.5
 
 
 SphericalBinaryConfig.quantizer = SphericalBinary
