@@ -193,7 +193,10 @@ def _weights(protocol: dict[str, Any]) -> str:
     return f" ({protocol['weights']})" if protocol["weights"] else ""
 
 
-IMAGE_TASKS = ("ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask", "QueryTask", "QueryCodeTask")
+IMAGE_TASKS = (
+    "ReconstructionTask", "SemanticTask", "ContrastiveTask", "LatentTask", "FeatureMapTask", "QueryTask",
+    "QueryCodeTask",
+)  # fmt: skip
 WORD_TASKS = (
     "LinCIRTask", "Pic2WordTask", "DistillationTask", "ISATask", "RTDTask", "PersonalisationTask", "ClassTokenTask",
     "ProjectionTask", "DictionaryTask", "TokenVerseTask",

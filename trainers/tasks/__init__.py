@@ -6,6 +6,7 @@ from trainers.tasks.class_token import ClassTokenTask
 from trainers.tasks.codec import CodecTask
 from trainers.tasks.contrastive import ContrastiveTask
 from trainers.tasks.dictionary import DictionaryTask
+from trainers.tasks.feature_maps import FeatureMapTask
 from trainers.tasks.inversion import DistillationTask, ISATask, LinCIRTask, Pic2WordTask, RTDTask
 from trainers.tasks.latent import LatentTask
 from trainers.tasks.personalisation import PersonalisationTask
@@ -24,6 +25,7 @@ __all__ = [
     "ContrastiveTask",
     "DictionaryTask",
     "DistillationTask",
+    "FeatureMapTask",
     "HaltingTask",
     "ISATask",
     "LatentTask",

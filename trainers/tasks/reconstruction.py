@@ -64,7 +64,7 @@ class ReconstructionTask(TokenizerTask):
         changes: config fields to change, as keywords of `zoo.create_model`.
         init: "random", or "pretrained" for the published weights, or a file of weights.
         trainable: "all", or "decoder" to leave encoder and quantizer, and so all tokens, as they are.
-        reconstruction: "l1" or "l2".
+        reconstruction: "l1", "l2" or "smooth_l1".
         reconstruction_weight: of that loss.
         l1_weight: of a mean absolute error beside it.
         perceptual: name of a perceptual distance (see `zoo.losses.perceptual_distance`), or several with their weights;
@@ -106,7 +106,7 @@ class ReconstructionTask(TokenizerTask):
         changes: dict[str, Any] | None = None,
         init: str = "random",
         trainable: Literal["all", "decoder"] = "all",
-        reconstruction: Literal["l1", "l2"] = "l1",
+        reconstruction: Literal["l1", "l2", "smooth_l1"] = "l1",
         reconstruction_weight: float = 1.0,
         l1_weight: float = 0.0,
         perceptual: str | dict[str, float] | None = None,

@@ -60,7 +60,7 @@ class AdversaryConfig(Config):
 class VQGANLossConfig(AdversaryConfig):
     """Weights and schedules of all terms."""
 
-    reconstruction: Literal["l1", "l2"] = "l2"
+    reconstruction: Literal["l1", "l2", "smooth_l1"] = "l2"
     reconstruction_weight: float = 4.0
     l1_weight: float = 0.0  # of a mean absolute error beside it (UniTok)
     perceptual_weight: float = 0.1
