@@ -16,8 +16,8 @@ from tokenizers_visual.inversion.cir_domains import DomainConversion
 from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
 from tokenizers_visual.inversion.freedom import FreeDom
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.retrieval import FeatureStore, encode_images
+from tokenizers_visual.inversion.words import PseudoWords
 
 _READERS: dict[str, Callable[[Path, Path, str, str], list[Benchmark]]] = {
     "cirr": Cirr.read,

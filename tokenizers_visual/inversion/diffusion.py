@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.clip import TransformersPair
-from tokenizers_visual.inversion.projector import BACKBONE_OF_WIDTH, PseudoWords
+from tokenizers_visual.inversion.projector import BACKBONE_OF_WIDTH
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo import checkpoint
 from zoo.checkpoint import CheckpointError
 

@@ -25,7 +25,8 @@ from tokenizers_visual.inversion.dual_path import (
     denoiser_features,
     projection_sizes,
 )
-from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, PseudoWords
+from tokenizers_visual.inversion.projector import Projector, ProjectorConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.ops.precision import full_precision
 from zoo.registry import register
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.hooks import outputs_of
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 
 Offset = tuple[Tensor, Tensor]  # of one projection's weight: down (B, r, in), up (B, out, r); their product is added
 

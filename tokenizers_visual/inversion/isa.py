@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.pic2word import contrastive_losses
-from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, PseudoWords
+from tokenizers_visual.inversion.projector import Projector, ProjectorConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.losses.efficientnet_lite import EFFICIENTNET_LITE_WEIGHTS, efficientnet_lite
 from zoo.registry import register
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.clip import TextOutput, TransformersPair
-from tokenizers_visual.inversion.projector import PseudoWords, WordModel, WordsConfig
+from tokenizers_visual.inversion.projector import WordModel, WordsConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo import checkpoint
 from zoo.checkpoint import CheckpointError, KeyMap
 from zoo.registry import register

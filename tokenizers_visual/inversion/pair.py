@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.hooks import output_replaced
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 
 Fill = Literal["all", "first"]
 PLACEHOLDER = "$"

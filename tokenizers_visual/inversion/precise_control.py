@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_visual.inversion.projector import PseudoWords, WordModel, WordsConfig
+from tokenizers_visual.inversion.projector import WordModel, WordsConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.checkpoint import KeyMap
 from zoo.layers.positions import waves
 from zoo.registry import register

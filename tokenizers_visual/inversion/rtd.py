@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.lincir import noised
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
 from tokenizers_visual.inversion.searle import distillation_loss
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo import checkpoint
 
 PLAIN_PROMPT = "a photo of $"

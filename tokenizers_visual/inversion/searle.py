@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.phi import PhiConfig, projection_mlp
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.registry import register

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.clip import ClipPair
-from tokenizers_visual.inversion.projector import PseudoWords, WordModel, WordsConfig
+from tokenizers_visual.inversion.projector import WordModel, WordsConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.registry import register
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_visual.inversion.clip import ClipPair, TextOutput
-from tokenizers_visual.inversion.projector import Projector, ProjectorConfig, PseudoWords
+from tokenizers_visual.inversion.projector import Projector, ProjectorConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.registry import register
 
 

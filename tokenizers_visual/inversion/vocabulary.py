@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_visual.inversion.clip import ClipPair
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.retrieval import FeatureStore
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.config import Config
 
 _BATCH = 64  # words that are encoded at once

@@ -24,8 +24,9 @@ from tokenizers_visual.inversion.cir_base import Metrics
 from tokenizers_visual.inversion.cir_benchmarks import mean_of_parts, query_features
 from tokenizers_visual.inversion.cir_inputs import ImageInput, image_input
 from tokenizers_visual.inversion.clip import PLACEHOLDER, ClipPair
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
 from tokenizers_visual.inversion.retrieval import preprocessing
+from tokenizers_visual.inversion.words import PseudoWords
 from trainers.data.captions import Captions, CaptionTriplets
 from trainers.data.features import ImageFeatures, InvertedImages
 from trainers.data.retrieval import RetrievalPart

@@ -25,8 +25,9 @@ from tokenizers_visual.inversion.domain_agnostic_e4t import DomainAgnosticE4T, v
 from tokenizers_visual.inversion.dual_path import Adaptation, attention_widths, denoiser_width, dual_path
 from tokenizers_visual.inversion.ladi_vton import LadiVton, try_on_prompt
 from tokenizers_visual.inversion.precise_control import PreciseControl
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
 from tokenizers_visual.inversion.vilex import ViLex, compose_prefixes, draw_lengths
+from tokenizers_visual.inversion.words import PseudoWords
 from trainers.data.rows import Garments, ImageRows
 from trainers.tasks.inversion import clip_widths, keep_learned, learning_copy, token_width
 from trainers.tasks.pipeline import PipelineTask

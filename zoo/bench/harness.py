@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from zoo.bench import CASES
 from zoo.bench.memory import Peak
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
 from zoo.ops.nearest_code import backend
@@ -42,28 +41,6 @@ class Sample:
 
     wall: float
     cpu: float  # seconds of all threads of the process
-
-
-def problems(case: str, device: str, *, quick: bool, originals: Mapping[str, Path] | None = None) -> list[Problem[Any]]:
-    """The problems of a case.
-
-    Args:
-        case: a name of `CASES`.
-        device: "cpu" or "cuda".
-        quick: small sizes.
-        originals: name -> checkout; the problems are then those that compare with these (`zoo.bench.originals`).
-
-    Raises:
-        ValueError: originals of a case that has none.
-    """
-    entry = CASES[case]
-    if not originals:
-        return list(importlib.import_module(f"zoo.bench.{entry.module}").problems(case, device, quick=quick))
-    if entry.against is None:
-        having = ", ".join(name for name, other in CASES.items() if other.against is not None)
-        raise ValueError(f"--original: expected one of the cases {having}, got {case}")
-    module = importlib.import_module(f"zoo.bench.{entry.against}")
-    return list(module.problems(case, device, quick=quick, originals=originals))
 
 
 def run(

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"expected a case of {', '.join(CASES)}, got {case!r}")
     import torch
 
-    from zoo.bench.harness import problems
+    from zoo.bench.problem import problems
 
     torch.set_num_threads(int(threads))
     small = problems(case, "cpu", quick=True)[0]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
+
+from zoo.bench import CASES
 
 D = TypeVar("D")
 
@@ -102,3 +106,25 @@ class Problem(ABC, Generic[D]):
     def sizes(self) -> dict[str, Any]:
         """The fields."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def problems(case: str, device: str, *, quick: bool, originals: Mapping[str, Path] | None = None) -> list[Problem[Any]]:
+    """The problems of a case.
+
+    Args:
+        case: a name of `CASES`.
+        device: "cpu" or "cuda".
+        quick: small sizes.
+        originals: name -> checkout; the problems are then those that compare with these (`zoo.bench.originals`).
+
+    Raises:
+        ValueError: originals of a case that has none.
+    """
+    entry = CASES[case]
+    if not originals:
+        return list(importlib.import_module(f"zoo.bench.{entry.module}").problems(case, device, quick=quick))
+    if entry.against is None:
+        having = ", ".join(name for name, other in CASES.items() if other.against is not None)
+        raise ValueError(f"--original: expected one of the cases {having}, got {case}")
+    module = importlib.import_module(f"zoo.bench.{entry.against}")
+    return list(module.problems(case, device, quick=quick, originals=originals))

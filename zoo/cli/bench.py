@@ -88,6 +88,7 @@ def _measure(case: str, devices: list[str], originals: dict[str, Path], *, quick
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from zoo.bench import harness, memory
+    from zoo.bench.problem import problems
 
     records = []
     columns = TextColumn(case), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
@@ -97,7 +98,7 @@ def _measure(case: str, devices: list[str], originals: dict[str, Path], *, quick
         settings = [
             (device, problem)
             for device in devices
-            for problem in harness.problems(case, device, quick=quick, originals=originals)
+            for problem in problems(case, device, quick=quick, originals=originals)
         ]
         task = bar.add_task("", total=len(settings))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.cli.common import note, progress, strict
-from zoo.cli.compare import AT_LEAST, Entry, mean_row, measured, pixels_of, plain, print_table, protocol_of
+from zoo.cli.comparison import AT_LEAST, Entry, mean_row, measured, pixels_of, plain, print_table, protocol_of
 
 if TYPE_CHECKING:
     import torch

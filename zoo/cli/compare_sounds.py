@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.common import progress, strict
+from zoo.cli.comparison import print_lines
 
 if TYPE_CHECKING:
     from zoo.cli.sounds import Heard
@@ -47,7 +48,6 @@ def compare_sounds(
         json_file: for the numbers, those of each recording too.
         markdown: print the table as Markdown.
     """
-    from zoo.cli.compare import print_lines
     from zoo.cli.sounds import SOUND_CODECS, default_metrics, label
     from zoo.media.audio import files
     from zoo.media.storage import write_atomically

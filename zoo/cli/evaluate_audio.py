@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zoo.cli.common import note, strict
-from zoo.cli.evaluate import counted, print_measurements, records
+from zoo.cli.measurements import counted, print_measurements, records
 
 if TYPE_CHECKING:
     from zoo.metrics.audio_evaluation import AudioEvaluation

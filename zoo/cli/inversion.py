@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tokenizers_visual.inversion.cir_inputs import ImageInput
     from tokenizers_visual.inversion.clip import ClipPair
     from tokenizers_visual.inversion.freedom import FreeDom
-    from tokenizers_visual.inversion.projector import Projector, PseudoWords
+    from tokenizers_visual.inversion.projector import Projector
     from tokenizers_visual.inversion.retrieval import FeatureStore
+    from tokenizers_visual.inversion.words import PseudoWords
 
 NAMED = 20  # unreadable pictures that are named one by one
 
@@ -139,7 +140,7 @@ def words_of(setup: Setup, features: Any, items: Sequence[Any], batch_size: int)
     """The words of pictures, from their pooled features (N, E), or from the pictures anew where tokens are needed."""
     import torch
 
-    from tokenizers_visual.inversion.projector import PseudoWords
+    from tokenizers_visual.inversion.words import PseudoWords
 
     projector, weight = setup.projector, next(setup.pair.parameters())
     if projector is None:

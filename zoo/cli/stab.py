@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zoo.cli.common import Device, choose_device, load_model, note, strict
-from zoo.cli.evaluate import counted, print_measurements, records
+from zoo.cli.measurements import counted, print_measurements, records
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,19 +14,14 @@ from zoo.cli.common import Device, choose_device, load_model, strict
 from zoo.cli.compare import (
     CURVE,
     PLOTS,
-    Entry,
     Originals,
     check_plot,
     chosen_names,
     codec_curve,
     common_size,
-    mean_row,
-    pixels_of,
-    plain,
     plotted,
-    print_table,
-    protocol_of,
 )
+from zoo.cli.comparison import Entry, mean_row, pixels_of, plain, print_table, protocol_of
 
 if TYPE_CHECKING:
     import numpy as np

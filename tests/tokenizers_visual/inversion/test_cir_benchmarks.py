@@ -19,7 +19,7 @@ from tokenizers_visual.inversion.cir_base import dilated, square
 from tokenizers_visual.inversion.cir_benchmarks import mean_of_parts, query_features, read_benchmark
 from tokenizers_visual.inversion.cir_datasets import circo_metrics
 from tokenizers_visual.inversion.cir_inputs import ImageInput, tokenize
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.media import MediaError
 
 NOWHERE = Path("/nowhere")

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from tokenizers_visual.inversion.clip import ClipPair, OpenClipPair, TransformersPair
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.vocabulary import nearest_words
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion import open_clip_pair, transformers_pair
 from zoo.checkpoint import CheckpointError
 from zoo.parity import Fixture

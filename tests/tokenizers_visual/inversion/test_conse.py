@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from tokenizers_visual.inversion.conse import CONSE, ConsePair, StyleHead, available
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 
 
 class Classifier(nn.Module):

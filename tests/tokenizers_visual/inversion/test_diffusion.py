@@ -21,9 +21,9 @@ from tokenizers_visual.inversion.diffusion import (
     text_encoders,
     to_prompt_embeds,
 )
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.textual_inversion import LearnedWords, LearnedWordsConfig
 from tokenizers_visual.inversion.vocabulary import nearest_words
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.checkpoint import CheckpointError
 
 

@@ -28,7 +28,7 @@ from tokenizers_visual.inversion.dual_path import (
     dual_path,
     projection_sizes,
 )
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.config import ConfigError
 from zoo.registry import registry
 

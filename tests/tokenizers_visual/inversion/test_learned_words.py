@@ -21,9 +21,9 @@ from tokenizers_visual.inversion import (
 from tokenizers_visual.inversion.batex import BaTex, BaTexConfig, choose_basis
 from tokenizers_visual.inversion.clip import TransformersPair
 from tokenizers_visual.inversion.discriminative_class_tokens import class_loss, classify, generate, prompt
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.textual_inversion import LearnedWords, LearnedWordsConfig, rescaled
 from tokenizers_visual.inversion.tokenverse import TokenVerse, TokenVerseConfig, modulate_tokens
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion import transformers_pair
 from zoo.parity import Fixture
 

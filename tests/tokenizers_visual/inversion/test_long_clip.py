@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizers_visual.inversion import long_clip
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 from zoo.checkpoint import CheckpointError, read
 
 FOLDER = Path(__file__).parents[2] / "parity" / "long_clip"

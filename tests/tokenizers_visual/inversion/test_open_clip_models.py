@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tokenizers_visual.inversion.clip import OpenClipPair
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 
 VISION = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

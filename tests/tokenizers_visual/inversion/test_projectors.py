@@ -14,8 +14,9 @@ import zoo
 from tokenizers_visual.inversion.ladi_vton import LadiVtonConfig, try_on_prompt
 from tokenizers_visual.inversion.lincir import LinCIRConfig
 from tokenizers_visual.inversion.pic2word import Pic2WordConfig
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
 from tokenizers_visual.inversion.searle import SearleConfig
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion import open_clip_pair
 from zoo import cards, checkpoint
 from zoo.checkpoint import CheckpointError

@@ -18,8 +18,8 @@ from tokenizers_visual.inversion.backbones import load_pair
 from tokenizers_visual.inversion.cir_inputs import ImageInput
 from tokenizers_visual.inversion.clip import ClipPair
 from tokenizers_visual.inversion.conse import CONSE, available
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.retrieval import ApproximateSearch, FeatureStore, Gallery, ImageFile, encode_images
+from tokenizers_visual.inversion.words import PseudoWords
 
 SMALL = ImageInput(size=32)
 

@@ -14,8 +14,8 @@ from tokenizers_visual.inversion import isa
 from tokenizers_visual.inversion.clip import OpenClipPair
 from tokenizers_visual.inversion.isa import ISA, ISAConfig
 from tokenizers_visual.inversion.precise_control import PreciseControl, PreciseControlConfig, expand, norm_loss
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.vilex import ViLex, ViLexConfig, compose_prefixes, draw_lengths
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion import open_clip_pair
 from zoo.config import ConfigError
 from zoo.parity import Fixture

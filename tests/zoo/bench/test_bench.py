@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from zoo.bench import CASES, exact, harness, memory, report, vqmodel
 from zoo.bench.memory import Peak
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
+from zoo.bench.problem import problems as problems_of
 from zoo.cli import app
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,7 @@ def test_every_case_runs_and_its_records_can_be_read_back(case: str, tmp_path: P
     file = tmp_path / "results" / "case.jsonl"
     shown = bench(case, "--quick", "--device", "cpu", "--json", file).stdout
     records = report.read(file)
-    problems = harness.problems(case, "cpu", quick=True)
+    problems = problems_of(case, "cpu", quick=True)
     assert [record["problem"] for record in records] == [problem.name for problem in problems]
     for record, problem in zip(records, problems):
         assert record["case"] == case
@@ -62,7 +63,7 @@ def test_every_case_runs_and_its_records_can_be_read_back(case: str, tmp_path: P
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_number_of_a_result_is_judged(case: str) -> None:
-    (problem, *_) = harness.problems(case, "cpu", quick=True)
+    (problem, *_) = problems_of(case, "cpu", quick=True)
     data = problem.data()
     outputs = {contender.name: contender.build(data)() for contender in problem.contenders()}
     assert all(verdict.passed for verdict in problem.gate(data, outputs).values())
@@ -90,12 +91,12 @@ def corrupted(output: Any) -> Iterator[Any]:
 
 
 def test_full_sizes_are_those_of_the_goals() -> None:
-    names = {case: [problem.name for problem in harness.problems(case, "cpu", quick=False)] for case in CASES}
+    names = {case: [problem.name for problem in problems_of(case, "cpu", quick=False)] for case in CASES}
     assert names["quantize"] == [f"K=16384 D={dim} N=4096" for dim in (8, 32, 256)]
     assert names["entropy"] == ["14 bits, N=4096", "18 bits, N=4096", "18 bits, N=65536"]
     assert names["rvq"] == [f"8 x 1024 x 128, {frames} frames" for frames in (750, 6000)]
     assert names["ema-step"] == ["K=8192 D=32 N=16384"]
-    with_goals = {case for case in CASES for p in harness.problems(case, "cpu", quick=False) if p.goals()}
+    with_goals = {case for case in CASES for p in problems_of(case, "cpu", quick=False) if p.goals()}
     assert with_goals == {
         "quantize",
         "entropy",
@@ -108,15 +109,15 @@ def test_full_sizes_are_those_of_the_goals() -> None:
     }
     for case in with_goals:
         for device in ("cpu", "cuda"):
-            for problem in harness.problems(case, device, quick=False):
+            for problem in problems_of(case, device, quick=False):
                 contenders = {contender.name for contender in problem.contenders()} | {"faiss"}
                 assert all({goal.contender, goal.peer or goal.contender} <= contenders for goal in problem.goals())
 
 
 def test_small_problems_have_the_contenders_of_the_full_ones() -> None:
     for case in CASES:
-        small = {contender.name for contender in harness.problems(case, "cpu", quick=True)[0].contenders()}
-        for problem in harness.problems(case, "cpu", quick=False):
+        small = {contender.name for contender in problems_of(case, "cpu", quick=True)[0].contenders()}
+        for problem in problems_of(case, "cpu", quick=False):
             assert {contender.name for contender in problem.contenders()} <= small
 
 
@@ -304,7 +305,7 @@ def test_a_crash_of_the_measured_process_is_told() -> None:
 def test_every_contender_is_measured_in_a_process_of_its_own() -> None:
     told: list[str] = []
     peaks = memory.measure("quantize", 1, quick=True, progress=told.append)
-    problems = harness.problems("quantize", "cpu", quick=True)
+    problems = problems_of("quantize", "cpu", quick=True)
     assert list(peaks) == [problem.name for problem in problems]
     for problem in problems:
         assert list(peaks[problem.name]) == [contender.name for contender in problem.contenders()]

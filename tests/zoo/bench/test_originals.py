@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import audio
 from zoo.bench import half, originals, report
 from zoo.bench.originals.adapter import PACKAGES, Adapter, Original, Setting
+from zoo.bench.problem import problems
 from zoo.checkpoint import KeyMap
 from zoo.cli import app
 from zoo.config import Config
@@ -126,11 +127,9 @@ def test_an_original_is_timed_beside_ours(case: str, tmp_path: Path) -> None:
 
 
 def test_goals_name_contenders() -> None:
-    from zoo.bench import harness
-
     for case in ("encode", "decode", "tokenize"):
         for device in ("cpu", "cuda"):
-            (problem,) = harness.problems(case, device, quick=False, originals={"toy": Path("anywhere")})
+            (problem,) = problems(case, device, quick=False, originals={"toy": Path("anywhere")})
             contenders = {contender.name for contender in problem.contenders()}
             assert problem.goals()
             assert all({goal.contender, goal.peer} <= contenders for goal in problem.goals())

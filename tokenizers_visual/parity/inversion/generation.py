@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenizers_visual.inversion import batex, diffusion, neti, precise_control
 from tokenizers_visual.inversion.clip import TextOutput, TransformersPair
-from tokenizers_visual.inversion.projector import PseudoWords
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion.clips import split, text_encoder
 from zoo import checkpoint
 from zoo.parity import Case, Fixture, Named, gradient

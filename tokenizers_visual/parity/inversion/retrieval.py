@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tokenizers_visual.inversion import freedom, lincir, pic2word, rtd, searle
 from tokenizers_visual.inversion.clip import ClipPair
-from tokenizers_visual.inversion.projector import Projector, PseudoWords
+from tokenizers_visual.inversion.projector import Projector
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion.clips import (
     PLACEHOLDER_ID,
     companion,

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from tokenizers_visual.inversion import core_ti, decor, domain_agnostic_e4t, inspiration_tree, negtome
-from tokenizers_visual.inversion.projector import PseudoWords
 from tokenizers_visual.inversion.textual_inversion import rescaled
+from tokenizers_visual.inversion.words import PseudoWords
 from tokenizers_visual.parity.inversion.generation import encoder_of
 from zoo.parity import Fixture, Named, gradient
 from zoo.registry import Family
