@@ -32,13 +32,15 @@ from zoo.quantizers import (
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
-SENSOR_TYPES = 3  # 0 is EEG, 1 and 2 are MEG's
+SENSOR_TYPES = 3  # EEG, and MEG's magnetometers and gradiometers
+_WIDTH = 256  # published
+_LEAST_DEVIATIONS = (1e-5, 1e-13, 1e-13)  # of the types, added to those of their signals
 _LARGEST = 100.0  # of a sample, in the unit of the training data: volts and microvolts taken for each other stand out
 
 
 @dataclass(frozen=True)
 class Sensor(Config):
-    """Where a sensor is and which way it looks, in the coordinates of the training data, and its type."""
+    """Where a sensor is, which way it looks, and its type, as `placed` takes them."""
 
     position: tuple[float, float, float]
     direction: tuple[float, float, float]
@@ -49,12 +51,12 @@ class Sensor(Config):
 
 
 def on_sphere(inclination: float, azimuth: float) -> Sensor:
-    """An EEG electrode on the unit sphere, looking outwards: degrees from the vertex, and from the nose clockwise."""
+    """An EEG electrode on the unit sphere, without direction: degrees from the vertex, and from the nose clockwise."""
     up, around = math.radians(inclination), math.radians(azimuth)
     place = tuple(
         round(value, 4) for value in (math.sin(up) * math.sin(around), math.sin(up) * math.cos(around), math.cos(up))
     )
-    return Sensor(place, place)  # type: ignore[arg-type]
+    return Sensor(place, (0.0, 0.0, 0.0))  # type: ignore[arg-type]
 
 
 TEN_TWENTY = tuple(  # Fp1 Fp2 F7 F3 Fz F4 F8 T7 C3 Cz C4 T8 P7 P3 Pz P4 P8 O1 O2, on an ideal head
@@ -84,10 +86,10 @@ class BrainOmniConfig(Config):
     sample_rate: int = 256
     window: int = 512  # samples that are coded at a time
     network: SEANetConfig = SEANetConfig(strides=(2, 4, 8), kernel_size=5, last_kernel_size=5, causal=False)
-    width: int = 256
+    width: int = _WIDTH
     sources: int = 16  # latent channels, whatever the number of sensors
     heads: int = 4
-    quantizer: QuantizerConfig = codebooks(512, 256, 256, 4)
+    quantizer: QuantizerConfig = codebooks(512, _WIDTH, _WIDTH, 4)
 
     def __post_init__(self) -> None:
         self.require(len(self.sensors) >= 1, "at least one sensor", self.sensors)
@@ -99,7 +101,7 @@ class BrainOmniConfig(Config):
 
 @register("brainomni")
 class BrainOmni(Tokenizer):
-    """EEG or MEG (B, sensors, T), band-limited, at 256 Hz -> tokens of the latent sources, frame after frame.
+    """EEG or MEG (B, sensors, T) of 0.1 to 96 Hz, at 256 Hz, as `scaled` gives it -> tokens of the latent sources.
 
     Positions are frames x sources, all sources of a frame together (`by_source` separates them). Windows are coded
     independently of each other; the last is filled up with zeros. The montage is `config.sensors`; other sensors, or
@@ -125,12 +127,20 @@ class BrainOmni(Tokenizer):
         self.to_key_value = nn.Linear(width, 2 * width)
         self.spread = nn.Linear(width, width)
         self.decoder = SEANetDecoder(config.network, width)
-        placed = [[*sensor.position, *sensor.direction] for sensor in config.sensors]
-        self.register_constant("places", torch.tensor, [placed])
+        self.register_constant("places", _places, config.sensors)
         self.register_constant("types", torch.tensor, [[sensor.type for sensor in config.sensors]])
+        self._initialise()
 
     places: Tensor
     types: Tensor
+
+    def _initialise(self) -> None:
+        """Normal weights, of deviation 0.02 at the published width, and no biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02 * (_WIDTH / self.config.width) ** 0.5)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (size[0] // self.config.network.hop_length * self.config.sources,)
@@ -142,7 +152,7 @@ class BrainOmni(Tokenizer):
         """Signals (B, C, T) of whole windows -> unit vectors (B, frames * sources, D).
 
         Args:
-            places: (B or 1, C, 6) position and direction of each sensor; None: those of the config.
+            places: (B or 1, C, 6) position and direction of each sensor, see `placed`; None: those of the config.
             types: (B or 1, C) its type.
         """
         return self.to_latent(F.normalize(self.source_features(x, places, types), dim=-1)).flatten(1, 2)
@@ -200,33 +210,48 @@ class SensorEmbedding(nn.Module):
         return self.norm(x + self.mlp(x))
 
 
-def normalized(windows: Tensor) -> Tensor:
-    """Each window (..., window) at mean 0 and deviation 1: what training reconstructs."""
-    centred = windows - windows.mean(-1, keepdim=True)
-    return centred / (windows.std(-1, keepdim=True) + 1e-6)
+def _places(sensors: tuple[Sensor, ...]) -> Tensor:
+    """(1, C, 6)."""
+    positions, directions = (torch.tensor([getattr(s, name) for s in sensors]) for name in ("position", "direction"))
+    return placed(positions, directions, torch.tensor([sensor.type for sensor in sensors]))[None]
 
 
-def reconstruction_losses(reconstruction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The terms of training on windows (..., window), in the order of their weights 1, 1, 1 and 0.5.
+def placed(positions: Tensor, directions: Tensor, types: Tensor) -> Tensor:
+    """Sensors as the model takes them: EEG and MEG each about the middle of its own sensors, at a mean square distance
+    of 1/3 from it; directions of MEG alone.
 
-    `time`: L1; `correlation`: exp(-Pearson's coefficient); `amplitude` and `phase`: L1 of the spectra's, under a
-    Hamming window.
+    Args:
+        positions: (C, 3) in any unit, x to the right, y to the nose, z up.
+        directions: (C, 3), of length 1: of a magnetometer or an axial gradiometer the way that its coils look, of a
+            planar one the way that it measures the slope along.
+        types: (C,) 0 for EEG, 1 for magnetometers, 2 for gradiometers.
+
+    Returns:
+        (C, 6) positions and directions.
     """
-    taper = torch.hamming_window(target.shape[-1], device=target.device)
-    spectra = [torch.fft.rfft(signal * taper, norm="ortho") for signal in (reconstruction, target)]
-    return {
-        "time": F.l1_loss(reconstruction, target),
-        "correlation": (-correlation(reconstruction, target)).exp(),
-        "amplitude": F.l1_loss(*(spectrum.abs() for spectrum in spectra)),
-        "phase": F.l1_loss(*(spectrum.angle() for spectrum in spectra)),
-    }
+    places = torch.cat([positions, torch.where(types[:, None] == 0, 0.0, directions)], dim=1).float()
+    for kind in (types == 0, types != 0):
+        if kind.any():
+            centred = places[kind, :3] - places[kind, :3].mean(0)
+            size = (3 * centred.square().sum(1).mean()).sqrt()
+            places[kind, :3] = centred / torch.where(size > 0, size, 1)  # a sensor alone stands in the middle
+    return places
 
 
-def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """The mean of Pearson's coefficients of pairs of windows (..., window)."""
-    centred = [signal - signal.mean(-1, keepdim=True) for signal in (one, other)]
-    covariance = (centred[0] * centred[1]).sum(-1) / (one.shape[-1] - 1)
-    return (covariance / (one.std(-1) * other.std(-1) + 1e-6)).mean()
+def scaled(signals: Tensor, types: Tensor) -> Tensor:
+    """A segment of a recording as the model takes it: of each type of sensor, without the mean of its sensors at each
+    moment, and divided by the deviation of all of them together.
+
+    Args:
+        signals: (C, T) in V (EEG), T (magnetometers) and T/m (gradiometers).
+        types: (C,) as for `placed`.
+    """
+    result = signals.clone()
+    for kind, least in enumerate(_LEAST_DEVIATIONS):
+        if (chosen := types == kind).any():
+            centred = signals[chosen] - signals[chosen].mean(0)
+            result[chosen] = centred / (centred.std(correction=0) + least)
+    return result
 
 
 def config_from_original(meta: dict[str, Any]) -> BrainOmniConfig:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio.brainomni import BrainOmni, correlation, normalized, reconstruction_losses
+from audio.brainomni import BrainOmni
+from zoo.losses.sensor_windows import correlations, normalized, window_losses
 from zoo.parity import Case, Fixture, Named
 from zoo.registry import Family
 
@@ -66,7 +67,7 @@ class BrainOmniCase(Case):
         quantized = self.model.quantizer(self.model.latent(seen, places[:, hidden:], types[:, hidden:]))
         reconstruction = self.windows(self.model.reconstruct(quantized.codes, places, types))
         target = normalized(self.windows(signal))
-        losses = reconstruction_losses(reconstruction, target)
+        losses = window_losses(reconstruction, target)
         commitment = self.original_losses(quantized)["loss.commit"]
         total = losses["time"] + losses["correlation"] + commitment + losses["amplitude"] + 0.5 * losses["phase"]
         total.backward()
@@ -80,7 +81,7 @@ class BrainOmniCase(Case):
             "loss.total": total,
             **{f"loss.{name}": loss for name, loss in losses.items()},
             "loss.commit": commitment,
-            "pcc": correlation(reconstruction, target),
+            "pcc": correlations(reconstruction, target).mean(),
             "indices": self.stacked(quantized.levels),
             **self.gradients(),
             **{f"buffer.{key}": state[own] for own_of in (named, inner) for key, own in own_of.items() if own in state},

@@ -8,7 +8,7 @@ import torch
 from test_published_codecs import assert_full_size_matches, published_shapes
 
 import zoo
-from audio.brainomni import KEY_MAP, TEN_TWENTY, BrainOmni, Sensor, config_from_original
+from audio.brainomni import KEY_MAP, TEN_TWENTY, BrainOmni, Sensor, config_from_original, placed, scaled
 from zoo import checkpoint
 from zoo.config import ConfigError
 from zoo.registry import registry
@@ -127,6 +127,45 @@ def test_the_electrodes_are_on_a_head() -> None:
     assert bool((torch.cdist(places, mirrored).min(dim=1).values < 1e-3).all())
     assert TEN_TWENTY[9].position == (0.0, 0.0, 1.0)
     assert TEN_TWENTY[0].position[0] < 0 < TEN_TWENTY[0].position[1]  # front left
+
+
+def test_sensors_stand_about_the_middle_of_their_kind() -> None:
+    draw = torch.Generator().manual_seed(0)
+    positions, directions = torch.randn(9, 3, generator=draw) * 40 + 7, torch.randn(9, 3, generator=draw)
+    types = torch.tensor([0, 1, 2, 0, 0, 1, 2, 2, 0])
+    found = placed(positions, directions, types)
+    for kind in (types == 0, types != 0):  # magnetometers and gradiometers are one device
+        torch.testing.assert_close(found[kind, :3].mean(0), torch.zeros(3), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found[kind, :3].square().sum(1).mean(), torch.tensor(1 / 3))
+        apart = torch.cdist(found[kind, :3], found[kind, :3]) / torch.cdist(positions[kind], positions[kind])
+        between = apart[~torch.eye(len(apart), dtype=torch.bool)]
+        torch.testing.assert_close(between, between[:1].expand_as(between))
+    assert not found[types == 0, 3:].any()
+    assert torch.equal(found[types != 0, 3:], directions[types != 0])
+    assert torch.equal(placed(1000 * positions, directions, types).round(decimals=5), found.round(decimals=5))
+    alone = placed(positions[:2], directions[:2], types[:2])
+    assert not alone[:, :3].any()
+
+
+def test_signals_are_scaled_by_the_type_of_their_sensors() -> None:
+    units = torch.tensor([3e-5, 2e-12, 5e-11, 3e-5, 3e-5, 2e-12, 5e-11])
+    types = torch.tensor([0, 1, 2, 0, 0, 1, 2])
+    signals = units[:, None] * (4 + torch.randn(7, 500, generator=torch.Generator().manual_seed(0)))
+    found = scaled(signals, types).double()
+    for kind, least in enumerate((1e-5, 1e-13, 1e-13)):
+        raw = signals[types == kind].double()
+        centred = raw - raw.mean(0)
+        expected = centred / (centred.square().mean().sqrt() + least)  # its mean is 0
+        torch.testing.assert_close(found[types == kind], expected, rtol=1e-4, atol=1e-5)
+    assert not scaled(torch.zeros(2, 10), torch.zeros(2, dtype=torch.int64)).any()
+
+
+def test_a_model_starts_from_small_weights_without_biases() -> None:
+    model = zoo.create_model("braintokenizer")
+    assert float(model.to_key.weight.std()) == pytest.approx(0.02, rel=0.02)
+    assert not model.to_key_value.bias.any()
+    narrow = zoo.create_model("braintokenizer", width=64, quantizer={"kind": "vector", "codebook_size": 8, "dim": 64})
+    assert float(narrow.to_key.weight.std()) == pytest.approx(0.04, rel=0.05)
 
 
 def test_without_the_rotation_trick_gradients_pass_straight_through() -> None:

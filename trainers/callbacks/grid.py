@@ -39,7 +39,7 @@ class ReconstructionGrid(lightning.Callback):
         from torchvision.utils import make_grid, save_image
 
         signals = (module.model_range(batch[: self.count]), outputs.reconstruction[: self.count])
-        pairs = torch.cat([module.pictures(signal.float()) for signal in signals])
+        pairs = torch.cat([module.pictures(signal.to(torch.float32)) for signal in signals])
         grid = make_grid(pairs.clamp(0, 1), nrow=min(self.count, len(batch)), padding=2)
         folder = log_folder(trainer) / "reconstructions"
         folder.mkdir(parents=True, exist_ok=True)

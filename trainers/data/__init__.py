@@ -6,6 +6,7 @@ from trainers.data.features import ImageFeatureData, InvertedImageData
 from trainers.data.images import ImageData
 from trainers.data.noise import NoiseData
 from trainers.data.rows import CodedImageData, ConceptData, GarmentData
+from trainers.data.sensors import SensorData
 from trainers.data.videos import VideoData
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ImageFeatureData",
     "InvertedImageData",
     "NoiseData",
+    "SensorData",
     "TripletData",
     "VideoData",
 ]

@@ -144,13 +144,13 @@ def seeded(*key: int) -> Iterator[None]:
     generator = torch.default_generator
     state = generator.get_state()
     try:
-        generator.manual_seed(_mixed(*key))
+        generator.manual_seed(mixed_seed(*key))
         yield
     finally:
         generator.set_state(state)
 
 
-def _mixed(*key: int) -> int:
+def mixed_seed(*key: int) -> int:
     """One seed of several numbers; near keys give unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
@@ -204,7 +204,7 @@ class IndexedBatches(BatchSource):
     Training: a permutation of all images per epoch, dealt to the processes in turn; what does not fill a batch on every
     process is left to the next epoch's order. An image that cannot be read is replaced by the next one that can.
     Evaluation: the fixed order, every image exactly once, as many batches on every process; what cannot be read is
-    left out.
+    left out. Of a source in groups (see `IndexedSource.groups`) this holds for each, and the batches of all are mixed.
     """
 
     def __init__(self, source: IndexedSource, reader: Reads, split: Split, *, train: bool, workers: int) -> None:
@@ -218,11 +218,22 @@ class IndexedBatches(BatchSource):
         return len(self.batches(0))
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The images of each batch of this process."""
-        split, count = self.split, len(self.source)
-        if count < split.world_size:
-            raise MediaError(f"expected at least one image for each of {split.world_size} processes, got {count}")
-        order = _permutation(count, split.seed, epoch) if self.train else list(range(count))
+        """The images of each batch of this process; the n-th batches of all processes are of one group."""
+        groups, seed = self.source.groups, self.split.seed
+        if len(groups) == 1:
+            if len(groups[0]) < self.split.world_size:
+                expected = f"at least one image for each of {self.split.world_size} processes"
+                raise MediaError(f"expected {expected}, got {len(groups[0])}")
+            return self._of_group(groups[0], seed, epoch)
+        batches = [batch for number, group in enumerate(groups) for batch in self._of_group(group, seed, epoch, number)]
+        order = _permutation(len(batches), seed, epoch) if self.train else range(len(batches))
+        return [batches[number] for number in order]
+
+    def _of_group(self, group: range, *key: int) -> list[list[int]]:
+        split, count = self.split, len(group)
+        order = [group[place] for place in _permutation(count, *key)] if self.train else list(group)
+        if self.train and count < split.world_size:  # some come more than once, so that each process has one
+            return [[order[split.rank % count]]]
         mine = order[split.rank :: split.world_size]
         if self.train:
             full = count // (split.world_size * split.batch_size)
@@ -244,8 +255,9 @@ class IndexedBatches(BatchSource):
     def _batch(self, indices: Sequence[int], epoch: int, worker: int) -> Batch:
         images, skipped = [], []
         for index in indices:
-            for step in range(len(self.source)) if self.train else (0,):
-                image = self._read((index + step) % len(self.source), epoch)
+            group = next(group for group in self.source.groups if index in group)
+            for step in range(len(group)) if self.train else (0,):
+                image = self._read(group[(index - group.start + step) % len(group)], epoch)
                 if not isinstance(image, Skipped):
                     images.append(image)
                     break

@@ -25,17 +25,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ImageRows:
-    """A batch of rows.
-
-    Attributes:
-        images: (B, 3, H, W) in [0, 1].
-    """
-
-    images: Tensor
+class Rows:
+    """Base of batches of rows: dataclasses of tensors (B, ...) and tuples of B, the first of which is a tensor."""
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(next(iter(vars(self).values())))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """With all its tensors elsewhere; floating point ones also in another precision."""
@@ -56,6 +50,17 @@ class ImageRows:
                 for name, parts in columns.items()
             }
         )
+
+
+@dataclass(frozen=True)
+class ImageRows(Rows):
+    """Rows with images.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1].
+    """
+
+    images: Tensor
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from trainers.tasks.projection import ProjectionTask
 from trainers.tasks.queries import QueryCodeTask, QueryTask
 from trainers.tasks.reconstruction import ReconstructionTask
 from trainers.tasks.semantic import SemanticTask
+from trainers.tasks.sensors import SensorTask
 from trainers.tasks.token_offsets import TokenVerseTask
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "ReconstructionTask",
     "RollOutTask",
     "SemanticTask",
+    "SensorTask",
     "TokenVerseTask",
 ]

@@ -85,6 +85,11 @@ class IndexedSource:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def groups(self) -> Sequence[range]:
+        """Positions whose items fit into one batch, one group behind the other."""
+        return (range(len(self)),)
+
     def read(self, index: int) -> Record | Skipped:
         """The item at a position of the fixed order, or why it cannot be read."""
         raise NotImplementedError
