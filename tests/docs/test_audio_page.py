@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from zoo import cards
+from zoo.cli.training import run
 
 TEXT = (Path(__file__).parents[2] / "docs" / "audio.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
@@ -21,8 +22,12 @@ def test_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     for program in PROGRAMS:
         exec(program, scope)
     shown = capsys.readouterr().out.splitlines()
-    assert shown == ["torch.Size([1, 8, 75])", "tensor([63, 29])", "torch.Size([2, 1, 20000])"]
+    assert shown == ["torch.Size([1, 8, 75])", "tensor([63, 29])", "torch.Size([2, 1, 20000])", "torch.Size([1, 4, 640])"]
     assert soundfile.info(tmp_path / "again.wav").frames == 24000
+    (command,) = re.findall(r"^\$ zoo fit (--config brainomni_here .*)$", TEXT, flags=re.MULTILINE)
+    few = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", "--data.workers=0")
+    run("fit", [*command.split(), *few])
+    assert (tmp_path / "runs" / "version_0" / "model" / "model.safetensors").is_file()
 
 
 def test_models_of_the_table_exist() -> None:
