@@ -215,6 +215,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "word recipes": lambda: recipe_table(*WORD_TASKS),
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
     "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),
+    "refined eval": lambda: compare_table(RESULTS / "compare_spectral_refined_eval.json"),
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
     "quantizers": quantizer_table,
     "original training": original_table,
