@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zoo
 from trainers.tasks.distillation import Distillation, DistillationConfig
-from trainers.tasks.tokenizer import TokenizerTask, check_adversary
+from trainers.tasks.tokenizer import DiscriminatorTrainingConfig, TokenizerTask
 from zoo import checkpoint
 from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
 from zoo.losses.mel import MelConfig, MelSpectrogram
@@ -19,21 +19,14 @@ from zoo.losses.spectral import si_sdr
 
 
 @dataclass(frozen=True)
-class CodecAdversaryTrainingConfig(CodecAdversaryConfig):
-    """The discriminators with their terms, weights and optimizer."""
+class CodecAdversaryTrainingConfig(CodecAdversaryConfig, DiscriminatorTrainingConfig):
+    """The discriminators, their terms, and how they learn."""
 
-    discriminator_weights: str | None = None  # a file of their weights; None starts them afresh
-    learning_rate: float | None = None  # None in this and the next three: the generator's
-    betas: tuple[float, float] | None = None
-    weight_decay: float | None = None
-    warmup_steps: int | None = None
-    gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
-    own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
-    discriminator_first: bool = True  # they move first in a step, and judge as they then are
+    discriminator_first: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adversary(self)
+        self.require_training()
 
 
 class CodecTask(TokenizerTask):

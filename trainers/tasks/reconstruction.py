@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import zoo
 from trainers.tasks.anatomy import decoder_anatomy
-from trainers.tasks.tokenizer import TokenizerTask, check_adversary
+from trainers.tasks.tokenizer import DiscriminatorTrainingConfig, TokenizerTask
 from zoo import checkpoint
 from zoo.layers.transformer import add_stochastic_depth
 from zoo.losses import AdversaryConfig, DiscriminatorConfig, PatchGANConfig, VQGANLoss, VQGANLossConfig
@@ -25,26 +25,18 @@ from zoo.metrics.image import psnr
 
 
 @dataclass(frozen=True)
-class AdversaryTrainingConfig(AdversaryConfig):
-    """The discriminator, its weights and its optimizer; with the terms and the schedule of `AdversaryConfig`.
+class AdversaryTrainingConfig(AdversaryConfig, DiscriminatorTrainingConfig):
+    """The discriminator and how it learns, with the terms and the schedule of `AdversaryConfig`.
 
     Published tokenizers come without their discriminator. To fine-tune one, let a fresh discriminator learn before it
     counts: `discriminator_warmup` raises its weight slowly, and the adaptive weight bounds its influence.
     """
 
     discriminator: DiscriminatorConfig = PatchGANConfig()
-    discriminator_weights: str | None = None  # a file of its weights; None starts it afresh
-    learning_rate: float | None = None  # None in this and the next three: the generator's
-    betas: tuple[float, float] | None = None
-    weight_decay: float | None = None
-    warmup_steps: int | None = None
-    gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
-    own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
-    discriminator_first: bool = False  # it moves first in a step, and judges as it then is
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adversary(self)
+        self.require_training()
         wanted = "a consistency_weight of 0 with a discriminator that does not augment its images"
         self.require(
             self.discriminator.augmentation > 0 or self.consistency_weight == 0, wanted, self.consistency_weight

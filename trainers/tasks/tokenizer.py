@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -25,6 +26,7 @@ import zoo
 from trainers.random_state import random_state, set_random_state
 from trainers.tasks.anatomy import decoder_anatomy
 from trainers.tasks.scheduled import initial_weights
+from zoo.config import Config
 from zoo.layers.recompute import RecomputeActivations
 from zoo.losses import LossTerms
 from zoo.ops.collective import from_all_ranks, sum_over_ranks, world_size
@@ -34,41 +36,26 @@ from zoo.quantizers.latent_perturbation import PerturbationConfig, check_perturb
 ALONE = ("16-mixed", "16-true", "transformer-engine-float16")  # these need a loss scaler, which knows one optimizer
 
 
-class AdversaryOptimizer(Protocol):
-    """What a task tells of its discriminator's optimizer; None stands for the generator's."""
+@dataclass(frozen=True)
+class DiscriminatorTrainingConfig(Config):
+    """How discriminators learn, whatever they judge; None stands for what the generator has."""
 
-    @property
-    def discriminator_start(self) -> int: ...
+    discriminator_start: int = 0  # the step from which they learn
+    discriminator_weights: str | None = None  # a file of their weights; None starts them afresh
+    learning_rate: float | None = None
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    warmup_steps: int | None = None
+    gradient_clip_val: float | None = None  # None: the Trainer's; 0 for none
+    own_clock: bool = False  # warm-up, schedule and Adam's count begin at discriminator_start, not with the generator's
+    discriminator_first: bool = False  # they move first in a step, and judge as they then are
 
-    @property
-    def learning_rate(self) -> float | None: ...
-
-    @property
-    def betas(self) -> tuple[float, float] | None: ...
-
-    @property
-    def weight_decay(self) -> float | None: ...
-
-    @property
-    def gradient_clip_val(self) -> float | None: ...
-
-    @property
-    def warmup_steps(self) -> int | None: ...
-
-    @property
-    def own_clock(self) -> bool: ...
-
-
-def check_adversary(config: Any) -> None:
-    """What the configs of discriminators have in common, whatever they judge.
-
-    Raises:
-        ConfigError: a file of weights that there is none of, or a negative clipping or warm-up.
-    """
-    given, clip, rise = config.discriminator_weights, config.gradient_clip_val, config.warmup_steps
-    config.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
-    config.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
-    config.require(rise is None or rise >= 0, "warmup_steps >= 0", rise)
+    def require_training(self) -> None:
+        """Raise a ConfigError for weights that lie nowhere, and for negative numbers."""
+        given, clip, rise = self.discriminator_weights, self.gradient_clip_val, self.warmup_steps
+        self.require(given is None or Path(given).is_file(), "discriminator_weights to be a file", given)
+        self.require(clip is None or clip >= 0, "a gradient_clip_val >= 0, or None", clip)
+        self.require(rise is None or rise >= 0, "warmup_steps >= 0", rise)
 
 
 class TwoPlayerLoss(Protocol):
@@ -106,7 +93,7 @@ class TokenizerTask(lightning.LightningModule):
         init: str,
         trainable: Literal["all", "decoder"],
         quantizer_weights: dict[str, float] | None,
-        adversary: AdversaryOptimizer | None,
+        adversary: DiscriminatorTrainingConfig | None,
         learning_rate: float,
         betas: tuple[float, float],
         weight_decay: float,
