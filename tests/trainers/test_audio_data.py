@@ -8,9 +8,11 @@ import soundfile
 import torch
 
 from trainers.data import AudioFolderData
-from trainers.data.audio import Segments
+from trainers.data.audio import Recordings, Segments
 from zoo.media import MediaError
 from zoo.media.sources import Record
+from zoo.metrics.loudness import loudness
+from zoo.tokenizer import InputSpec
 
 RATE = 8000
 
@@ -142,3 +144,39 @@ def test_fixed_segments_come_again_in_every_pass_and_epoch(folder: Path) -> None
     assert len(segments) == 3
     moving = data(folder, gain=(-6.0, 6.0), passes=2, batch_size=6).train_dataloader()
     assert len({tuple(segment.flatten().tolist()) for batch in (next(iter(moving)),) for segment in batch}) == 6
+
+
+def test_segments_are_brought_to_a_loudness_and_at_most_full_scale(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 2 * RATE))
+    soundfile.write(tmp_path / "faint.wav", 1e-3 * noise[0], RATE, subtype="FLOAT")
+    clicks = np.where(np.arange(2 * RATE) % 1000 == 0, 0.9, 1e-4 * noise[1])  # little loudness for their peaks
+    soundfile.write(tmp_path / "clicks.wav", clicks, RATE, subtype="FLOAT")
+    module = data(tmp_path, loudness=-16.0, seconds=0.5, batch_size=1, passes=3)
+    levels, peaks = [], []
+    for batch in module.train_dataloader():
+        levels.append(float(loudness(batch, RATE)))
+        peaks.append(float(batch.abs().max()))
+    loud = [level for level, peak in zip(levels, peaks) if peak < 1]
+    assert loud == pytest.approx([-16.0] * 3, abs=0.01)
+    assert [peak for peak in peaks if peak >= 1] == pytest.approx([1.0] * 3)
+    with pytest.raises(ValueError, match="loudness: expected at most 0 LUFS, got 3.0"):
+        data(tmp_path, loudness=3.0)
+
+
+def test_all_phases_are_shifted_by_one_angle(tmp_path: Path) -> None:
+    time = np.arange(800) / RATE
+    parts = [0.2 * np.sin(2 * np.pi * frequency * time + start) for frequency, start in ((200, 0.3), (430, 1.1))]
+    record = Record("x", sum(parts)[:, None].astype(np.float32))
+    soundfile.write(tmp_path / "x.wav", np.zeros(800), RATE)
+    others = Recordings(str(tmp_path), InputSpec("audio", 1, (-1.0, 1.0), sample_rate=RATE))
+    angles = []
+    for key in range(40):
+        found = Segments(800, others, shift_phase=True)(record, (0, 0, key)).numpy()[0]
+        spectra = [np.fft.rfft(signal) for signal in (found, np.asarray(record.data)[:, 0])]
+        turned = spectra[0] / spectra[1]
+        place = [20, 43]  # of the two sines
+        assert np.abs(turned[place]) == pytest.approx(1.0, abs=1e-4)
+        assert np.angle(turned[20]) == pytest.approx(np.angle(turned[43]), abs=1e-3)
+        angles.append(float(np.angle(turned[20])))
+    assert min(angles) < -2
+    assert max(angles) > 2

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainers.data.module import SourceData
 from zoo.media import MediaError, audio
 from zoo.media.sources import IndexedSource, Record, Skipped, Source, unreadable
+from zoo.metrics.loudness import normalized
 from zoo.tokenizer import InputSpec
 
 
@@ -39,6 +40,8 @@ class AudioFolderData(SourceData):
         reverse: share of the segments that run backwards.
         tilt: largest slope of a random filter that is straight over log frequency, in dB an octave either way.
         mix: share of the segments with a second recording below, 0 to 20 dB fainter.
+        loudness: in LUFS, to which a segment is brought at last, its peak at most at full scale; None: its own.
+        shift_phase: all phases of a segment are then shifted by one random angle.
         workers: loading processes; 0 loads in the main process.
         seed: of the order and of the augmentation.
 
@@ -64,6 +67,8 @@ class AudioFolderData(SourceData):
         reverse: float = 0.0,
         tilt: float = 0.0,
         mix: float = 0.0,
+        loudness: float | None = None,
+        shift_phase: bool = False,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -75,12 +80,16 @@ class AudioFolderData(SourceData):
             raise ValueError(f"speeds: expected factors > 0, got {speeds}")
         if peak is not None and not peak[0] <= peak[1] <= 0:
             raise ValueError(f"peak: expected a least and a largest level, at most 0 dB, got {peak}")
+        if loudness is not None and loudness > 0:
+            raise ValueError(f"loudness: expected at most 0 LUFS, got {loudness}")
         spec = InputSpec("audio", channels, (-1.0, 1.0), sample_rate=sample_rate)
         recordings = Recordings(train, spec, tuple(speeds), passes)
         super().__init__(
             recordings,
             None if val is None else Recordings(val, spec),
-            Segments(samples, recordings, peak, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed),
+            Segments(
+                samples, recordings, peak, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed, loudness, shift_phase
+            ),
             Segments(samples),
             batch_size=batch_size,
             workers=workers,
@@ -143,7 +152,7 @@ class Segments:
     Attributes:
         samples: of a segment.
         others: what is mixed in; None: not training, the middle of the recording as it is.
-        peak, gain, invert, reverse, tilt, mix, fixed: as for `AudioFolderData`.
+        peak, gain, invert, reverse, tilt, mix, fixed, loudness, shift_phase: as for `AudioFolderData`.
     """
 
     samples: int
@@ -155,6 +164,8 @@ class Segments:
     tilt: float = 0.0
     mix: float = 0.0
     fixed: bool = False
+    loudness: float | None = None
+    shift_phase: bool = False
 
     def __call__(self, record: Record, key: Sequence[int]) -> Tensor:
         """The segment; what is random in it is a function of `key` alone."""
@@ -173,8 +184,13 @@ class Segments:
         if draw.random() < self.reverse:
             segment = segment[::-1]
         sign = -1 if self.invert and draw.random() < 0.5 else 1
-        segment = segment * (sign * _factor(draw.uniform(*self.gain)))
-        segment = segment / max(1.0, float(np.abs(segment).max()))
+        segment = _within(segment * (sign * _factor(draw.uniform(*self.gain))))
+        if self.loudness is not None:
+            sound = torch.from_numpy(segment.T.copy())[None]
+            segment = _within(normalized(sound, self.others.spec.sample_rate, self.loudness)[0].T.numpy())  # type: ignore[arg-type]
+        if self.shift_phase:
+            turn = np.exp(1j * draw.uniform(-np.pi, np.pi))
+            segment = _within(np.fft.irfft(np.fft.rfft(segment, axis=0) * turn, len(segment), axis=0))
         return torch.from_numpy(segment.T.astype(np.float32))
 
     def _segment(self, signal: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -188,6 +204,11 @@ def _padded(signal: np.ndarray, samples: int) -> np.ndarray:
     """The first samples of (T, C), zeros after its end."""
     signal = signal[:samples]
     return signal if len(signal) == samples else np.pad(signal, ((0, samples - len(signal)), (0, 0)))
+
+
+def _within(segment: np.ndarray) -> np.ndarray:
+    """A segment whose peak is at most at full scale."""
+    return segment / max(1.0, float(np.abs(segment).max()))
 
 
 def _factor(decibels: float) -> float:

@@ -26,16 +26,23 @@ class LevelDropoutConfig(Config):
         per_item: each item draws its own number. The first items of the batch are those that do, as many as `share`
             says, and all levels go on looking at every item (DAC, with a share of 0.5). Otherwise one number holds for
             the batch, on all processes.
+        choices: numbers that alone are drawn, each as likely (X-Codec); larger ones than there are levels stand for
+            all. Empty: as the first two say.
     """
 
     minimum: int = 1
     multiple_of: int = 1
     share: float = 1.0
     per_item: bool = False
+    choices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.require(self.minimum >= 1, "a minimum >= 1", self.minimum)
         self.require(self.multiple_of >= 1, "multiple_of >= 1", self.multiple_of)
+        alone = self.minimum == self.multiple_of == 1
+        wanted = "choices >= 1 that differ, without minimum and multiple_of"
+        valid = not self.choices or (min(self.choices) >= 1 and len(set(self.choices)) == len(self.choices) and alone)
+        self.require(valid, wanted, self.choices)
         self.require(0 < self.share <= 1, "a share in (0, 1]", self.share)
 
     def draw_batch(self, most: int, device: torch.device) -> int:
@@ -55,5 +62,8 @@ class LevelDropoutConfig(Config):
         return counts
 
     def _draw(self, count: int, most: int) -> Tensor:
+        if self.choices:
+            numbers = torch.tensor(self.choices, device="cpu")
+            return numbers[torch.randint(len(numbers), (count,), device="cpu")].clamp(max=most)
         drawn = torch.randint(self.minimum, most + 1, (count,), device="cpu")
         return (drawn + -drawn % self.multiple_of).clamp(max=most)
