@@ -36,12 +36,12 @@ class LatentTask(ReconstructionTask):
     def __init__(
         self, model: str, autoencoder: dict[str, Any], autoencoder_weights: str | None = None, **settings: Any
     ) -> None:
+        if settings.get("perceptual") is not None:
+            raise ValueError(f"perceptual: expected None for latents, got {settings['perceptual']}")
         super().__init__(model, **settings)
         family = registry.family_of(self.model).module
         if not hasattr(family, "signal_autoencoder"):
             raise ValueError(f"model: expected one of an autoencoder's latents, such as selftok_512, got {model}")
-        if settings.get("perceptual") is not None:
-            raise ValueError(f"perceptual: expected None for latents, got {settings['perceptual']}")
         if autoencoder_weights is not None and not Path(autoencoder_weights).is_file():
             raise ValueError(f"autoencoder_weights: expected a file, got {autoencoder_weights}")
         self.autoencoder_config = VariationalBaseConfig.from_dict(autoencoder)
