@@ -159,7 +159,7 @@ def test_segments_are_brought_to_a_loudness_and_at_most_full_scale(tmp_path: Pat
     loud = [level for level, peak in zip(levels, peaks) if peak < 1]
     assert loud == pytest.approx([-16.0] * 3, abs=0.01)
     assert [peak for peak in peaks if peak >= 1] == pytest.approx([1.0] * 3)
-    with pytest.raises(ValueError, match="loudness: expected at most 0 LUFS, got 3.0"):
+    with pytest.raises(ValueError, match=r"loudness: expected at most 0 LUFS, got 3\.0"):
         data(tmp_path, loudness=3.0)
 
 
@@ -180,3 +180,13 @@ def test_all_phases_are_shifted_by_one_angle(tmp_path: Path) -> None:
         angles.append(float(np.angle(turned[20])))
     assert min(angles) < -2
     assert max(angles) > 2
+
+
+def test_short_recordings_are_repeated_if_asked_for(folder: Path) -> None:
+    module = data(folder, val=str(folder), repeat=True, batch_size=3)
+    short, _ = soundfile.read(folder / "2.wav", dtype="float32")
+    whole = np.tile(short, 2)
+    assert len(whole) == 3200
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        (batch,) = loader
+        assert sum(np.array_equal(segment[0], whole) for segment in batch.numpy()) == 1

@@ -20,8 +20,8 @@ class AudioFolderData(SourceData):
     """Batches (B, channels, samples) in [-1, 1] from audio files, of any rate and length.
 
     Training: random segments, augmented as the arguments say; a recording shorter than a segment is followed by
-    zeros. Validation: the middle of each recording. A file that cannot be read is named in the log and stands in
-    `skipped`.
+    zeros, or by itself. Validation: the middle of each recording. A file that cannot be read is named in the log and
+    stands in `skipped`.
 
     Args:
         train: folder (all its levels), file or glob pattern of the training recordings.
@@ -42,6 +42,7 @@ class AudioFolderData(SourceData):
         mix: share of the segments with a second recording below, 0 to 20 dB fainter.
         loudness: in LUFS, to which a segment is brought at last, its peak at most at full scale; None: its own.
         shift_phase: all phases of a segment are then shifted by one random angle.
+        repeat: a recording shorter than a segment is repeated, in validation too, instead of zeros.
         workers: loading processes; 0 loads in the main process.
         seed: of the order and of the augmentation.
 
@@ -69,6 +70,7 @@ class AudioFolderData(SourceData):
         mix: float = 0.0,
         loudness: float | None = None,
         shift_phase: bool = False,
+        repeat: bool = False,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -84,13 +86,15 @@ class AudioFolderData(SourceData):
             raise ValueError(f"loudness: expected at most 0 LUFS, got {loudness}")
         spec = InputSpec("audio", channels, (-1.0, 1.0), sample_rate=sample_rate)
         recordings = Recordings(train, spec, tuple(speeds), passes)
+        training = Segments(
+            samples, recordings, peak, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed, loudness, shift_phase,
+            repeat,
+        )  # fmt: skip
         super().__init__(
             recordings,
             None if val is None else Recordings(val, spec),
-            Segments(
-                samples, recordings, peak, (gain[0], gain[1]), invert, reverse, tilt, mix, fixed, loudness, shift_phase
-            ),
-            Segments(samples),
+            training,
+            Segments(samples, repeat=repeat),
             batch_size=batch_size,
             workers=workers,
             seed=seed,
@@ -152,7 +156,7 @@ class Segments:
     Attributes:
         samples: of a segment.
         others: what is mixed in; None: not training, the middle of the recording as it is.
-        peak, gain, invert, reverse, tilt, mix, fixed, loudness, shift_phase: as for `AudioFolderData`.
+        peak, gain, invert, reverse, tilt, mix, fixed, loudness, shift_phase, repeat: as for `AudioFolderData`.
     """
 
     samples: int
@@ -166,12 +170,13 @@ class Segments:
     fixed: bool = False
     loudness: float | None = None
     shift_phase: bool = False
+    repeat: bool = False
 
     def __call__(self, record: Record, key: Sequence[int]) -> Tensor:
         """The segment; what is random in it is a function of `key` alone."""
         signal = np.asarray(record.data)
         if self.others is None:
-            return torch.from_numpy(_padded(signal[max(0, len(signal) - self.samples) // 2 :], self.samples).T.copy())
+            return torch.from_numpy(self._filled(signal[max(0, len(signal) - self.samples) // 2 :]).T.copy())
         seed, epoch, index = key
         draw = np.random.default_rng((seed, index % self.others.period) if self.fixed else (seed, epoch, index))
         segment = self._segment(signal, draw)
@@ -197,13 +202,13 @@ class Segments:
         if self.peak is not None:
             signal = signal * (_factor(draw.uniform(*self.peak)) / max(float(np.abs(signal).max(initial=0)), 1e-9))
         start = int(draw.integers(max(1, len(signal) - self.samples + 1)))
-        return _padded(signal[start:], self.samples)
+        return self._filled(signal[start:])
 
-
-def _padded(signal: np.ndarray, samples: int) -> np.ndarray:
-    """The first samples of (T, C), zeros after its end."""
-    signal = signal[:samples]
-    return signal if len(signal) == samples else np.pad(signal, ((0, samples - len(signal)), (0, 0)))
+    def _filled(self, signal: np.ndarray) -> np.ndarray:
+        """The first samples of (T, C), itself or zeros after its end."""
+        signal = signal[: self.samples]
+        missing = self.samples - len(signal)
+        return np.pad(signal, ((0, missing), (0, 0)), mode="wrap" if self.repeat else "constant")
 
 
 def _within(segment: np.ndarray) -> np.ndarray:
