@@ -128,6 +128,21 @@ def test_linear_schedule_ends_at_its_rate() -> None:
     assert module.rate(5, 9) == pytest.approx(0.55)
 
 
+def test_the_rate_rises_with_the_square_of_the_step_and_stays_after_the_final_step() -> None:
+    """BigCodec's: 1e-5 to 1e-4 in 1,000 steps, back in 500,000."""
+    settings = {"learning_rate": 1e-4, "warmup_steps": 1000, "first_rate": 0.1, "final_rate": 0.1}
+    module = task(schedule="linear", final_step=501_000, **settings)
+    steps = (0, 500, 1000, 251_000, 501_000, 599_999)
+    rates = [1e-4 * module.rate(step, 600_000) for step in steps]
+    assert rates == pytest.approx([1e-5, 3.25e-5, 1e-4, 5.5e-5, 1e-5, 1e-5])
+
+
+def test_both_players_have_the_epsilon() -> None:
+    module = task(adversary=ADVERSARY, epsilon=1e-3)
+    fit(module, sounds(1))
+    assert [player.param_groups[0]["eps"] for player in module.trainer.optimizers] == [1e-3, 1e-3]
+
+
 def test_validation_measures_the_average_and_pictures_spectrograms(tmp_path: Path) -> None:
     module = task(ema_decay=0.9)
     watch = fit(
@@ -161,6 +176,9 @@ def test_validation_measures_the_average_and_pictures_spectrograms(tmp_path: Pat
         ({"quantizer_weights": {"entropy": 1.0}}, "the losses of this quantizer"),
         ({"schedule": "exponential"}, "final_rate"),
         ({"ema_decay": 1.0}, "ema_decay"),
+        ({"epsilon": 0.0}, "epsilon: expected a value > 0"),
+        ({"first_rate": 1.0}, "first_rate: expected a share"),
+        ({"warmup_steps": 5, "final_step": 5}, "final_step: expected a step after the 5 of the warm-up"),
     ],
 )
 def test_a_wrong_setting_is_told(settings: dict[str, Any], message: str) -> None:

@@ -47,11 +47,14 @@ class CodecTask(TokenizerTask):
             head, which learns with the codec, tells from the codes; for models with a `semantic_head` (X-Codec).
         adversary: fields of `CodecAdversaryTrainingConfig`; None for no discriminators.
         learning_rate: at the end of the warm-up.
-        betas, weight_decay: of AdamW.
+        betas, epsilon, weight_decay: of AdamW.
         warmup_steps: linear rise of the learning rate.
-        schedule: of the learning rate after the warm-up: "cosine" to `final_rate` at the last step, "constant",
+        first_rate: share of the learning rate in the first step, from which it then rises with the square of the step;
+            0 for the linear rise.
+        schedule: of the learning rate after the warm-up: "cosine" to `final_rate` at `final_step`, "constant",
             "linear" or "exponential" to it, or "step" (a tenth at each of `milestones`).
         final_rate: share of the learning rate at the end of "cosine", "linear" and "exponential".
+        final_step: the step that reaches it, after which it stays; None for the last.
         milestones: steps of "step".
         ema_decay: keeps a running average of the weights, which validation and export use; None for none. The decay
             rises to this value as (1 + n) / (10 + n) over the first n updates.
@@ -78,10 +81,13 @@ class CodecTask(TokenizerTask):
         adversary: dict[str, Any] | None = None,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.8, 0.99),
+        epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        first_rate: float = 0.0,
         schedule: Literal["cosine", "constant", "linear", "exponential", "step"] = "cosine",
         final_rate: float = 0.0,
+        final_step: int | None = None,
         milestones: tuple[int, ...] = (),
         ema_decay: float | None = None,
         perturbation: dict[str, Any] | None = None,
@@ -95,7 +101,8 @@ class CodecTask(TokenizerTask):
             model=model, changes=changes, init=init, trainable=trainable, quantizer_weights=quantizer_weights,
             adversary=opponent, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay,
             warmup_steps=warmup_steps, schedule=schedule, final_rate=final_rate, milestones=milestones,
-            ema_decay=ema_decay, perturbation=perturbation, recompute=recompute, compile=compile,
+            ema_decay=ema_decay, perturbation=perturbation, recompute=recompute, compile=compile, epsilon=epsilon,
+            first_rate=first_rate, final_step=final_step,
         )  # fmt: skip
         self.save_hyperparameters()
         rate = self.model.spec.sample_rate

@@ -74,7 +74,7 @@ class SensorTask(TokenizerTask):
         ema_decay: float | None = None,
         recompute: bool = False,
     ) -> None:
-        for name, value in (("hidden", hidden), ("warmup", warmup), ("first_rate", first_rate)):
+        for name, value in (("hidden", hidden), ("warmup", warmup)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {value}")
         if noise < 0:
@@ -84,14 +84,13 @@ class SensorTask(TokenizerTask):
             model=model, changes=changes, init=init, trainable="all", quantizer_weights=quantizer_weights,
             adversary=None, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay, warmup_steps=0,
             schedule="cosine", final_rate=final_rate, milestones=(), ema_decay=ema_decay, perturbation=None,
-            recompute=recompute, compile=False,
+            recompute=recompute, compile=False, epsilon=epsilon, first_rate=first_rate,
         )  # fmt: skip
         self.save_hyperparameters()
         if not isinstance(self.model, BrainOmni):
             raise ValueError(f"model: expected one of sensors with places, such as braintokenizer, got {model}")
         self.hidden, self.noise = hidden, noise
-        self.quantizer_rate, self.epsilon = quantizer_rate, epsilon
-        self.warmup, self.first_rate = warmup, first_rate
+        self.quantizer_rate, self.warmup = quantizer_rate, warmup
         self.loss = WindowLoss(terms)
         self.leave_loss_to_task()
 
@@ -162,7 +161,7 @@ class SensorTask(TokenizerTask):
             plain = "norm" in name or parameter is embedding
             kind = "plain" if plain else "quantizer" if name.startswith("quantizer.") else "decaying"
             groups[kind]["params"].append(parameter)
-        return [{**group, "eps": self.epsilon} for group in groups.values() if group["params"]]
+        return [group for group in groups.values() if group["params"]]
 
     def rate(self, step: int, last: int, warmup_steps: int | None = None) -> float:
         rise = int(self.warmup * last)

@@ -106,6 +106,9 @@ class TokenizerTask(lightning.LightningModule):
         recompute: bool,
         compile: bool,
         ema_interval: int = 1,
+        epsilon: float = 1e-8,
+        first_rate: float = 0.0,
+        final_step: int | None = None,
     ) -> None:
         super().__init__()
         self.ema: AveragedModel | None = None
@@ -115,13 +118,18 @@ class TokenizerTask(lightning.LightningModule):
         _require(schedule in known, "schedule", f"{', '.join(known[:-1])} or {known[-1]}", schedule)
         _require(ema_decay is None or 0 <= ema_decay < 1, "ema_decay", "a value in [0, 1), or None", ema_decay)
         _require(ema_interval >= 1, "ema_interval", "a value >= 1", ema_interval)
+        _require(epsilon > 0, "epsilon", "a value > 0", epsilon)
+        _require(0 <= first_rate < 1, "first_rate", "a share in [0, 1)", first_rate)
+        after_rise = final_step is None or final_step > warmup_steps
+        _require(after_rise, "final_step", f"a step after the {warmup_steps} of the warm-up, or None", final_step)
         _require(schedule != "exponential" or final_rate > 0, "final_rate", "a value > 0 for exponential", final_rate)
         _require(
             not (recompute and compile), "recompute", "False with compile, which decides itself what to keep", recompute
         )
         self.learning_rate, self.betas, self.weight_decay = learning_rate, tuple(betas), weight_decay
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.final_rate, self.milestones, self.ema_interval = final_rate, milestones, ema_interval
+        self.epsilon, self.ema_interval = epsilon, ema_interval
+        self.warmup_steps, self.first_rate, self.schedule = warmup_steps, first_rate, schedule
+        self.final_rate, self.final_step, self.milestones = final_rate, final_step, milestones
         self.tokens_stay = trainable == "decoder"
         self.recompute, self.compile_model = recompute, compile
         self.quantizer_weights = dict(quantizer_weights or {})
@@ -385,7 +393,11 @@ class TokenizerTask(lightning.LightningModule):
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizers = [
             torch.optim.AdamW(
-                self.generator_groups(), lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
+                self.generator_groups(),
+                lr=self.learning_rate,
+                betas=self.betas,
+                eps=self.epsilon,
+                weight_decay=self.weight_decay,
             )
         ]
         last = int(self.trainer.estimated_stepping_batches)
@@ -397,6 +409,7 @@ class TokenizerTask(lightning.LightningModule):
                     self.loss.discriminator.parameters(),  # type: ignore[union-attr]
                     lr=self.learning_rate if chosen.learning_rate is None else chosen.learning_rate,
                     betas=chosen.betas or self.betas,
+                    eps=self.epsilon,
                     weight_decay=self.weight_decay if chosen.weight_decay is None else chosen.weight_decay,
                 )
             )
@@ -412,12 +425,15 @@ class TokenizerTask(lightning.LightningModule):
     def rate(self, step: int, last: int, warmup_steps: int | None = None) -> float:
         """Share of the learning rate in a step, of `last` steps in all; None: the generator's warm-up."""
         warmup_steps = self.warmup_steps if warmup_steps is None else warmup_steps
+        if step < warmup_steps and self.first_rate > 0:
+            return self.first_rate + (1 - self.first_rate) * (step / warmup_steps) ** 2
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         if self.schedule == "step":
             return 0.1 ** sum(step >= milestone for milestone in self.milestones)
         if self.schedule == "constant":
             return 1.0
+        last = last if self.final_step is None else self.final_step
         done = (step - warmup_steps) / max(1, last - warmup_steps)
         if self.schedule == "linear":
             return 1 - (1 - self.final_rate) * min(1.0, done)
