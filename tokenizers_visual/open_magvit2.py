@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.inference import channels_last, silu
+from zoo.layers.inference import channels_last, norm_silu
 from zoo.layers.resnet import ResBlock
 from zoo.quantizers import BinaryConfig, BinaryEntropyConfig, Quantized, QuantizerConfig
 from zoo.registry import register
@@ -84,7 +84,7 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.levels(self.conv_in(channels_last(x))))
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x, spare=True))
 
 
 class _AdaptiveNorm(nn.Module):
@@ -145,7 +145,7 @@ class _Decoder(nn.Module):
         x = self.mid(self.conv_in(channels_last(codes)))
         for level in self.levels:
             x = level(x, codes)
-        return self.conv_out(silu(self.norm_out(x))).contiguous()
+        return self.conv_out(norm_silu(self.norm_out, x, spare=True)).contiguous()
 
 
 def config_from_original(meta: dict[str, Any]) -> OpenMAGVIT2Config:

@@ -11,11 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.packed import packed
+from zoo.ops.activations import group_norm_silu
 
 
 def silu(x: Tensor) -> Tensor:
     """SiLU of a tensor that nobody else needs, in its memory where no gradient needs it."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor, *, spare: bool = False) -> Tensor:
+    """SiLU of a group norm's result. `spare`: nobody else needs x, in whose memory it may lie."""
+    if not is_plain(norm, nn.GroupNorm) or not norm.affine:
+        return silu(norm(x))
+    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, spare=spare)
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from zoo.layers.channels_inside import added
-from zoo.layers.inference import channels_last, silu
+from zoo.layers.inference import channels_last, norm_silu
 from zoo.layers.resnet import Downsample, Upsample
 
 
@@ -32,8 +32,8 @@ class MaskGITBlock(nn.Module):
         self.shortcut = None if in_channels == out_channels else nn.Conv2d(out_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h, spare=True)))
         return added(h, x) if self.shortcut is None else added(self.shortcut(h), h)
 
 
@@ -88,7 +88,7 @@ class MaskGITEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.levels(self.conv_in(channels_last(x))))
-        return self.conv_out(silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x, spare=True))
 
 
 class MaskGITDecoder(nn.Module):
@@ -122,4 +122,4 @@ class MaskGITDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.levels(self.mid(self.conv_in(channels_last(x))))
-        return self.conv_out(silu(self.norm_out(x))).contiguous()
+        return self.conv_out(norm_silu(self.norm_out, x, spare=True)).contiguous()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.channels_inside import added
-from zoo.layers.inference import conv_of_doubled, is_plain, silu
+from zoo.layers.inference import conv_of_doubled, is_plain, norm_silu
 
 CONVOLUTIONS: dict[Literal[1, 2], type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -43,8 +43,8 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h, spare=True)))
         return added(h, self.shortcut(x))
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from zoo.layers.attention import SpatialAttention
-from zoo.layers.inference import channels_last, silu
+from zoo.layers.inference import channels_last, norm_silu
 from zoo.layers.resnet import Downsample, ResBlock, Upsample
 
 
@@ -111,8 +111,9 @@ class Encoder(nn.Module):
         x = self.conv_in(channels_last(x))
         for level in self.levels:
             x = level(x)
-        x = self.norm_out(self.mid(x))
-        return self.conv_out(silu(x) if self.final_activation else x)
+        x = self.mid(x)
+        x = norm_silu(self.norm_out, x, spare=True) if self.final_activation else self.norm_out(x)
+        return self.conv_out(x)
 
 
 class Decoder(nn.Module):
@@ -152,5 +153,5 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(channels_last(x)))
         for level in self.levels:
             x = level(x)
-        x = self.norm_out(x)
-        return self.conv_out(silu(x) if self.final_activation else x).contiguous()
+        x = norm_silu(self.norm_out, x, spare=True) if self.final_activation else self.norm_out(x)
+        return self.conv_out(x).contiguous()

@@ -1,7 +1,8 @@
-"""Snake and ELU in one pass over memory, by the C++ kernel `csrc/activations.cpp`: for CPUs, without gradients.
+"""Snake, ELU, and SiLU after a group norm in few passes over memory, by the C++ kernel `csrc/activations.cpp`: for
+CPUs, without gradients.
 
-torch takes four passes, and for the sine of Snake five times as long as for all else. Results differ from torch's by
-rounding; where there is no compiler, or `ZOO_COMPILED=0`, they are torch's.
+For Snake and ELU torch takes four passes, and for the sine of Snake five times as long as for all else. Results differ
+from torch's by rounding; where there is no compiler, or `ZOO_COMPILED=0`, they are torch's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import Tensor
 from zoo.ops.build import BuildError, Kernel
 
 _BLOCK = 1 << 14  # values that a thread takes at a time
+_SUMMANDS = 128  # that are summed in float32, before float64 takes their sum
 _SHARED = 1 << 17  # values from which on threads share the work
+_LARGE = 1 << 19  # values of an item from which on a group norm is faster here than in torch
 
 
 class _Task(ctypes.Structure):
@@ -34,7 +37,7 @@ class _Task(ctypes.Structure):
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """x + sin(alpha x)^2 / (alpha + 1e-9) of (..., C), with alpha (C,)."""
     scale = (alpha + 1e-9).reciprocal()
-    if _can_run(x) and alpha.dtype == torch.float32 and alpha.device == x.device and alpha.is_contiguous():
+    if _can_run(x) and _are_channels(x, alpha):
         return _run("zoo_snake", x, alpha, scale)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.addcmul(x, torch.sin(alpha * x).square(), scale)
@@ -49,6 +52,35 @@ def elu(x: Tensor) -> Tensor:
         return F.elu(x)
     below = x.clamp_max(0).exp_().sub_(1)  # by vector instructions, which torch's own does not use
     return torch.maximum(x, below, out=below)
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, spare: bool = False) -> Tensor:
+    """SiLU of `torch.nn.functional.group_norm` of (B, C, ...), in one pass for the moments and one for the rest.
+
+    The kernel runs on large maps with channels innermost. `spare`: nobody else needs x, in whose memory the result
+    may lie.
+    """
+    if not (_can_run(x.movedim(1, -1)) and _are_channels(x, weight, bias) and _is_large(x)):
+        return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=not torch.is_grad_enabled())
+    rows = x.movedim(1, -1).flatten(1, -2)  # (B, H W, C)
+    batch, count, width = rows.shape
+    y, start = (x if spare else torch.empty_like(x)), rows[:, 0].contiguous()
+    block = min(_SUMMANDS, max(1, _BLOCK // width))
+    sums = x.new_empty(batch, -(-count // block), 2, width)
+    for item in range(batch):
+        _call("zoo_moments", rows[item], sums[item], start[item], block=block)
+    # about the first position, so that a large mean takes no digits off the variance
+    about = start.double()
+    first, second = (sums.sum(1, dtype=torch.float64) / count).unbind(1)
+    means = (about + first).view(batch, groups, -1)
+    mean = means.mean(-1, keepdim=True)
+    apart = (second - first.square()).view(batch, groups, -1) + (means - mean).square()
+    scale = weight.double().view(groups, -1) / (apart.mean(-1, keepdim=True) + eps).sqrt()
+    shift = bias.double().view(groups, -1) - mean * scale
+    factors, summands = (part.float().view(batch, width) for part in (scale, shift))
+    for item, out in enumerate(y.movedim(1, -1).flatten(1, -2)):
+        _call("zoo_scaled_silu", rows[item], out, factors[item], summands[item])
+    return y
 
 
 def available() -> bool:
@@ -69,26 +101,42 @@ def _can_run(x: Tensor) -> bool:
     )
 
 
+def _is_large(x: Tensor) -> bool:
+    """Whether items are worth the calls, and nobody wants to see these as torch's own (as `zoo.tiling` does)."""
+    return x[0].numel() >= _LARGE and torch.overrides._get_current_function_mode() is None
+
+
+def _are_channels(x: Tensor, *channels: Tensor) -> bool:
+    """Whether these are factors or summands of the channels of x that the kernel can read."""
+    return all(part.dtype == x.dtype and part.device == x.device and part.is_contiguous() for part in channels)
+
+
 def _run(name: str, x: Tensor, *channels: Tensor) -> Tensor:
-    library = _KERNEL.library()
+    y = torch.empty_like(x)
+    _call(name, x, y, *channels)
+    return y
+
+
+def _call(
+    name: str, x: Tensor, y: Tensor, *channels: Tensor, block: int | None = None, library: ctypes.CDLL | None = None
+) -> None:
+    """The function of the library from `x` to `y`; the last axis is that of `channels`, without which all values are
+    alike. `block`: rows taken at a time; None: as many as are good.
+    """
+    library = library or _KERNEL.library()
     if library is None:
         raise RuntimeError("the compiled kernel is not available")
-    return _call(library, name, x, *channels)
-
-
-def _call(library: ctypes.CDLL, name: str, x: Tensor, *channels: Tensor) -> Tensor:
-    """The function of the library on `x`, its last axis that of `channels`; without them all values are alike."""
-    y = torch.empty_like(x)
     width = x.shape[-1] if channels else 1
-    pointers = [tensor.data_ptr() for tensor in channels] or [None, None]
-    task = _Task(x.data_ptr(), y.data_ptr(), *pointers, x.numel() // width, width, max(1, _BLOCK // width), 0)
+    alpha, scale, *_ = [*(tensor.data_ptr() for tensor in channels), None, None]
+    task = _Task(
+        x.data_ptr(), y.data_ptr(), alpha, scale, x.numel() // width, width, block or max(1, _BLOCK // width), 0
+    )
     action, threads = getattr(library, name), torch.get_num_threads()
     team = _threads_of_torch() if threads > 1 and x.numel() >= _SHARED else None
     if team is None:
         action(ctypes.byref(task))
     else:
         team(action, ctypes.byref(task), ctypes.c_uint(threads), ctypes.c_uint(0))
-    return y
 
 
 @functools.cache
@@ -108,9 +156,15 @@ def _check(library: ctypes.CDLL) -> None:
     generator = torch.Generator().manual_seed(0)
     x, alpha = torch.randn(7, 21, generator=generator) * 9, torch.rand(21, generator=generator) + 0.1
     scale = alpha.reciprocal()
-    expected = {"zoo_snake": x + (alpha * x).sin().square() * scale, "zoo_elu": F.elu(x)}
-    for name, right in expected.items():
-        got = _call(library, name, x, *((alpha, scale) if name == "zoo_snake" else ()))
+    expected = {
+        "zoo_snake": (x + (alpha * x).sin().square() * scale, (alpha, scale)),
+        "zoo_elu": (F.elu(x), ()),
+        "zoo_moments": (torch.stack([(x - alpha).sum(0), (x - alpha).square().sum(0)]), (alpha,)),
+        "zoo_scaled_silu": (F.silu(alpha * x + scale), (alpha, scale)),
+    }
+    for name, (right, channels) in expected.items():
+        got = torch.empty_like(right)
+        _call(name, x, got, *channels, library=library)
         if not torch.allclose(got, right, rtol=1e-5, atol=1e-5):
             raise BuildError("its answers are wrong")
 

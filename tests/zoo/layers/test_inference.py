@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoo.layers.inference import channels_last, conv_of_doubled, silu
+from zoo.layers.inference import channels_last, conv_of_doubled, norm_silu, silu
 from zoo.layers.maskgit import MaskGITBlock, MaskGITDecoder
 from zoo.layers.packed import Linear, linear
 from zoo.layers.resnet import ResBlock, Upsample
@@ -120,6 +120,27 @@ def test_blocks_leave_their_input_alone_and_give_what_training_gives(block: nn.M
     assert torch.equal(x, kept)
     assert torch.equal(found, again)
     torch.testing.assert_close(found, block(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [ResBlock(16, 16, 4), MaskGITBlock(16, 16, 4)], ids=["resnet", "maskgit"])
+def test_blocks_of_large_maps_leave_their_input_alone_and_give_what_training_gives(block: nn.Module) -> None:
+    x = torch.randn(2, 16, 200, 180).to(memory_format=torch.channels_last)
+    kept = x.clone()
+    with torch.no_grad():
+        found = block(x)
+    assert torch.equal(x, kept)
+    torch.testing.assert_close(found, block(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_that_is_more_than_its_weights_is_called() -> None:
+    x = torch.randn(1, 16, 200, 180).to(memory_format=torch.channels_last)
+    norm = nn.GroupNorm(4, 16)
+    with torch.no_grad():
+        expected = F.silu(norm(x) + 1)
+        norm.register_forward_hook(lambda norm, given, found: found + 1)
+        torch.testing.assert_close(norm_silu(norm, x), expected)
+        bare = nn.GroupNorm(4, 16, affine=False)
+        torch.testing.assert_close(norm_silu(bare, x), F.silu(bare(x)))
 
 
 def network(kind: str) -> nn.Module:

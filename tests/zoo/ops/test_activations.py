@@ -1,4 +1,6 @@
-"""Snake and ELU: the compiled kernel against exact values and torch, with any number of threads, and without it."""
+"""Snake, ELU, and SiLU after a group norm: the compiled kernel against exact values and torch, with any number of
+threads, and without it.
+"""
 
 from collections.abc import Iterator
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.ops import activations
-from zoo.ops.activations import elu, snake
+from zoo.ops.activations import elu, group_norm_silu, snake
 
 needs_kernel = pytest.mark.skipif(not activations.available(), reason="no C++ compiler")
 
@@ -85,3 +87,75 @@ def test_gradients_and_other_layouts_and_precisions() -> None:
         half = torch.randn(4, 9).bfloat16()
         assert snake(half, torch.ones(9, dtype=torch.bfloat16)).dtype == torch.bfloat16
         assert elu(torch.zeros(0, 3)).shape == (0, 3)
+
+
+# -- SiLU after a group norm ---------------------------------------------------------------------------------------
+
+
+def exact_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-6))
+
+
+def maps(shape: tuple[int, ...], offset: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Channels innermost, each with a mean and a size of its own, and those of each item different."""
+    generator = torch.Generator().manual_seed(0)
+    apart = [torch.randn(*size, *[1] * (len(shape) - 2), generator=generator) for size in (shape[:2], shape[:2])]
+    x = torch.randn(shape, generator=generator) * apart[0].abs() + offset * apart[1]
+    weight, bias = torch.randn(2, shape[1], generator=generator)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1), weight, bias
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 32, 130, 129), (3, 96, 75, 75), (1, 2048, 16, 17), (1, 16, 40_000), (2, 64, 16, 24, 23), (2, 64, 3, 3)],
+)
+def test_a_group_norm_is_as_exact_as_torchs(shape: tuple[int, ...], offset: float, threads: None) -> None:
+    x, weight, bias = maps(shape, offset)
+    exact, kept = exact_norm(x, 16, weight, bias), x.clone()
+    with torch.no_grad():
+        plain = F.silu(F.group_norm(x, 16, weight, bias, 1e-6))
+        found = group_norm_silu(x, 16, weight, bias, 1e-6)
+        assert torch.equal(x, kept)
+        again = group_norm_silu(x, 16, weight, bias, 1e-6, spare=True)
+    assert found.stride() == x.stride()
+    assert torch.equal(found, again)
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-6
+
+
+@needs_kernel
+def test_a_spare_map_holds_the_result() -> None:
+    x, weight, bias = maps((1, 32, 128, 130), 1.0)
+    with torch.no_grad():
+        assert group_norm_silu(x, 32, weight, bias, 1e-6, spare=True).data_ptr() == x.data_ptr()
+
+
+def test_a_map_of_one_value_has_no_spread() -> None:
+    x, weight, bias = (
+        torch.full((1, 32, 128, 128), 1e4).to(memory_format=torch.channels_last),
+        torch.ones(32),
+        torch.ones(32),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(group_norm_silu(x, 4, weight, bias, 1e-6), F.silu(torch.ones_like(x)))
+
+
+def test_gradients_pass_a_group_norm_and_its_silu() -> None:
+    x, weight, bias = (part.double().requires_grad_() for part in maps((2, 4, 3, 3), 1.0))
+    assert torch.autograd.gradcheck(
+        lambda *given: group_norm_silu(given[0], 2, *given[1:], 1e-6, spare=True), (x, weight, bias)
+    )
+
+
+def test_a_mode_sees_torchs_own_group_norm() -> None:
+    x, weight, bias = maps((1, 32, 128, 130), 1.0)
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Mode():
+        group_norm_silu(x, 32, weight, bias, 1e-6)
+    assert F.group_norm in seen

@@ -1,4 +1,4 @@
-// Snake and ELU of rows of channels, in float32, in one pass over memory.
+// Snake, ELU, and SiLU after a group norm, of rows of channels, in float32, in as few passes over memory as can be.
 //
 // Any number of threads may call the same function with the same task: each takes block after block of its rows.
 
@@ -12,8 +12,8 @@ namespace {
 struct Task {
     const float* x;      // (rows, width), one row after the other
     float* y;            // the same; may be x
-    const float* alpha;  // (width), of Snake
-    const float* scale;  // (width), of Snake
+    const float* alpha;  // (width): of Snake, or the factors of SiLU's argument, or what moments are taken about
+    const float* scale;  // (width): of Snake, or the summands of SiLU's argument
     int64_t rows;
     int64_t width;
     int64_t block;  // rows taken at a time
@@ -50,7 +50,7 @@ inline float sine_squared(float t) {
     return multiply_add(p * v, v, v);
 }
 
-// exp(x) - 1, of x <= 0: 2^n (exp(u) - 1) + (2^n - 1) with |u| <= log(2) / 2, and the Taylor polynomial of exp(u) - 1
+// exp(x) - 1, of x <= 88: 2^n (exp(u) - 1) + (2^n - 1) with |u| <= log(2) / 2, and the Taylor polynomial of exp(u) - 1
 inline float exp_minus_one(float x) {
     x = x < -87.0f ? -87.0f : x;
     const float n = nearest(x * 1.44269504089f);
@@ -102,6 +102,41 @@ void zoo_elu(Task* task) {
         const float* x = task->x;
         float* y = task->y;
         for (int64_t i = first * task->width; i < end * task->width; ++i) y[i] = x[i] > 0 ? x[i] : exp_minus_one(x[i]);
+    });
+}
+
+// of each block of rows the sums of x - alpha and of its square: y is (blocks, 2, width)
+void zoo_moments(Task* task) {
+    const float* alpha = task->alpha;
+    const int64_t width = task->width;
+    share(task, [=](int64_t first, int64_t end) {
+        float* __restrict sum = task->y + first / task->block * 2 * width;
+        float* __restrict square = sum + width;
+        std::fill(sum, sum + 2 * width, 0.0f);
+        for (int64_t r = first; r < end; ++r) {
+            const float* __restrict x = task->x + r * width;
+            for (int64_t i = 0; i < width; ++i) {
+                const float rest = x[i] - alpha[i];
+                sum[i] += rest;
+                square[i] = multiply_add(rest, rest, square[i]);
+            }
+        }
+    });
+}
+
+// v / (1 + exp(-v)) of v = alpha x + scale
+void zoo_scaled_silu(Task* task) {
+    const float *alpha = task->alpha, *scale = task->scale;
+    const int64_t width = task->width;
+    share(task, [=](int64_t first, int64_t end) {
+        for (int64_t r = first; r < end; ++r) {
+            const float* x = task->x + r * width;
+            float* y = task->y + r * width;
+            for (int64_t i = 0; i < width; ++i) {
+                const float v = multiply_add(alpha[i], x[i], scale[i]);
+                y[i] = v / (2.0f + exp_minus_one(v < -88.0f ? 88.0f : -v));
+            }
+        }
     });
 }
 }
