@@ -121,9 +121,12 @@ class _Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (Linear(width, width, bias=False) for _ in range(4))
         self.norm_q, self.norm_k = (RMSNorm(width // heads, eps=1e-6) for _ in range(2))
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
+    def forward(self, x: Tensor, rotation: Rotation, *, kept: slice = slice(None)) -> Tensor:
+        """(B, N, C) -> the same, of the `kept` positions alone."""
+        parts = (self.q(x[:, kept]), self.k(x), self.v(x))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        cosines, sines = rotation
+        q, k = rotate(self.norm_q(q), (cosines[kept], sines[kept])), rotate(self.norm_k(k), rotation)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -193,20 +196,24 @@ class _Mixed(nn.Module):
         """Cells a side of the grid that positions are laid over, at the resolution of patches."""
         return None if self.position_size is None else self.position_size // self.patch_size
 
-    def mix(self, latents: Tensor, grid: Tensor, scale: int | None, factor: float) -> tuple[Tensor, Tensor]:
-        """(B, N, C) and (B, C, h, w) -> the same, the grid of its last size; `factor` is what a change does to it."""
+    def mix(self, latents: Tensor, grid: Tensor, scale: int | None, factor: float, wanted: slice) -> Tensor:
+        """(B, N, C) and (B, C, h, w) -> the `wanted` positions of the row of both, the grid of its last size.
+
+        `factor` is what a change of size does to the grid.
+        """
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             if i == 0 or i - 1 in self.after:
                 tables = self._rotation(grid, scale)
                 sequence = torch.cat([latents, grid.flatten(2).transpose(1, 2)], 1)
+            if i == last and i not in self.after:
+                return block(sequence, tables, kept=wanted)  # type: ignore[no-any-return]
             sequence = block(sequence, tables)
-            if i in self.after or i == len(self.blocks) - 1:
-                latents, flat = sequence.split([self.count, sequence.shape[1] - self.count], 1)
-                grid = flat.transpose(1, 2).unflatten(2, grid.shape[2:])
             if i in self.after:
-                grid = self.resamples[self.after.index(i)](grid)
+                latents, flat = sequence.split([self.count, sequence.shape[1] - self.count], 1)
+                grid = self.resamples[self.after.index(i)](flat.transpose(1, 2).unflatten(2, grid.shape[2:]))
                 scale = None if scale is None else int(scale * factor)
-        return latents, grid
+        return torch.cat([latents, grid.flatten(2).transpose(1, 2)], 1)[:, wanted]
 
     def _rotation(self, grid: Tensor, scale: int | None) -> Rotation:
         def axis(count: int) -> Tensor:
@@ -230,8 +237,7 @@ class _Encoder(_Mixed):
 
     def forward(self, x: Tensor) -> Tensor:
         queries = self.queries.expand(x.shape[0], -1, -1)
-        latents, _ = self.mix(queries.to(x.dtype), self.patches(x), self.scale(), 0.5)
-        return self.norm_out(latents)
+        return self.norm_out(self.mix(queries.to(x.dtype), self.patches(x), self.scale(), 0.5, slice(self.count)))
 
 
 class _Decoder(_Mixed):
@@ -246,8 +252,8 @@ class _Decoder(_Mixed):
         height, width = (side // factor for side in patches)
         grid = self.mask_token.to(latents.dtype)[:, None, None].expand(latents.shape[0], -1, height, width)
         scale = self.scale()
-        _, grid = self.mix(latents, grid, None if scale is None else scale // factor, 2)
-        return self.norm_out(grid.movedim(1, -1))
+        scale = None if scale is None else scale // factor
+        return self.norm_out(self.mix(latents, grid, scale, 2, slice(self.count, None)).unflatten(1, patches))
 
 
 def config_from_original(meta: dict[str, Any]) -> InstellaT2IConfig:

@@ -357,6 +357,19 @@ def test_instella_has_as_many_tokens_whatever_the_size() -> None:
     assert model.decode(replace(unknown, source=None)).shape == (2, 3, 24, 24)
 
 
+@pytest.mark.parametrize("after", [(0,), (1,)], ids=["inside", "at the end"])
+def test_instella_gives_the_positions_that_are_wanted_as_among_all(after: tuple[int, ...]) -> None:
+    sizes = {"encoder": titok.TransformerSizes(24, 2, 2), "rotary_widths": (4, 4, 4), "halve_after": after}
+    encoder = instella_t2i.InstellaT2I(
+        instella_t2i.InstellaT2IConfig(**sizes, decoder=sizes["encoder"], double_after=(0,))
+    ).encoder
+    latents, grid = torch.randn(2, encoder.count, 24), torch.randn(2, 24, 4, 4)
+    whole = encoder.mix(latents, grid, None, 0.5, slice(None))
+    assert whole.shape == (2, encoder.count + 4, 24)
+    for wanted in (slice(encoder.count), slice(encoder.count, None)):
+        torch.testing.assert_close(encoder.mix(latents, grid, None, 0.5, wanted), whole[:, wanted])
+
+
 def test_instella_draws_bits_in_training_alone() -> None:
     model = build("instella_t2i")
     x = images(2, 16)

@@ -49,11 +49,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: GELU | N
         y = F.linear(x, weight.flatten(1), bias)
         return y if gelu is None else F.gelu(y, approximate=gelu)
 
-    def pack(weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
-
     then, kind = ("none", "") if gelu is None else ("gelu", gelu)
-    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", pack), bias, then, [], kind)
+    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", _pack_linear), bias, then, [], kind)
+
+
+def silu_gated(x: Tensor, gate: nn.Linear, value: nn.Linear) -> Tensor:
+    """SiLU(gate x) * (value x), without passes over memory of their own; both weights are such that `can_be_packed`."""
+    first, second = (packed(layer.weight, "linear", _pack_linear) for layer in (gate, value))
+    opened = torch.ops.mkldnn._linear_pointwise(x, first, gate.bias, "swish", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, opened, second, value.bias, "mul")
+
+
+def _pack_linear(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous())
 
 
 def convolution(

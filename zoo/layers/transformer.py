@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.channels_inside import added
-from zoo.layers.inference import silu
-from zoo.layers.packed import Linear, can_be_packed
+from zoo.layers.inference import is_plain, silu
+from zoo.layers.packed import Linear, can_be_packed, silu_gated
 from zoo.layers.streaming import Stream
 
 RotaryPairs = Literal["neighbours", "halves"]
@@ -134,7 +134,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.activation, nn.GELU):
+        if isinstance(self.activation, nn.GELU) and is_plain(self.fc1, Linear):
             return self.fc2(self.fc1(x, gelu=self.activation.approximate))
         return self.fc2(self.activation(self.fc1(x)))
 
@@ -149,6 +149,8 @@ class GatedMLP(nn.Module):
         self.fc3 = Linear(width, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if all(is_plain(layer, Linear) and can_be_packed(x, layer.weight) for layer in (self.fc1, self.fc3)):
+            return self.fc2(silu_gated(x, self.fc1, self.fc3))
         gate, value = silu(self.fc1(x)), self.fc3(x)
         return self.fc2(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from zoo.layers.packed import Linear
 from zoo.layers.transformer import (
     MLP,
     AttentionState,
     CausalAttention,
     CausalTransformer,
+    GatedMLP,
     RMSNorm,
     TransformerBlock,
     add_stochastic_depth,
@@ -165,3 +167,47 @@ def test_stochastic_depth_is_refused_where_it_cannot_be() -> None:
         add_stochastic_depth(blocks, 1.0)
     with pytest.raises(ValueError, match="expected a model with transformer blocks, got none"):
         add_stochastic_depth(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.1)
+
+
+class Adapted(torch.nn.Module):
+    """A linear map and what an adapter adds to it, called as adapters of other libraries call it."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.layer, self.change = layer, torch.nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        return self.layer(x, *arguments, **options) + self.change(x)
+
+
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_an_adapter_or_a_hook_changes_comes_before_the_activation(
+    kind: type[MLP] | type[GatedMLP], inference: bool
+) -> None:
+    plain, x = kind(6, 10, bias=True), torch.randn(3, 4, 6)
+    hidden = plain.fc1(x) + 1
+    activated = F.silu(hidden) * plain.fc3(x) if isinstance(plain, GatedMLP) else F.gelu(hidden)
+    expected = plain.fc2(activated).detach()
+    with torch.inference_mode(inference):
+        plain(x)
+        handle = plain.fc1.register_forward_hook(lambda layer, given, found: found + 1)
+        torch.testing.assert_close(plain(x), expected)
+        handle.remove()
+        plain.fc1 = Adapted(plain.fc1)
+        torch.nn.init.zeros_(plain.fc1.change.weight)
+        torch.nn.init.ones_(plain.fc1.change.bias)
+        torch.testing.assert_close(plain(x), expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_mlp_is_its_definition(bias: bool) -> None:
+    mlp, x = GatedMLP(17, 41, bias=bias), torch.randn(2, 5, 17)
+    expected = mlp.fc2(F.silu(mlp.fc1(x)) * mlp.fc3(x))
+    torch.testing.assert_close(mlp(x), expected)
+    kept = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), expected)
+        mlp.fc3.weight.mul_(2)  # a packed copy follows its weight
+        torch.testing.assert_close(mlp(x), mlp.fc2(F.silu(mlp.fc1(x)) * mlp.fc3(x)))
+    assert torch.equal(x, kept)
