@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,10 +205,13 @@ def _flops(setting: Setting, part: str) -> float:
     with torch.device("meta"):
         card = registry.card(setting.model)
         family = registry.family(card.family, card.module)
-        model = family.model(family.config.from_dict(card.config)).eval()
+        model = family.model(family.config.from_dict(card.config)).eval().requires_grad_(False)
         signals = torch.empty(setting.batch, model.spec.channels, *setting.size)
         with torch.no_grad():
             given = signals if part == "latent" else torch.empty_like(model.latent(signals))
+            called, options = getattr(model, part), dict(setting.decoding if part == "reconstruct" else {})
+            if "size" in inspect.signature(called).parameters:
+                options["size"] = setting.size
             with FlopCounterMode(display=False) as counter:
-                getattr(model, part)(given)
+                called(given, **options)
     return float(counter.get_total_flops())

@@ -251,3 +251,13 @@ def test_options_of_decoding_are_told_and_reach_both_sides(tmp_path: Path) -> No
     problem._our_action(Data)()  # type: ignore[arg-type]
     problem._their_action(Data)()  # type: ignore[arg-type]
     assert given == [{"noise": 7, "steps": 3}] * 2
+
+
+def test_the_limit_is_that_of_the_size_and_the_options_that_are_measured(tmp_path: Path) -> None:
+    def flops(model: str, side: int = 256, **decoding: object) -> float:
+        return Decode("", Setting(model, 1, (side, side), decoding=decoding), "cpu", tmp_path).work().flops
+
+    one, two, three = (flops("flextok_d12_d12.in1k", steps=steps) for steps in (1, 2, 4))
+    assert three - two == 2 * (two - one) > 0
+    assert flops("instella_t2i_bae.amd", 512) > 2 * flops("instella_t2i_bae.amd")  # the tokens are as many
+    assert flops("tatitok_bl32_vq.datacomp") > 0
