@@ -31,6 +31,7 @@ NARROW: dict[str, dict[str, Any]] = {  # sizes of discriminators
     "scale": {"channels": [16] * 7},
     "period": {"channels": [2, 2]},
     "frequency": {"hop_lengths": [16], "channels": [32]},
+    "spectrum": {"channels": 2},
 }
 
 
@@ -45,6 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def narrow(jury: dict[str, Any]) -> dict[str, Any]:
+    return {**jury, "discriminators": [{**part, **NARROW[part["kind"]]} for part in jury["discriminators"]]}
 
 
 def small(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +68,8 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
             arguments["changes"]["quantizer"]["dropout"] = dropout
     adversary = arguments["adversary"]
     if adversary is not None:
-        parts = [{**part, **NARROW[part["kind"]]} for part in adversary["discriminators"]]
-        arguments["adversary"] = {**adversary, "discriminators": parts, "discriminator_start": 1}
+        others = [narrow(jury) for jury in adversary.get("others", [])]
+        arguments["adversary"] = {**narrow(adversary), "others": others, "discriminator_start": 1}
     if "distillation" in arguments:  # every teacher of the recipe is there, but with features that need no download
         arguments["distillation"] = {
             **{key: value for key, value in arguments["distillation"].items() if key != "cache"},

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from zoo.config import Config
 from zoo.layers.constants import HasConstants, hann_taper
 
-Objective = Literal["hinge", "least_squares"]
+Objective = Literal["hinge", "clamped_hinge", "least_squares"]  # clamped: nothing to gain by logits above 1
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -230,12 +230,19 @@ WaveDiscriminatorConfig.discriminator = WaveDiscriminators
 
 # -- losses --------------------------------------------------------------------------------------------------------
 
+
+def _hinge(real: Tensor, fake: Tensor) -> Tensor:
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
 _DISCRIMINATOR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "hinge": lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+    "hinge": _hinge,
+    "clamped_hinge": _hinge,
     "least_squares": lambda real, fake: (1 - real).square().mean() + fake.square().mean(),
 }
 _GENERATOR: dict[str, Callable[[Tensor], Tensor]] = {
     "hinge": lambda fake: -fake.mean(),
+    "clamped_hinge": lambda fake: F.relu(1 - fake).mean(),
     "least_squares": lambda fake: (1 - fake).square().mean(),
 }
 

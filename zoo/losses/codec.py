@@ -30,6 +30,7 @@ from zoo.losses.mel import LogMelLoss, LogMelLossConfig
 from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionSTFT, MultiResolutionSTFTConfig
 from zoo.losses.scale_discriminators import PeriodDiscriminatorConfig, ScaleDiscriminatorConfig
 from zoo.losses.spectral import MultiScaleMelLoss, MultiScaleMelLossConfig, STFTDistance
+from zoo.losses.spectrum_discriminators import SpectrumDiscriminatorConfig
 from zoo.losses.vqgan import LossTerms
 from zoo.ops.precision import full_precision
 
@@ -40,19 +41,20 @@ AnyDiscriminators = (
     | ScaleDiscriminatorConfig
     | PeriodDiscriminatorConfig
     | FrequencyDiscriminatorConfig
+    | SpectrumDiscriminatorConfig
 )
+_CHANCE = {"hinge": 2.0, "clamped_hinge": 2.0, "least_squares": 0.5}
 
 
 @dataclass(frozen=True)
-class CodecAdversaryConfig(Config):
-    """The discriminators and their terms; a step is one update of the generator.
+class JuryConfig(Config):
+    """Discriminators that judge together, and the generator's two terms of them.
 
     Attributes:
-        discriminators: that judge together: all losses are means over all of them.
+        discriminators: all losses are means over all of them.
         objective: of both players.
         adversarial_weight, feature_weight: of the generator's two terms.
         summed: losses are sums over the discriminators, and over their feature maps, instead of means (DAC).
-        discriminator_start: the step from which the discriminators learn and count.
     """
 
     discriminators: tuple[AnyDiscriminators, ...] = (STFTDiscriminatorConfig(),)
@@ -60,18 +62,37 @@ class CodecAdversaryConfig(Config):
     adversarial_weight: float = 4.0
     feature_weight: float = 4.0
     summed: bool = False
-    discriminator_start: int = 0
 
     def __post_init__(self) -> None:
         self.require(len(self.discriminators) >= 1, "at least one discriminator", self.discriminators)
         weights = (self.adversarial_weight, self.feature_weight)
         self.require(min(weights) >= 0, "weights >= 0", weights)
+
+
+@dataclass(frozen=True)
+class CodecAdversaryConfig(JuryConfig):
+    """All discriminators: one jury, and any number of others; a step is one update of the generator.
+
+    Attributes:
+        discriminator_start: the step from which the discriminators learn and count.
+        others: juries with an objective and terms of their own; what all discriminators minimise is the sum.
+    """
+
+    discriminator_start: int = 0
+    others: tuple[JuryConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.require(self.discriminator_start >= 0, "discriminator_start >= 0", self.discriminator_start)
 
     @property
+    def juries(self) -> tuple[JuryConfig, ...]:
+        return (self, *self.others)
+
+    @property
     def chance(self) -> float:
-        """The loss of a discriminator, before any sum, that tells nothing."""
-        return {"hinge": 2.0, "least_squares": 0.5}[self.objective]
+        """The mean over the juries of the loss of a discriminator, before any sum, that tells nothing."""
+        return sum(_CHANCE[jury.objective] for jury in self.juries) / len(self.juries)
 
 
 @dataclass(frozen=True)
@@ -141,8 +162,11 @@ class CodecLoss(nn.Module):
         self.intelligibility = IntelligibilityLoss(sample_rate)
         self.discriminator: nn.ModuleList | None = None
         if adversary is not None:
-            self.discriminator = nn.ModuleList(part.build() for part in adversary.discriminators)
-            self.weights |= {"adversarial": adversary.adversarial_weight, "features": adversary.feature_weight}
+            self.discriminator = nn.ModuleList(
+                part.build() for jury in adversary.juries for part in jury.discriminators
+            )
+            for jury, (adversarial, features) in zip(adversary.juries, self._terms):
+                self.weights |= {adversarial: jury.adversarial_weight, features: jury.feature_weight}
         if max(self.weights.values()) == 0:
             raise ValueError(f"expected weights that are not all 0, got {self.weights}")
         self.balancer: Balancer | None = None
@@ -168,7 +192,8 @@ class CodecLoss(nn.Module):
 
         Returns:
             Terms `waveform`, `mel`, `stft`, `multi_resolution`, `compressed`, `intelligibility`, `adversarial` and
-            `features`, as far as they count, and `quantizer`.
+            `features` (those of the second jury are `adversarial_2` and `features_2`), as far as they count, and
+            `quantizer`.
         """
         values = self._distances(signal, reconstruction)
         if self.training and self.factor(step) > 0:
@@ -190,11 +215,12 @@ class CodecLoss(nn.Module):
         Raises:
             ValueError: there are none.
         """
-        adversary, judged, mistaken = self._of_adversary, self._judge(real), self._judge(fake.detach())
-        loss = discriminator_loss(judged, mistaken, adversary.objective)
-        total = loss * len(judged) if adversary.summed else loss
+        juries, judged, mistaken = self._of_adversary.juries, self._judge(real), self._judge(fake.detach())
+        losses = [discriminator_loss(a, b, jury.objective) for jury, a, b in zip(juries, judged, mistaken)]
+        totals = [loss * len(a) if jury.summed else loss for jury, loss, a in zip(juries, losses, judged)]
+        loss, total = torch.stack(losses).mean(), torch.stack(totals).sum()
         logits = {
-            name: torch.stack([one.logits.detach().float().mean() for one in judgements]).mean()
+            name: torch.stack([one.logits.detach().float().mean() for jury in judgements for one in jury]).mean()
             for name, judgements in (("logits_real", judged), ("logits_fake", mistaken))
         }
         return LossTerms(total, {"adversarial": total.detach(), **logits}, {"adversarial": loss.detach(), **logits})
@@ -222,13 +248,23 @@ class CodecLoss(nn.Module):
         with torch.no_grad():
             real = self._judge(signal)
         fake = self._judge(reconstruction)
-        adversarial = generator_loss(fake, self._of_adversary.objective)
-        if self._of_adversary.summed:
-            return {"adversarial": adversarial * len(fake), "features": summed_feature_loss(real, fake)}
-        return {"adversarial": adversarial, "features": feature_loss(real, fake)}
+        values = {}
+        for jury, (adversarial, features), a, b in zip(self._of_adversary.juries, self._terms, real, fake):
+            values[adversarial] = generator_loss(b, jury.objective) * (len(b) if jury.summed else 1)
+            values[features] = (summed_feature_loss if jury.summed else feature_loss)(a, b)
+        return values
 
-    def _judge(self, signal: Tensor) -> tuple[Judgement, ...]:
-        return tuple(judgement for part in self.discriminator or () for judgement in part(signal))
+    def _judge(self, signal: Tensor) -> list[tuple[Judgement, ...]]:
+        """The judgements of each jury."""
+        parts = iter(self.discriminator or ())
+        juries = self._of_adversary.juries
+        return [tuple(one for _ in jury.discriminators for one in next(parts)(signal)) for jury in juries]
+
+    @property
+    def _terms(self) -> list[tuple[str, str]]:
+        """Names of the generator's two terms of each jury."""
+        marks = ["", *(f"_{i}" for i, _ in enumerate(self._of_adversary.others, 2))]
+        return [(f"adversarial{mark}", f"features{mark}") for mark in marks]
 
     @property
     def _of_adversary(self) -> CodecAdversaryConfig:

@@ -79,11 +79,17 @@ class PeriodDiscriminatorConfig(AudioDiscriminatorConfig):
     """Sizes of the discriminators, one for each period; the defaults are the published.
 
     They see the signal as it is, where those of `WaveDiscriminatorConfig` scale it, and pad it to whole periods alone.
+
+    Attributes:
+        periods: in samples.
+        channels: of the convolutions.
+        first_map: whether that of the first convolution is one of the feature maps (not in Vocos and WavTokenizer).
     """
 
     kind = "period"
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    first_map: bool = True
 
     def __post_init__(self) -> None:
         self.require(min(self.periods, default=0) >= 1, "periods >= 1", self.periods)
@@ -96,9 +102,11 @@ class PeriodDiscriminators(AudioDiscriminator):
     def __init__(self, config: PeriodDiscriminatorConfig) -> None:
         parts = [PeriodDiscriminator(period, config.channels, always_pad=False) for period in config.periods]
         super().__init__(config, parts)
+        self.first = 0 if config.first_map else 1
 
     def forward(self, x: Tensor) -> tuple[Judgement, ...]:
-        return tuple(map(_logits_too, super().forward(x)))
+        judged = super().forward(x)
+        return tuple(_logits_too(Judgement(one.logits, one.features[self.first :])) for one in judged)
 
 
 def _logits_too(judgement: Judgement) -> Judgement:

@@ -73,6 +73,9 @@ def test_losses_by_hand() -> None:
     real, fake = [judgement(0.5, 1, 2), judgement(2.0, 0)], [judgement(-0.5, 2, 2), judgement(0.5, 4)]
     assert discriminator_loss(real, fake, "hinge").item() == pytest.approx((0.5 + 0.5 + 0 + 1.5) / 2)
     assert generator_loss(fake, "hinge").item() == pytest.approx(0)
+    assert discriminator_loss(real, fake, "clamped_hinge") == discriminator_loss(real, fake, "hinge")
+    assert generator_loss(fake, "clamped_hinge").item() == pytest.approx((1.5 + 0.5) / 2)
+    assert generator_loss(real, "clamped_hinge").item() == pytest.approx((0.5 + 0) / 2)
     assert discriminator_loss(real, fake, "least_squares").item() == pytest.approx((0.25 + 0.25 + 1 + 0.25) / 2)
     assert generator_loss(fake, "least_squares").item() == pytest.approx((2.25 + 0.25) / 2)
     assert feature_loss(real, fake).item() == pytest.approx((0.5 + 4) / 2)

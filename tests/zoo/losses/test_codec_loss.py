@@ -14,7 +14,7 @@ from zoo.losses.audio_discriminators import (
     generator_loss,
     summed_feature_loss,
 )
-from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig
+from zoo.losses.codec import CodecAdversaryConfig, CodecLoss, CodecLossConfig, JuryConfig
 from zoo.losses.intelligibility import IntelligibilityLoss
 from zoo.losses.mel import LogMelLossConfig, MelConfig
 from zoo.losses.multi_resolution import CompressedSpectrumLoss, MultiResolutionSTFT, MultiResolutionSTFTConfig
@@ -68,6 +68,51 @@ def test_several_discriminators_judge_together(summed: bool) -> None:
     torch.testing.assert_close(discriminator.total, discriminator_loss(real, fake, "hinge") * factor)
     discriminator.total.backward()
     assert y.grad is None
+
+
+def test_juries_judge_by_objectives_and_weights_of_their_own() -> None:
+    x, y = signals()
+    other = JuryConfig(
+        (WaveDiscriminatorConfig((3, 5), (2, 4), ()),), "least_squares", adversarial_weight=0.5, feature_weight=4.0,
+        summed=True,
+    )  # fmt: skip
+    adversary = ADVERSARY.replace(discriminator_start=0, others=(other,))
+    assert CodecAdversaryConfig.from_dict(adversary.to_dict()) == adversary
+    module = loss(PLAIN, adversary)
+    real, fake = ([judged for part in module.discriminator for judged in part(z)] for z in (x, y.detach()))
+    hinge, squares = slice(2), slice(2, 4)  # a scale and a period, two periods
+
+    found = module.generator_loss(x, y, torch.zeros(()), step=0)
+    expected = {
+        "adversarial": generator_loss(fake[hinge], "hinge"),
+        "features": feature_loss(real[hinge], fake[hinge]),
+        "adversarial_2": 2 * generator_loss(fake[squares], "least_squares"),
+        "features_2": summed_feature_loss(real[squares], fake[squares]),
+    }
+    for name, weight in (("adversarial", 1.5), ("features", 2.5), ("adversarial_2", 0.5), ("features_2", 4.0)):
+        torch.testing.assert_close(found.values[name], expected[name].detach())
+        torch.testing.assert_close(found.terms[name], weight * expected[name].detach())
+    torch.testing.assert_close(found.total.detach(), sum(found.terms.values()))
+
+    parts = (
+        discriminator_loss(real[hinge], fake[hinge], "hinge"),
+        discriminator_loss(real[squares], fake[squares], "least_squares"),
+    )
+    told = module.discriminator_loss(x, y, step=0)
+    torch.testing.assert_close(told.total, parts[0] + 2 * parts[1])
+    torch.testing.assert_close(told.values["adversarial"], (parts[0] + parts[1]).detach() / 2)
+    assert adversary.chance == (2.0 + 0.5) / 2
+
+
+def test_terms_of_all_juries_are_balanced() -> None:
+    x, y = signals()
+    other = JuryConfig((WaveDiscriminatorConfig((3,), (2,), ()),), "least_squares")
+    adversary = ADVERSARY.replace(discriminator_start=0, others=(other,))
+    module = loss(CodecLossConfig(mel=None, mel_weight=0.0, balanced=True), adversary)
+    found = module.generator_loss(x, y, torch.zeros(()), step=0)
+    assert {"adversarial_2", "features_2"} < set(found.values)
+    found.total.backward()
+    assert float(y.grad.abs().max()) > 0
 
 
 def test_discriminators_wait_for_their_start_and_for_training() -> None:
@@ -145,7 +190,7 @@ def test_settings_that_cannot_work_are_told() -> None:
         CodecAdversaryConfig(discriminators=())
 
 
-@pytest.mark.parametrize("objective", ["hinge", "least_squares"])
+@pytest.mark.parametrize("objective", ["hinge", "clamped_hinge", "least_squares"])
 def test_chance_is_the_loss_of_a_discriminator_that_tells_nothing(objective: str) -> None:
     """With one logit for all, the best one, as a search over logits finds it."""
     logits = torch.linspace(-2, 2, 401)

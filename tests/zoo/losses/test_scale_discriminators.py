@@ -34,6 +34,12 @@ def test_each_period_judges_the_signal_as_it_is() -> None:
     assert torch.equal(shorter.logits, padded.logits)
 
 
+def test_the_first_map_can_be_left_out() -> None:
+    model = PeriodDiscriminatorConfig(periods=(2,), channels=(2, 3), first_map=False).build()
+    (judgement,) = model(torch.randn(2, 1, 40))
+    assert [tuple(maps.shape) for maps in judgement.features] == [(2, 3, 7, 2), (2, 1, 7, 2)]
+
+
 def test_published_size() -> None:
     with torch.device("meta"):
         model = ScaleDiscriminatorConfig().build()
