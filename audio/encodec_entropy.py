@@ -1,21 +1,28 @@
 """EnCodec's language model over codes, whose probabilities an arithmetic coder makes files a quarter smaller with.
 
-Paper: arXiv 2210.13438, section 3.3. Original: facebookresearch/encodec (MIT); the published weights lie at
-https://dl.fbaipublicfiles.com/encodec/v0/encodec_lm_24khz-1608e3c0.th and encodec_lm_48khz-7add9fc3.th.
+Paper: arXiv 2210.13438, section 3.3. Original: facebookresearch/encodec (MIT).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo import checkpoint, hub
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
+
+_FOLDER = "https://dl.fbaipublicfiles.com/encodec/v0"
+CODE_MODEL_WEIGHTS = {  # by the model whose codes they tell; no licence of them is stated
+    "encodec_24khz": hub.WeightSource(url=f"{_FOLDER}/encodec_lm_24khz-1608e3c0.th", sha256="1608e3c0"),
+    "encodec_48khz": hub.WeightSource(url=f"{_FOLDER}/encodec_lm_48khz-7add9fc3.th", sha256="7add9fc3"),
+}
 
 
 @dataclass(frozen=True)
@@ -155,3 +162,25 @@ KEY_MAP = KeyMap(
         "transformer.layers.{}.self_attn.out_proj.*": "layers.{}.out.*",
     }
 )
+
+
+def published_code_model(model: str, *, weights: Path | None = None) -> CodeModel:
+    """The published language model, in eval mode.
+
+    Args:
+        model: "encodec_24khz" or "encodec_48khz", whose codes it tells.
+        weights: a local file of the original's layout; None resolves the published one.
+
+    Raises:
+        ValueError: a model without a published one.
+        zoo.checkpoint.CheckpointError: a file of other weights.
+        zoo.hub.HubError: weights that cannot be had.
+    """
+    if model not in CODE_MODEL_WEIGHTS:
+        raise ValueError(f"expected {' or '.join(CODE_MODEL_WEIGHTS)}, got {model!r}")
+    network = CodeModel(
+        CodeModelConfig() if model == "encodec_24khz" else CodeModelConfig(num_codebooks=16, window=525)
+    )
+    file = weights or hub.resolve(CODE_MODEL_WEIGHTS[model], name=f"language model of {model}")
+    checkpoint.load_into(network, KEY_MAP(checkpoint.read(file)))
+    return network.eval()

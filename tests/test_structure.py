@@ -72,9 +72,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "zoo.tokens",
     },
     "audio": {
-        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.interop", "zoo.layers", "zoo.losses", "zoo.metrics",
-        "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.reach", "zoo.registry", "zoo.streaming", "zoo.tokenizer",
-        "zoo.tokens",
+        "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
+        "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.reach", "zoo.registry", "zoo.streaming",
+        "zoo.tokenizer", "zoo.tokens",
     },
     "trainers": {
         "audio", "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",

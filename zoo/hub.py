@@ -49,7 +49,7 @@ class WeightSource:
         url: http(s) address of the file.
         path: local file.
         package: import name of an installed package which carries `file`.
-        sha256: hash of the whole file, lower-case hex.
+        sha256: hash of the whole file, lower-case hex, or its first digits, at least 8, which many file names end in.
         size: bytes.
     """
 
@@ -72,8 +72,8 @@ class WeightSource:
             raise ValueError(f"a weight source with {given[0]} also needs the file in it")
         if self.url and urlsplit(self.url).scheme not in ("http", "https"):
             raise ValueError(f"a weight source: expected an http(s) url, got {self.url!r}")
-        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"a weight source: expected 64 lower-case hex digits as sha256, got {self.sha256!r}")
+        if self.sha256 is not None and not re.fullmatch("[0-9a-f]{8,64}", self.sha256):
+            raise ValueError(f"a weight source: expected 8 to 64 lower-case hex digits as sha256, got {self.sha256!r}")
 
     def __str__(self) -> str:
         size = f" ({self.size / 1e6:.1f} MB)" if self.size else ""
@@ -194,7 +194,7 @@ def _difference(path: Path, source: WeightSource) -> str:
     if source.sha256 is not None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != source.sha256:
+        if not digest.startswith(source.sha256):
             return f"expected sha256 {source.sha256}, got {digest}"
     return ""
 

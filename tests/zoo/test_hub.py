@@ -205,6 +205,9 @@ def test_local_files_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         resolve(WeightSource(path=str(tmp_path / "none")))
     with pytest.raises(hub.IntegrityError, match=f"expected sha256 {'0' * 64}, got {HASH}"):
         resolve(WeightSource(path=str(file), sha256="0" * 64))
+    assert resolve(WeightSource(path=str(file), sha256=HASH[:8])) == file
+    with pytest.raises(hub.IntegrityError, match=f"expected sha256 {HASH[1:9]}, got {HASH}"):
+        resolve(WeightSource(path=str(file), sha256=HASH[1:9]))
     assert file.exists()
 
 
@@ -216,6 +219,8 @@ def test_local_files_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"repo": "a/b"}, "the file in it"),
         ({"url": "ftp://x"}, "http"),
         ({"path": "a", "sha256": "XY"}, "64 lower-case hex"),
+        ({"path": "a", "sha256": "0" * 7}, "8 to 64 lower-case hex"),
+        ({"path": "a", "sha256": "0" * 65}, "8 to 64 lower-case hex"),
     ],
 )
 def test_a_source_is_checked_on_construction(fields: dict[str, str], message: str) -> None:

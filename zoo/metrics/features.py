@@ -21,9 +21,9 @@ from zoo import hub
 from zoo.losses.efficientnet_lite import EFFICIENTNET_LITE_WEIGHTS, efficientnet_lite
 
 INCEPTION_WEIGHTS = hub.WeightSource(
-    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d",
 )
-INCEPTION_SHA256 = "6726825d"  # its first digits, as the file's name states them
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ class InceptionFeatures(FeatureNetwork):
             ) from error
         path = hub.resolve(hub.WeightSource(path=str(weights)) if weights else INCEPTION_WEIGHTS, name="Inception")
         digest = sha256(path)
-        published = digest.startswith(INCEPTION_SHA256)
-        if weights is None and not published:
-            raise hub.IntegrityError(f"{path}: expected sha256 {INCEPTION_SHA256}..., got {digest}; remove it")
+        published = digest.startswith(str(INCEPTION_WEIGHTS.sha256))
         try:  # torch-fidelity itself would run whatever is in there
             torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
