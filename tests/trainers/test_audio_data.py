@@ -37,6 +37,25 @@ def test_batches_are_segments_and_short_recordings_end_in_zeros(folder: Path) ->
     assert sum(ends) == 4  # the short recording, once a pass
 
 
+def test_several_places_are_dealt_in_equal_shares(folder: Path) -> None:
+    """One long file of noise beside three of tones: half of the segments are noise."""
+    (folder / "noise").mkdir()
+    noise = folder / "noise" / "long.wav"
+    soundfile.write(noise, 0.1 * np.random.default_rng(0).normal(size=4 * RATE), RATE)
+    tones = str(folder / "[0-9].wav")
+    module = AudioFolderData([tones, str(noise)], sample_rate=RATE, seconds=0.1, batch_size=2, passes=2)
+    segments = torch.cat(list(module.train_dataloader()))
+    assert len(segments) == 12  # 3 of either place in each of 2 passes
+    spread = torch.fft.rfft(segments[:, 0]).abs().square()
+    noisy = (spread.amax(1) / spread.sum(1)) < 0.3
+    assert int(noisy.sum()) == 6
+    records = module.train_source.decoded().signals  # type: ignore[union-attr]
+    assert len({id(record) for record in records}) == 4  # in memory once
+    assert len({segment.numpy().tobytes() for segment in segments[noisy]}) == 6
+    with pytest.raises(ValueError, match="at least one place"):
+        AudioFolderData([])
+
+
 def test_order_and_augmentation_are_a_function_of_the_seed(folder: Path) -> None:
     random = {"gain": (-6.0, 6.0), "invert": True, "reverse": 0.5, "tilt": 3.0, "mix": 0.5, "speeds": (0.9, 1.0)}
     one, same, other = (torch.cat(list(data(folder, **random, seed=seed).train_dataloader())) for seed in (1, 1, 2))

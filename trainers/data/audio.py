@@ -24,7 +24,8 @@ class AudioFolderData(SourceData):
     stands in `skipped`.
 
     Args:
-        train: folder (all its levels), file or glob pattern of the training recordings.
+        train: folder (all its levels), file or glob pattern of the training recordings; several are dealt in equal
+            shares, whatever their sizes: an epoch has as many segments of each as of that with the most recordings.
         val: of the validation recordings; None: no validation.
         sample_rate: in Hz; other recordings are resampled.
         channels: of the signals.
@@ -53,7 +54,7 @@ class AudioFolderData(SourceData):
 
     def __init__(
         self,
-        train: str,
+        train: str | list[str],
         val: str | None = None,
         sample_rate: int = 24_000,
         channels: int = 1,
@@ -106,21 +107,32 @@ class AudioFolderData(SourceData):
 
 
 class Recordings(IndexedSource):
-    """The audio files of a place; once `decoded`, each at every speed, `passes` times one after the other."""
+    """The audio files of a place; once `decoded`, each at every speed, `passes` times one after the other.
 
-    def __init__(self, place: str, spec: InputSpec, speeds: tuple[float, ...] = (1.0,), passes: int = 1) -> None:
-        self.paths = audio.files(place)
+    Several places take turns until all files have come; those of the smaller ones come again and again.
+    """
+
+    def __init__(
+        self, places: str | list[str], spec: InputSpec, speeds: tuple[float, ...] = (1.0,), passes: int = 1
+    ) -> None:
+        found = [audio.files(place) for place in ([places] if isinstance(places, str) else places)]
+        if not found:
+            raise ValueError("train: expected at least one place, got none")
+        turns = range(max(map(len, found)))
+        self.paths = [paths[turn % len(paths)] for turn in turns for paths in found]
         self.spec, self.speeds, self.passes = spec, speeds, passes
         self.signals: list[Record | Skipped] = []
 
     def decoded(self) -> Recordings:
         """This source, with all files in memory."""
         if not self.signals:
-            found = [self._read(str(path)) for path in self.paths]
-            if not any(isinstance(item, Record) for item in found):
-                reason = next(f"{item.name}: {item.reason}" for item in found if isinstance(item, Skipped))
+            found = {path: self._read(str(path)) for path in dict.fromkeys(self.paths)}
+            if not any(isinstance(item, Record) for item in found.values()):
+                reason = next(f"{item.name}: {item.reason}" for item in found.values() if isinstance(item, Skipped))
                 raise MediaError(f"no recording of {len(found)} can be read, the first being {reason}")
-            self.signals = [self._at(item, speed) for speed in self.speeds for item in found]
+            for speed in self.speeds:
+                changed = {path: self._at(item, speed) for path, item in found.items()}
+                self.signals += [changed[path] for path in self.paths]
         return self
 
     def __len__(self) -> int:
