@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from zoo.cards import ModelCard
 from zoo.config import Config
 from zoo.layers.constants import HasConstants
+from zoo.layers.in_place import unobserved
 from zoo.tokens import Source
 
 
@@ -117,11 +118,13 @@ class Model(HasConstants):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode for the block, so that dropout and the like never touch a result."""
-        training = [module for module in self.modules() if module.training]
+        modules = list(self.modules())
+        training = [module for module in modules if module.training]
         for module in training:
             module.training = False
         try:
-            yield
+            with unobserved(modules):
+                yield
         finally:
             for module in training:
                 module.training = True

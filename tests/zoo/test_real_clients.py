@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 import zoo
@@ -128,6 +129,33 @@ def test_a_default_device_is_where_new_things_begin_and_touches_no_model(name: s
         assert again.unflatten(again.flatten("level"), "level") == tokens
         assert Tokens.cat([again[0], again[1]]) == tokens
         assert again.bits == tokens.bits
+
+
+@every
+def test_what_hooks_keep_stays_as_it_was(name: str) -> None:
+    """As researchers take features from layers; memory that results share would change these behind their back."""
+    model = tiny.build(name)
+    x = tiny.signal(model)
+    tokens, signal = both_ways(model, x)
+    kept: list[tuple[str, Tensor, Tensor]] = []
+
+    def keeping(layer: str) -> Callable[..., None]:
+        def keep(_: nn.Module, inputs: Any, outputs: Any) -> None:
+            values = [value for value in tree_leaves((inputs, outputs)) if isinstance(value, Tensor)]
+            kept.extend((layer, value, value.detach().clone()) for value in values)
+
+        return keep
+
+    for layer, module in model.named_modules():
+        if layer:
+            module.register_forward_hook(keeping(layer))
+    with torch.no_grad():
+        model(x)
+    again, same = both_ways(model, x)
+    assert again == tokens
+    torch.testing.assert_close(same, signal, rtol=1e-4, atol=1e-5)
+    assert kept
+    assert not {layer for layer, value, before in kept if not torch.equal(value.nan_to_num(), before.nan_to_num())}
 
 
 # -- networks that others change -----------------------------------------------------------------------------------

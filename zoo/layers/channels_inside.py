@@ -79,11 +79,6 @@ def join(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def added(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, in the memory of x where no gradient needs it."""
-    return x + y if torch.is_grad_enabled() or x.dtype != y.dtype else x.add_(y)
-
-
 def _conv_of_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """A convolution whose kernel is a multiple of its stride, as a plain one of blocks of `stride` positions."""
     taps = weight.shape[2] // stride

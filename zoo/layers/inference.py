@@ -1,5 +1,5 @@
-"""What networks do faster where no gradient is asked for: results in place of inputs, and on a CPU other layouts of
-memory and forms of the same sums. Results are equal up to rounding; training and compiled graphs take the usual ways.
+"""What networks do faster where no gradient is asked for: on a CPU other layouts of memory and forms of the same sums.
+Results are equal up to rounding; training and compiled graphs take the usual ways.
 
 On a CPU maps have their channels innermost, as oneDNN is fast with. Linear maps are in `zoo.layers.packed`.
 """
@@ -10,19 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.in_place import may_overwrite, silu
 from zoo.layers.packed import packed
 from zoo.ops.activations import group_norm_silu
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nobody else needs, in its memory where no gradient needs it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
 def norm_silu(norm: nn.GroupNorm, x: Tensor, *, spare: bool = False) -> Tensor:
-    """SiLU of a group norm's result. `spare`: nobody else needs x, in whose memory it may lie."""
+    """SiLU of a group norm's result. `spare`: the network does not need x again."""
     if not is_plain(norm, nn.GroupNorm) or not norm.affine:
         return silu(norm(x))
+    spare = spare and may_overwrite()
     return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, spare=spare)
 
 

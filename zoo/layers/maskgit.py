@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from zoo.layers.channels_inside import added
+from zoo.layers.in_place import added
 from zoo.layers.inference import channels_last, norm_silu
 from zoo.layers.resnet import Downsample, Upsample
 

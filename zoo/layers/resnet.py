@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.channels_inside import added
+from zoo.layers.in_place import added
 from zoo.layers.inference import conv_of_doubled, is_plain, norm_silu
 
 CONVOLUTIONS: dict[Literal[1, 2], type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}

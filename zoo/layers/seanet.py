@@ -13,8 +13,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.channels_inside import added, are_inside
+from zoo.layers.channels_inside import are_inside
 from zoo.layers.conv1d import LSTM, Conv1d, ConvTranspose1d, PadMode, TimeNorm
+from zoo.layers.in_place import added
 from zoo.layers.snake import Snake
 from zoo.layers.streaming import Stream, Sum, stream_of
 from zoo.ops.activations import elu

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, added
+from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d
+from zoo.layers.in_place import added
 from zoo.ops.activations import snake
 
 _DILATIONS = (1, 3, 9)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.channels_inside import added
-from zoo.layers.inference import is_plain, silu
+from zoo.layers.in_place import added, may_overwrite, silu
+from zoo.layers.inference import is_plain
 from zoo.layers.packed import Linear, can_be_packed, silu_gated
 from zoo.layers.streaming import Stream
 
@@ -152,7 +152,7 @@ class GatedMLP(nn.Module):
         if all(is_plain(layer, Linear) and can_be_packed(x, layer.weight) for layer in (self.fc1, self.fc3)):
             return self.fc2(silu_gated(x, self.fc1, self.fc3))
         gate, value = silu(self.fc1(x)), self.fc3(x)
-        return self.fc2(gate * value if torch.is_grad_enabled() else gate.mul_(value))
+        return self.fc2(gate.mul_(value) if may_overwrite() else gate * value)
 
 
 class LayerScale(nn.Module):

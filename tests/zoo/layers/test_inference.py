@@ -1,6 +1,7 @@
 """Inference takes faster ways than training: the results are the same, and nobody's tensors change."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from zoo.layers.inference import channels_last, conv_of_doubled, norm_silu, silu
+from zoo.layers.in_place import added, silu, unobserved
+from zoo.layers.inference import channels_last, conv_of_doubled, norm_silu
 from zoo.layers.maskgit import MaskGITBlock, MaskGITDecoder
 from zoo.layers.packed import Linear, linear
 from zoo.layers.resnet import ResBlock, Upsample
@@ -96,14 +99,36 @@ def test_other_types_of_numbers_stay_what_they_are(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, atol=3e-2 if dtype == torch.bfloat16 else 1e-10, rtol=3e-2)
 
 
-def test_activations_are_in_place_only_where_no_gradient_is_asked_for() -> None:
+def overwritten() -> bool:
     x = torch.randn(5)
-    expected = F.silu(x)
+    kept, expected = x.clone(), F.silu(x)
     assert torch.equal(silu(x), expected)
-    assert not torch.equal(x, expected)
+    y, more = x.clone(), torch.randn(5)
+    assert torch.equal(added(y, more), x + more)
+    assert torch.equal(y, x) == torch.equal(x, kept)
+    return not torch.equal(x, kept)
+
+
+def test_results_lie_in_place_only_where_neither_gradients_nor_hooks_need_what_was_there() -> None:
+    network = nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU())
+    assert not overwritten()
+    with unobserved(network.modules()):
+        assert not overwritten()
     with torch.no_grad():
-        assert torch.equal(silu(x), expected)
-    assert torch.equal(x, expected)
+        assert not overwritten()
+        with unobserved(network.modules()):
+            assert overwritten()
+            with ThreadPoolExecutor(1) as others:
+                assert not others.submit(torch.no_grad()(overwritten)).result()
+            for register in (network[0].register_forward_hook, network[1].register_forward_pre_hook):
+                hook = register(lambda *_: None)
+                with unobserved(network.modules()):
+                    assert not overwritten()
+                hook.remove()
+            assert overwritten()
+        with register_module_forward_hook(lambda *_: None), unobserved(network.modules()):
+            assert not overwritten()
+        assert not overwritten()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +139,7 @@ def test_activations_are_in_place_only_where_no_gradient_is_asked_for() -> None:
 def test_blocks_leave_their_input_alone_and_give_what_training_gives(block: nn.Module) -> None:
     x = torch.randn(2, 8, 6) if isinstance(block.conv1, nn.Conv1d) else torch.randn(2, 8, 6, 5)
     kept = x.clone()
-    with torch.no_grad():
+    with torch.no_grad(), unobserved(block.modules()):
         found = block(x)
         again = block(x)
     assert torch.equal(x, kept)
@@ -126,7 +151,7 @@ def test_blocks_leave_their_input_alone_and_give_what_training_gives(block: nn.M
 def test_blocks_of_large_maps_leave_their_input_alone_and_give_what_training_gives(block: nn.Module) -> None:
     x = torch.randn(2, 16, 200, 180).to(memory_format=torch.channels_last)
     kept = x.clone()
-    with torch.no_grad():
+    with torch.no_grad(), unobserved(block.modules()):
         found = block(x)
     assert torch.equal(x, kept)
     torch.testing.assert_close(found, block(x), atol=1e-5, rtol=1e-5)
