@@ -174,6 +174,20 @@ def original_table() -> str:
     return "\n".join([*lines, "", result["about"]])
 
 
+def adversary_table() -> str:
+    """The embedded default before and after a fine-tuning of its decoder, of compare_adversary.json."""
+    path = RESULTS / "compare_adversary.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    columns = result["columns"]
+    lines = [f"| photos | decoder | {' | '.join(columns.values())} |", "|---|---|" + "---:|" * len(columns)]
+    for row in result["rows"]:
+        values = " | ".join(report.figures(row["metrics"][name]) for name in columns)
+        lines.append(f"| {row['data']} | {row['model']} | {values} |")
+    return "\n".join([*lines, "", result["about"]])
+
+
 def original_steps_table() -> str:
     """How far a training here and an original's own code come apart step by step, of original_steps.json."""
     path = RESULTS / "original_steps.json"
@@ -219,6 +233,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
     "quantizers": quantizer_table,
     "original training": original_table,
+    "adversary": adversary_table,
     "original steps": original_steps_table,
     **{f"benchmark {case}": lambda case=case: benchmark_tables(case) for case in CASES},  # type: ignore[misc]
 }
