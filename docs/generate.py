@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,45 +164,58 @@ def quantizer_table() -> str:
 
 def original_table() -> str:
     """A training here beside that of an original's own classes, of compare_original.json."""
-    path = RESULTS / "compare_original.json"
-    if not path.is_file():
-        return "Not measured yet."
-    result = json.loads(path.read_text())
-    names = [f"{title}, {side}" for title in result["columns"].values() for side in ("zoo", "original")]
-    lines = [f"| weight of the adversary | after step | {' | '.join(names)} |", "|---:|---:|" + "---:|" * len(names)]
-    for row in result["rows"]:
-        values = (row[name][side] for name in result["columns"] for side in ("zoo", "original"))
-        where = f"{row['weight']:g} | {row['steps']}"
-        lines.append(f"| {where} | {' | '.join(f'{value:.4g}' for value in values)} |")
-    return "\n".join([*lines, "", result["about"]])
+
+    def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
+        return [f"{row[name][side]:.4g}" for name in columns for side in ("zoo", "original")]
+
+    where = {"weight": "weight of the adversary", "steps": "after step"}
+    return _recorded("compare_original", where, cells, sides=(", zoo", ", original"))
 
 
 def adversary_table() -> str:
     """The embedded default before and after a fine-tuning of its decoder, of compare_adversary.json."""
-    path = RESULTS / "compare_adversary.json"
-    if not path.is_file():
-        return "Not measured yet."
-    result = json.loads(path.read_text())
-    columns = result["columns"]
-    lines = [f"| photos | decoder | {' | '.join(columns.values())} |", "|---|---|" + "---:|" * len(columns)]
-    for row in result["rows"]:
-        values = " | ".join(report.figures(row["metrics"][name]) for name in columns)
-        lines.append(f"| {row['data']} | {row['model']} | {values} |")
-    return "\n".join([*lines, "", result["about"]])
+
+    def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
+        return [report.figures(row["metrics"][name]) for name in columns]
+
+    return _recorded("compare_adversary", {"data": "photos", "model": "decoder"}, cells)
 
 
 def original_steps_table() -> str:
     """How far a training here and an original's own code come apart step by step, of original_steps.json."""
-    path = RESULTS / "original_steps.json"
+
+    def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
+        shown = {name: "-" if row[name] is None else f"{row[name]:.0e}" for name in columns}
+        return list({**shown, "codes": f"{row['codes']:.1%}"}.values())
+
+    return _recorded("original_steps", {"precision": "precision", "step": "after step"}, cells)
+
+
+def _recorded(
+    name: str,
+    where: dict[str, str],
+    cells: Callable[[dict[str, Any], dict[str, str]], list[str]],
+    sides: Sequence[str] = ("",),
+) -> str:
+    """The rows of a record, and what it says about them.
+
+    Args:
+        name: of the file; its `columns` are titles by the names of what was measured.
+        where: titles of the first columns by their keys in a row.
+        cells: of the others.
+        sides: what follows the titles of these, of which each has as many columns.
+    """
+    path = RESULTS / f"{name}.json"
     if not path.is_file():
         return "Not measured yet."
     result = json.loads(path.read_text())
     columns = result["columns"]
-    lines = [f"| precision | after step | {' | '.join(columns.values())} |", "|---|---:|" + "---:|" * len(columns)]
+    titles = [f"{title}{side}" for title in columns.values() for side in sides]
+    marks = ["---" if isinstance(result["rows"][0][key], str) else "---:" for key in where] + ["---:"] * len(titles)
+    lines = [f"| {' | '.join([*where.values(), *titles])} |", f"|{'|'.join(marks)}|"]
     for row in result["rows"]:
-        shown = {name: "-" if row[name] is None else f"{row[name]:.0e}" for name in columns}
-        shown["codes"] = f"{row['codes']:.1%}"
-        lines.append(f"| {row['precision']} | {row['step']} | {' | '.join(shown.values())} |")
+        first = [row[key] if isinstance(row[key], str) else f"{row[key]:g}" for key in where]
+        lines.append(f"| {' | '.join([*first, *cells(row, columns)])} |")
     return "\n".join([*lines, "", result["about"]])
 
 

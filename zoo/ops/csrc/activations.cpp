@@ -79,20 +79,28 @@ void share(Task* task, Rows rows) {
     }
 }
 
-}  // namespace
-
-extern "C" {
-
-// x + scale * sin(alpha x)^2
-void zoo_snake(Task* task) {
+// y = value(x, alpha, scale), each channel with its own alpha and scale
+template <typename Value>
+void of_channels(Task* task, Value value) {
     const float *alpha = task->alpha, *scale = task->scale;
     const int64_t width = task->width;
     share(task, [=](int64_t first, int64_t end) {
         for (int64_t r = first; r < end; ++r) {
             const float* x = task->x + r * width;
             float* y = task->y + r * width;
-            for (int64_t i = 0; i < width; ++i) y[i] = multiply_add(scale[i], sine_squared(alpha[i] * x[i]), x[i]);
+            for (int64_t i = 0; i < width; ++i) y[i] = value(x[i], alpha[i], scale[i]);
         }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// x + scale * sin(alpha x)^2
+void zoo_snake(Task* task) {
+    of_channels(task, [](float x, float alpha, float scale) {
+        return multiply_add(scale, sine_squared(alpha * x), x);
     });
 }
 
@@ -126,17 +134,9 @@ void zoo_moments(Task* task) {
 
 // v / (1 + exp(-v)) of v = alpha x + scale
 void zoo_scaled_silu(Task* task) {
-    const float *alpha = task->alpha, *scale = task->scale;
-    const int64_t width = task->width;
-    share(task, [=](int64_t first, int64_t end) {
-        for (int64_t r = first; r < end; ++r) {
-            const float* x = task->x + r * width;
-            float* y = task->y + r * width;
-            for (int64_t i = 0; i < width; ++i) {
-                const float v = multiply_add(alpha[i], x[i], scale[i]);
-                y[i] = v / (2.0f + exp_minus_one(v < -88.0f ? 88.0f : -v));
-            }
-        }
+    of_channels(task, [](float x, float alpha, float scale) {
+        const float v = multiply_add(alpha, x, scale);
+        return v / (2.0f + exp_minus_one(v < -88.0f ? 88.0f : -v));
     });
 }
 }
