@@ -163,12 +163,12 @@ def quantizer_table() -> str:
 
 
 def original_table() -> str:
-    """A training here beside that of an original's own classes, of compare_original.json."""
+    """A training here beside that of an original's own code, of compare_original.json."""
 
     def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
         return [f"{row[name][side]:.4g}" for name in columns for side in ("zoo", "original")]
 
-    where = {"weight": "weight of the adversary", "steps": "after step"}
+    where = {"weight": "weight of the adversary", "runs": "runs", "steps": "after step"}
     return _recorded("compare_original", where, cells, sides=(", zoo", ", original"))
 
 
