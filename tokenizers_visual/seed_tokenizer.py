@@ -6,9 +6,10 @@ LAVIS, BSD-3). A diffusion model conditioned on embeddings (unCLIP, arXiv 2204.0
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,7 @@ class SeedTokenizer(Tokenizer):
 
     layout = "sequence"
     decode_options = frozenset({"steps", "guidance_scale", "seed", "noise"})
+    further_parts: ClassVar[Mapping[str, Config]] = {"generator": UnCLIPConfig()}
     config: SeedConfig
 
     def __init__(self, config: SeedConfig) -> None:

@@ -1,26 +1,29 @@
 """Selftok: queries that read an image, and a diffusion transformer that reads the fewer of them the cleaner it is.
 
 Paper: arXiv 2505.07538. Original: selftok-team/SelftokTokenizer (MIT). Signals are latents of the autoencoder of Stable
-Diffusion 3, which diffusers holds; `autoencoder_latents` and `autoencoder_images` go there and back.
+Diffusion 3, which diffusers holds: `with_autoencoder` puts it into a model, which then takes and gives images, and
+`autoencoder_latents` and `autoencoder_images` go there and back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_visual.selftok_autoencoder import STABLE_DIFFUSION_3, taken_over
+from tokenizers_visual.selftok_autoencoder import autoencoder_images as autoencoder_images
+from tokenizers_visual.selftok_autoencoder import autoencoder_latents as autoencoder_latents
+from tokenizers_visual.selftok_autoencoder import signal_autoencoder as signal_autoencoder
 from tokenizers_visual.selftok_keys import KEY_MAP as KEY_MAP
 from tokenizers_visual.selftok_keys import key_map_from_original as key_map_from_original
-from zoo import checkpoint
 from zoo.config import Config, require_arguments
-from zoo.interop.diffusers import KL_KEY_MAP
-from zoo.layers.base_autoencoder import Base, VariationalBaseConfig
+from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import (
     GridPatches,
@@ -31,44 +34,15 @@ from zoo.layers.diffusion_transformer import (
     interpolate,
     modulate,
 )
-from zoo.layers.mmdit import MMDiT, attend, heads_of, tanh_mlp, token_places
+from zoo.layers.mmdit import MMDiT, heads_of, tanh_mlp, token_places
+from zoo.ops.attention import attend
 from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.quantizers.position_diversity import PositionDiversityConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Output, Tokenizer
 from zoo.tokens import Tokens
 
-_SHIFT, _SCALE = 0.0609, 1.5305  # of the autoencoder's latents
 _EPS = 1e-6
-
-
-def autoencoder_latents(autoencoder: Any, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] -> the signals of Selftok (B, 16, H / 8, W / 8).
-
-    `autoencoder`: diffusers' AutoencoderKL of Stable Diffusion 3 (folder `vae` of its published models).
-    """
-    return (autoencoder.encode(images).latent_dist.mode() - _SHIFT) * _SCALE
-
-
-def autoencoder_images(autoencoder: Any, latents: Tensor) -> Tensor:
-    """The inverse of `autoencoder_latents`; images are not clamped."""
-    return autoencoder.decode(latents / _SCALE + _SHIFT).sample
-
-
-def signal_autoencoder(config: VariationalBaseConfig, weights: Path | None = None) -> Base:
-    """That autoencoder by the zoo's own modules, for training; its latents with `scale` and `shift` are the signals.
-
-    Args:
-        config: its sizes.
-        weights: a file in diffusers' layout; None: random ones.
-
-    Raises:
-        CheckpointError: weights of other sizes.
-    """
-    base = config.build()
-    if weights is not None:
-        checkpoint.load_into(nn.ModuleDict({"base": base}), KL_KEY_MAP(checkpoint.read(weights)))
-    return base
 
 
 @dataclass(frozen=True)
@@ -121,6 +95,7 @@ class SelftokConfig(Config):
     query_width: int = 512
     query_heads: int = 8
     layers: int = 16
+    autoencoder: VariationalBaseConfig | None = None  # between images and latents; None: the signals are latents
     decoder: FlowConfig | None = FlowConfig()  # None: the model gives tokens, and does not decode them
     quantizer: QuantizerConfig = PositionDiversityConfig()
 
@@ -133,6 +108,9 @@ class SelftokConfig(Config):
         grids = [self.positions] if self.decoder is None else [self.positions, self.decoder.positions]
         least = self.latent_size // 2
         self.require(min(grids) >= least, f"stored grids of at least {least}", grids)
+        if self.autoencoder is not None:
+            given = self.autoencoder.dim
+            self.require(given == self.channels, f"an autoencoder of {self.channels} channels", given)
         staged = self.num_tokens if self.decoder is None else sum(self.decoder.stage_tokens)
         self.require(staged == self.num_tokens, f"stages of {self.num_tokens} tokens in all", staged)
 
@@ -140,6 +118,9 @@ class SelftokConfig(Config):
 @register("selftok")
 class Selftok(Tokenizer):
     """Latents of an autoencoder (B, 16, S, S) of the configured size -> tokens (B, num_tokens).
+
+    With an autoencoder of its own (`with_autoencoder`) it takes images (B, 3, 8 S, 8 S) in [-1, 1] and gives such; the
+    autoencoder is frozen, and the tokens are the same.
 
     Decoding is a flow from noise: `decode` takes `noise` (of the latents' shape) or a `seed` (0 if none is given; a
     list has one for each item), and the number of `steps`. In training a pass gives the loss `flow`, the squared
@@ -149,12 +130,16 @@ class Selftok(Tokenizer):
     layout = "sequence"
     decode_options = frozenset({"steps", "seed", "noise"})
     own_losses = frozenset({"flow"})
+    further_parts: ClassVar[Mapping[str, Config]] = {"autoencoder": STABLE_DIFFUSION_3}
     config: SelftokConfig
 
     def __init__(self, config: SelftokConfig) -> None:
-        size = config.latent_size
+        size, base = config.latent_size, config.autoencoder
         spec = InputSpec("image", channels=config.channels, value_range=(-100.0, 100.0), size=(size, size))
+        if base is not None:
+            spec = InputSpec("image", channels=3, value_range=(-1.0, 1.0), size=(size * base.stride,) * 2)
         super().__init__(config, spec, config.quantizer)
+        self.autoencoder = None if base is None else VariationalBase(base).requires_grad_(False)
         self.encoder = _Encoder(config)
         self.to_latent = nn.Linear(config.query_width, config.quantizer.dim)
         self.norm_codes = nn.LayerNorm(config.quantizer.dim, eps=_EPS)
@@ -165,8 +150,27 @@ class Selftok(Tokenizer):
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (self.config.num_tokens,)
 
+    def with_autoencoder(self, autoencoder: Any) -> Selftok:
+        """This model with a copy of an autoencoder, in evaluation mode: it takes and gives images.
+
+        Args:
+            autoencoder: diffusers' AutoencoderKL of Stable Diffusion 3 (folder `vae` of its published models).
+
+        Raises:
+            ValueError: an autoencoder of other latents than this model's signals.
+        """
+        base, weights = taken_over(autoencoder, self.config.channels)
+        model = Selftok(self.config.replace(autoencoder=base))
+        own = {key: part for key, part in self.state_dict().items() if not key.startswith("autoencoder.")}
+        model.load_state_dict({**own, **{f"autoencoder.{key}": part for key, part in weights.items()}})
+        return model.to(next(self.parameters()).device, self.dtype).eval()
+
+    def signals(self, x: Tensor) -> Tensor:
+        """What the model takes -> what its encoder reads and its flow leads to: latents (B, 16, S, S)."""
+        return x if self.autoencoder is None else self.autoencoder.latent(x).movedim(-1, 1)
+
     def latent(self, x: Tensor) -> Tensor:
-        return self.to_latent(self.encoder(x))
+        return self.to_latent(self.encoder(self.signals(x)))
 
     def condition(self, codes: Tensor) -> Tensor:
         """Code vectors (B, num_tokens, D) -> what the decoder reads, of the same shape.
@@ -185,14 +189,15 @@ class Selftok(Tokenizer):
         if self.decoder is None or not self.training:
             return super().forward(x)
         self.spec.check_shape(x)
-        latent = self.latent(x)
+        x = self.signals(x)
+        latent = self.to_latent(self.encoder(x))
         quantized = self.quantizer(latent)
         context = self.condition(quantized.codes.to(latent.dtype))
         noise, times = torch.randn_like(x), torch.rand(len(x), device=x.device)
         told = torch.rand(len(x), device=x.device) >= self.decoder.config.null_probability
         noised, velocity = self.decoder.flow(x, noise, times, context, self.decoder.seen(times) & told[:, None])
         quantized.losses["flow"] = F.mse_loss(velocity.float(), (noise - x).float())
-        return Output(noised - times.view(-1, 1, 1, 1).to(noised) * velocity, latent, quantized)
+        return Output(self._given(noised - times.view(-1, 1, 1, 1).to(noised) * velocity), latent, quantized)
 
     def decode_codes(self, codes: Tensor, tokens: Tokens, **options: Any) -> Tensor:
         return self._draw(codes, **options)
@@ -211,7 +216,14 @@ class Selftok(Tokenizer):
         if self.decoder is None:
             raise ValueError(f"{self.name} gives tokens alone: expected a config with a decoder, got None")
         noise = item_noise(self.noise_shape(codes), seed, noise)
-        return self.decoder.sample(noise.to(codes), context, steps)
+        return self._given(self.decoder.sample(noise.to(codes), context, steps))
+
+    def _given(self, signals: Tensor) -> Tensor:
+        """Latents -> what the model gives."""
+        if self.autoencoder is None or self.config.autoencoder is None:
+            return signals
+        base = self.config.autoencoder
+        return self.autoencoder.decode(signals.movedim(1, -1) / base.scale + base.shift)
 
 
 class _DualBlock(nn.Module):

@@ -103,19 +103,17 @@ def config_from_diffusers(architecture: KLArchitecture) -> TokenBridgeConfig:
         ValueError: attention in the decoder's levels or none in the middle, or widths that are no multiples of the
             first.
     """
-    if not architecture.middle_attention or any(architecture.decoder_attention):
-        found = (architecture.decoder_attention, architecture.middle_attention)
-        raise ValueError(f"expected attention in the middle, and none at the levels of the decoder, got {found}")
+    base = architecture.base()
     return TokenBridgeConfig(
-        channels=architecture.widths[0],
-        channel_multipliers=architecture.multipliers,
-        blocks=architecture.blocks,
-        attention=architecture.attention,
-        norm_groups=architecture.norm_groups,
-        scale=architecture.scale,
-        shift=architecture.shift,
-        projections=architecture.projections,
-        quantizer=DimensionWiseConfig(dim=architecture.latent_channels, bits=6, limit=5.0, deviations=3.0),
+        channels=base.channels,
+        channel_multipliers=base.channel_multipliers,
+        blocks=base.blocks,
+        attention=base.attention,
+        norm_groups=base.norm_groups,
+        scale=base.scale,
+        shift=base.shift,
+        projections=base.projections,
+        quantizer=DimensionWiseConfig(dim=base.dim, bits=6, limit=5.0, deviations=3.0),
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,8 @@ class Tokenizer(Model):
     A family sets `layout`, calls `super().__init__(config, spec, quantizer)`, and writes `latent` and `reconstruct`.
     One whose method is more (halting, streaming, ...) names the options it takes and overrides `encode_levels` or
     `decode_codes`. A quantizer whose first levels make sense alone brings `prefix` and the option `num_codebooks`, one
-    whose levels differ in size the layout `scales`. A model that has no decoder says so by `has_decoder`.
+    whose levels differ in size the layout `scales`. A model that has no decoder says so by `has_decoder`; one whose
+    published files lack a part that makes the signal names the config's field and a value for it by `further_parts`.
     """
 
     layout: Layout = "grid"
@@ -129,6 +130,7 @@ class Tokenizer(Model):
     decode_options: frozenset[str] = frozenset()
     own_losses: frozenset[str] = frozenset()  # that a training pass adds to those of the quantizer
     has_decoder: bool = True
+    further_parts: ClassVar[Mapping[str, Config]] = {}
 
     def __init__(self, config: Config, spec: InputSpec, quantizer: QuantizerConfig) -> None:
         super().__init__(config)

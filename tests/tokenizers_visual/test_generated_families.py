@@ -126,6 +126,63 @@ def test_selftok_latents_go_through_the_autoencoder_of_diffusers_and_back() -> N
         torch.testing.assert_close(selftok.autoencoder_images(autoencoder, latents), autoencoder.decode(mode).sample)
 
 
+def autoencoder_of_diffusers(**changes: Any) -> Any:
+    """Latents with Selftok's numbers of channels, a quarter as large as images."""
+    diffusers = pytest.importorskip("diffusers")
+    fields = {"block_out_channels": (4, 8, 8), "norm_num_groups": 2, "latent_channels": 4, "scaling_factor": 1.5305}
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "layers_per_block": 1,
+    }
+    without = {"use_quant_conv": False, "use_post_quant_conv": False}
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(**{**fields, **blocks, **without, "shift_factor": 0.0609, **changes}).eval()
+
+
+def test_selftok_takes_an_autoencoder_and_then_images(tmp_path: Path) -> None:
+    autoencoder = autoencoder_of_diffusers()
+    model = spread(Selftok(SELFTOK))
+    able = model.with_autoencoder(autoencoder)
+    images = signals(2, 3, 32, 32) * 2 - 1
+    assert able.spec.size == (32, 32)
+    with torch.no_grad():
+        latents = selftok.autoencoder_latents(autoencoder, images)
+        torch.testing.assert_close(able.signals(images), latents, rtol=1e-4, atol=1e-4)
+        tokens = able.encode(images)
+        assert torch.equal(tokens.indices, model.encode(latents).indices)
+        noise = torch.randn(2, 4, 8, 8)
+        expected = selftok.autoencoder_images(autoencoder, model.decode(model.encode(latents), noise=noise))
+        torch.testing.assert_close(able.decode(tokens, noise=noise), expected, rtol=1e-3, atol=1e-3)
+    zoo.save_model(able, tmp_path)
+    again = zoo.create_model(f"local-dir:{tmp_path}")
+    assert torch.equal(again.decode(tokens, noise=noise), able.decode(tokens, noise=noise))
+    replaced = able.with_autoencoder(autoencoder_of_diffusers(layers_per_block=2))
+    assert torch.equal(replaced.to_latent.weight, model.to_latent.weight)
+
+
+def test_selftok_with_an_autoencoder_trains_all_but_that() -> None:
+    model = spread(Selftok(SELFTOK)).with_autoencoder(autoencoder_of_diffusers()).train()
+    images = signals(2, 3, 32, 32) * 2 - 1
+    output = model(images)
+    assert output.reconstruction.shape == images.shape
+    output.quantized.losses["flow"].backward()
+    moved = {name for name, part in model.named_parameters() if part.grad is not None}
+    assert any(name.startswith("decoder.") for name in moved)
+    assert not any(name.startswith("autoencoder.") for name in moved)
+
+
+@pytest.mark.parametrize("changes", [{"latent_channels": 3}, {"scaling_factor": 0.18215}, {"shift_factor": None}])
+def test_selftok_refuses_an_autoencoder_of_other_latents(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected an autoencoder with channels, scale and shift"):
+        Selftok(SELFTOK).with_autoencoder(autoencoder_of_diffusers(**changes))
+
+
+def test_selftok_config_wants_an_autoencoder_of_its_channels() -> None:
+    with pytest.raises(ConfigError, match="an autoencoder of 4 channels"):
+        SELFTOK.replace(autoencoder=selftok.STABLE_DIFFUSION_3)
+
+
 def test_euler_finds_the_end_of_a_straight_flow() -> None:
     signal, noise = torch.randn(2, 3), torch.randn(2, 3)
     for steps in (1, 4):

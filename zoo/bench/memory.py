@@ -139,12 +139,20 @@ def _peak(problem: Any, contender: Any, small: Any, warm: Any) -> dict[str, Any]
     return {"bytes": max(0, peak - before)}
 
 
+def free_memory() -> int | None:
+    """Bytes that new work can take; None where the system does not tell (it is Linux that does)."""
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def _limit_memory() -> float:
     """Lets this process take no more than a share of the free memory, so that an attempt fails and nothing else."""
     import resource
 
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    free = free_memory()
+    if free is None:
+        return float("inf")
     allowed = int(_SHARE * free)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + allowed,) * 2)
     return allowed

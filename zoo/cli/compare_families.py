@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from zoo.cards import ModelCard
     from zoo.tokenizer import Tokenizer
 
-MOST_PARAMETERS = 1_000_000_000  # of a model with random weights
+_COPIES = 2  # of weights in memory: those that linear maps run with are laid out anew
+_RANDOM = "; random weights, so that qualities mean nothing, and one step of decoders that take many"
 
 
 def is_pattern(name: str) -> bool:
@@ -39,10 +40,24 @@ def compare_families(
     device: torch.device,
 ) -> None:
     """Each model gets every image at its own size: where it takes one size alone, resized and cropped to that as in
-    evaluations. Only one model is in memory at a time; those that cannot be run are left out, with the reason.
+    evaluations. Only one model is in memory at a time; those that cannot be run are left out, with the reason. With
+    random weights decoders that take many steps take one.
     """
     from zoo.media.image import files
     from zoo.media.storage import write_atomically
+
+    def of_card(card: ModelCard) -> tuple[str, dict[Path, list[Entry]], Counter[str]]:
+        """The model's name and weights, the entries of each image, and how many images had which size."""
+        model = _loaded(card, random_weights=random_weights, device=device)
+        crop = model.spec.size or (None if size is None else (size, size))
+        decoded_in = 1 if random_weights and "steps" in model.decode_options else None
+        results, pixels = dict[Path, list[Entry]](), Counter[str]()
+        for path in paths:
+            original = pixels_of(path, crop)
+            pixels[f"{original.shape[1]} x {original.shape[0]}"] += 1
+            found = measured(original, [model], codecs, distances, steps=decoded_in)
+            results[path] = [dataclasses.replace(entry, image=None) for entry in found]
+        return f"{model.name} (weights {model.source.fingerprint})", results, pixels
 
     paths, left_out = files(data), dict[str, str]()
     entries: dict[Path, list[Entry]] = {path: [] for path in paths}
@@ -51,23 +66,15 @@ def compare_families(
     with progress(cards, "comparing") as steps:
         for card in steps:
             try:
-                model = _loaded(card, random_weights=random_weights, device=device)
-                if model.spec.channels != 3:
-                    continue  # it takes features, no pictures
-                crop = model.spec.size or (None if size is None else (size, size))
-                results, pixels = dict[Path, list[Entry]](), Counter[str]()
-                for path in paths:
-                    original = pixels_of(path, crop)
-                    pixels[f"{original.shape[1]} x {original.shape[0]}"] += 1
-                    results[path] = measured(original, [model], codecs, distances)
+                name, results, pixels = of_card(card)
             except (ValueError, OSError, ImportError) as error:
                 left_out[card.full_name] = str(error).partition("\n")[0]
                 note(f"{card.full_name}: left out: {left_out[card.full_name]}")
                 continue
             for path, found in results.items():
-                entries[path] += [dataclasses.replace(entry, image=None) for entry in found]
-            names.append(f"{model.name} (weights {model.source.fingerprint})")
-            sizes[", ".join(f"{name} ({count})" for name, count in pixels.most_common())].append(model.name)
+                entries[path] += found
+            names.append(name)
+            sizes[", ".join(f"{text} ({count})" for text, count in pixels.most_common())].append(card.full_name)
     if not names:
         raise ValueError(f"expected at least one model that runs, got none of {len(cards)}: {left_out}")
     rows = [mean_row(list(column)) for column in zip(*entries.values(), strict=True)]
@@ -77,7 +84,7 @@ def compare_families(
     protocol = {
         "data": f"{data}, {len(paths)} images, sha256 of all files one after the other {digest}",
         "sizes": "; ".join(text + (f" of {', '.join(of)}" if len(sizes) > 1 else "") for text, of in sizes.items()),
-        "models": ", ".join(names) + ("; random weights, so that qualities mean nothing" if random_weights else ""),
+        "models": ", ".join(names) + (_RANDOM if random_weights else ""),
         **protocol_of(rows, entries, codecs, AT_LEAST),
         **{f"{name}, left out": reason for name, reason in left_out.items()},
     }
@@ -114,16 +121,20 @@ def _cards(patterns: Sequence[str], *, random_weights: bool) -> list[ModelCard]:
 def _loaded(card: ModelCard, *, random_weights: bool, device: torch.device) -> Tokenizer:
     import torch
 
+    from zoo.bench.memory import free_memory
     from zoo.registry import create_model, registry
     from zoo.tokenizer import Tokenizer
 
-    family = registry.family(card.family, card.module)
-    if not issubclass(family.model, Tokenizer) or not family.model.has_decoder:
+    kind = registry.family(card.family, card.module).model
+    if not issubclass(kind, Tokenizer) or not kind.has_decoder:
         raise ValueError("it has no decoder")
+    changes = kind.further_parts if random_weights else {}
     with torch.device("meta"):
-        outline = family.model(family.config.from_dict(card.config))  # type: ignore[arg-type, call-arg]
-    count = sum(parameter.numel() for parameter in outline.parameters())
-    if random_weights and count > MOST_PARAMETERS:
-        raise ValueError(f"expected at most {MOST_PARAMETERS:,} parameters with random weights, got {count:,}")
+        outline = create_model(card.full_name, pretrained=False, **changes)
+    if outline.spec.channels != 3:
+        raise ValueError(f"it takes {outline.spec.channels} channels, no pictures")
+    needed = _COPIES * sum(part.nbytes for part in outline.parameters())
+    if random_weights and device.type == "cpu" and (free := free_memory()) is not None and free < needed:
+        raise ValueError(f"expected {needed / 1e9:.1f} GB of free memory, got {free / 1e9:.1f}")
     torch.manual_seed(0)
-    return create_model(card.full_name, pretrained=not random_weights, device=device)
+    return create_model(card.full_name, pretrained=not random_weights, device=device, **changes)

@@ -62,13 +62,16 @@ def measured(
     codecs: Sequence[str],
     distances: Sequence[str],
     refine: int = 0,
+    steps: int | None = None,
 ) -> list[Entry]:
-    """Each model, refined by so many steps, and after it each codec at no fewer bytes."""
+    """Each model, its tokens refined by `refine` steps and decoded in `steps`, and after it each codec at no fewer
+    bytes.
+    """
     from zoo.cli.measure import CODECS, bits_per_pixel, encode_at_least, quality, reconstruct
 
     entries = []
     for tokenizer in tokenizers:
-        result = reconstruct(tokenizer, original, further=distances, refine=refine)
+        result = reconstruct(tokenizer, original, further=distances, refine=refine, steps=steps)
         name = f"{tokenizer.name}, refined by {refine} steps" if refine else tokenizer.name
         entries.append(Entry(name, result.image, result.file_bytes, result.bits_per_pixel, result.quality))
         for codec in codecs:

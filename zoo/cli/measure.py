@@ -93,6 +93,7 @@ def reconstruct(
     tile: int | None = None,
     num_tokens: int | None = None,
     refine: int = 0,
+    steps: int | None = None,
 ) -> Reconstruction:
     """Encode and decode one image, and measure everything.
 
@@ -103,6 +104,7 @@ def reconstruct(
         tile: encode and decode tile by tile of this many pixels a side.
         num_tokens: of models that take it.
         refine: steps of `zoo.refine`; without tiles.
+        steps: of decoders that take them; without tiles.
 
     Raises:
         MediaError: an image that cannot be read.
@@ -120,7 +122,7 @@ def reconstruct(
         encoded = model.encode(batch.to(device), num_tokens=num_tokens)
     tokens = encoded.to("cpu")  # the copy waits for the device
     between = time.perf_counter()
-    signal = (model.decode_tiled(tokens, tile=tile) if tile else model.decode(tokens)).cpu()
+    signal = (model.decode_tiled(tokens, tile=tile) if tile else model.decode(tokens, steps=steps)).cpu()
     decoded = time.perf_counter()
     original, image = to_uint8(batch, model.spec)[0], to_uint8(signal, model.spec)[0]
     return Reconstruction(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo import cards
 from zoo.checkpoint import KeyMap, load_into
-from zoo.layers.base_autoencoder import VariationalBase
+from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.vqgan import Decoder, Encoder
 from zoo.quantizers import VectorConfig
 from zoo.registry import import_module, registry
@@ -175,6 +175,28 @@ class KLArchitecture(Architecture):
         network = {**network, "latent_channels": network["latent_channels"] // 2}
         projections = not isinstance(base.to_posterior, nn.Identity)
         return cls(**network, scale=base.scale, shift=base.shift, projections=projections)
+
+    def base(self) -> VariationalBaseConfig:
+        """The zoo's own network of these sizes, into which `KL_KEY_MAP` leads.
+
+        Raises:
+            ValueError: attention in the decoder's levels or none in the middle, or widths that are no multiples of the
+                first.
+        """
+        if not self.middle_attention or any(self.decoder_attention):
+            found = (self.decoder_attention, self.middle_attention)
+            raise ValueError(f"expected attention in the middle, and none at the levels of the decoder, got {found}")
+        return VariationalBaseConfig(
+            dim=self.latent_channels,
+            channels=self.widths[0],
+            channel_multipliers=self.multipliers,
+            blocks=self.blocks,
+            norm_groups=self.norm_groups,
+            attention=self.attention,
+            scale=self.scale,
+            shift=self.shift,
+            projections=self.projections,
+        )
 
     def kwargs(self) -> dict[str, Any]:
         return {
