@@ -19,7 +19,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.base_autoencoder import BaseConfig, CodebookBase, CodebookBaseConfig, VariationalBaseConfig
 from zoo.layers.query_transformer import QueryDecoder, TransformerSizes, learned
-from zoo.layers.transformer import MLP, TransformerBlock
+from zoo.layers.transformer import MLP, TransformerBlock, through
 from zoo.quantizers import DimensionWiseConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -253,7 +253,7 @@ class _RecurrentEncoder(nn.Module):
         """The state after roll-out `step`, with its queries at the end."""
         queries = self.queries + self.query_positions + self.rollout_embedding[step]
         state = torch.cat([state, queries.expand(state.shape[0], -1, -1).to(state.dtype)], 1)
-        return self.blocks((self.norm_in if step == 0 else self.norm_again)(state))
+        return through(self.blocks, (self.norm_in if step == 0 else self.norm_again)(state))
 
     def latents(self, state: Tensor) -> Tensor:
         return state[:, 1 + self.cells :]

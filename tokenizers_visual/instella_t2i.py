@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
-from zoo.layers.packed import Linear
+from zoo.layers.inference import is_plain
+from zoo.layers.packed import Linear, can_be_packed, linear
 from zoo.layers.query_transformer import TransformerSizes
-from zoo.layers.transformer import GatedMLP, RMSNorm, TransformerBlock
+from zoo.layers.transformer import GatedMLP, RMSNorm, TransformerBlock, through
+from zoo.ops.attention import attend
 from zoo.quantizers import BernoulliConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Output, Tokenizer
@@ -127,7 +129,7 @@ class _Attention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         cosines, sines = rotation
         q, k = rotate(self.norm_q(q), (cosines[kept], sines[kept])), rotate(self.norm_k(k), rotation)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v))
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -171,7 +173,13 @@ class _Upsample(nn.Module):
         self.conv = nn.Conv2d(width, 4 * width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 2) + F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.pixel_shuffle(self._wide(x), 2) + F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    def _wide(self, x: Tensor) -> Tensor:
+        if not (is_plain(self.conv, nn.Conv2d) and can_be_packed(x, self.conv.weight)):
+            return self.conv(x)  # type: ignore[no-any-return]
+        seen = F.unfold(x, 3, padding=1).transpose(1, 2)  # a hundredth of the weights, which so are laid out once
+        return linear(seen, self.conv.weight, self.conv.bias).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class _Mixed(nn.Module):
@@ -201,19 +209,16 @@ class _Mixed(nn.Module):
 
         `factor` is what a change of size does to the grid.
         """
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            if i == 0 or i - 1 in self.after:
-                tables = self._rotation(grid, scale)
-                sequence = torch.cat([latents, grid.flatten(2).transpose(1, 2)], 1)
-            if i == last and i not in self.after:
-                return block(sequence, tables, kept=wanted)  # type: ignore[no-any-return]
-            sequence = block(sequence, tables)
-            if i in self.after:
-                latents, flat = sequence.split([self.count, sequence.shape[1] - self.count], 1)
-                grid = self.resamples[self.after.index(i)](flat.transpose(1, 2).unflatten(2, grid.shape[2:]))
-                scale = None if scale is None else int(scale * factor)
-        return torch.cat([latents, grid.flatten(2).transpose(1, 2)], 1)[:, wanted]
+        first, blocks = 0, list(self.blocks)
+        for place, resample in zip(self.after, self.resamples):
+            row = through(blocks[first : place + 1], _row(latents, grid), self._rotation(grid, scale))
+            latents, flat = row.split([self.count, row.shape[1] - self.count], 1)
+            grid = resample(flat.transpose(1, 2).unflatten(2, grid.shape[2:]))
+            scale = None if scale is None else int(scale * factor)
+            first = place + 1
+        if first == len(blocks):
+            return _row(latents, grid)[:, wanted]
+        return through(blocks[first:], _row(latents, grid), self._rotation(grid, scale), kept=wanted)
 
     def _rotation(self, grid: Tensor, scale: int | None) -> Rotation:
         def axis(count: int) -> Tensor:
@@ -224,6 +229,11 @@ class _Mixed(nn.Module):
         cells = torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
         row = torch.arange(self.count, dtype=torch.float64, device=grid.device)
         return rotation(torch.cat([F.pad(row[:, None], (0, 2)), cells]), self.widths)
+
+
+def _row(latents: Tensor, grid: Tensor) -> Tensor:
+    """(B, N, C) and (B, C, h, w) -> (B, N + h w, C)."""
+    return torch.cat([latents, grid.flatten(2).transpose(1, 2)], 1)
 
 
 class _Encoder(_Mixed):

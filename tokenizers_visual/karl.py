@@ -21,7 +21,7 @@ from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.layers.base_autoencoder import BaseConfig, CodebookBaseConfig
 from zoo.layers.query_transformer import Transformer, TransformerSizes
-from zoo.layers.transformer import MLP, TransformerBlock
+from zoo.layers.transformer import MLP, TransformerBlock, through
 from zoo.quantizers import QuantizerConfig, VectorConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Output, Tokenizer
@@ -261,10 +261,7 @@ class _Encoder(nn.Module):
         if min(counts) < longest:
             inside = torch.arange(longest, device=x.device) < torch.tensor(counts, device=x.device)[:, None]
             mask = F.pad(inside, (1 + image.shape[1], 0), value=True)[:, None, None]
-        queries_alone = slice(-longest, None)
-        for i, block in enumerate(self.blocks):
-            sequence = block(sequence, mask=mask, kept=queries_alone if i == len(self.blocks) - 1 else None)
-        return sequence
+        return through(self.blocks, sequence, mask=mask, kept=slice(-longest, None))
 
 
 class _Decoder(nn.Module):

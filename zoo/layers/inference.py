@@ -6,13 +6,21 @@ On a CPU maps have their channels innermost, as oneDNN is fast with. Linear maps
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.in_place import may_overwrite, silu
-from zoo.layers.packed import packed
+from zoo.layers.packed import can_be_packed, packed
 from zoo.ops.activations import group_norm_silu
+
+# a result of up to so many values (24 MiB) gets memory that the process has already; for more than 32 MiB the system
+# gives it anew each time, page by page, which takes a tenth of the time of a product of that size
+_AT_HAND = 6 << 20
+_LARGEST = 31 << 20  # bytes
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor, *, spare: bool = False) -> Tensor:
@@ -29,6 +37,34 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """
     hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
     return type(layer) is kind and not any(hooks)
+
+
+def in_slices(
+    f: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, largest: int, other: Tensor | None = None
+) -> Tensor:
+    """f(x, other), some items (of the first axis) at a time where nobody looks on, so that memory serves again.
+
+    Args:
+        f: treats each item by itself.
+        largest: values of the largest results that f makes of an item on the way and needs at the same time.
+        other: None, or as many items, that f takes along.
+    """
+    if not (may_overwrite() and can_be_packed(x, x)):
+        return f(x, other)
+    _keep_memory()
+    slices = min(len(x), -(-len(x) * largest // _AT_HAND))
+    if slices <= 1:
+        return f(x, other)
+    others = [None] * slices if other is None else other.tensor_split(slices)
+    return torch.cat([f(*items) for items in zip(x.tensor_split(slices), others)])
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """glibc keeps of freed memory twice the largest block (below 32 MiB) that has been freed so far: one of nearly that
+    size is, without ever being written to.
+    """
+    torch.empty(_LARGEST, dtype=torch.uint8)
 
 
 def channels_last(x: Tensor) -> Tensor:

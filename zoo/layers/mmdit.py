@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, image_of, modulate
 from zoo.layers.transformer import MLP
+from zoo.ops.attention import attend
 
 
 def heads_of(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -18,11 +18,6 @@ def heads_of(x: Tensor, parts: int, heads: int) -> Tensor:
 def token_places(count: int, device: torch.device) -> Tensor:
     """(count,) float32: the numbers by which Selftok tells tokens apart, all of them beyond the times of a flow."""
     return 1000 + 8 * torch.arange(count, device=device, dtype=torch.float32)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Queries, keys and values (B, heads, N, C) -> (B, N, heads * C). `mask`: True where a query sees a key."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def tanh_mlp(width: int) -> MLP:

@@ -41,7 +41,7 @@ def can_be_packed(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: GELU | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`; the weight (O, I) may have further axes of length 1.
+    """As `torch.nn.functional.linear`; the weight (O, I) may have more axes, in which I is split.
 
     `gelu`: GELU of the result, of this kind, without a pass over memory of its own.
     """

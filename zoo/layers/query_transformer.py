@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import Config
-from zoo.layers.transformer import MLP, TransformerBlock
+from zoo.layers.transformer import MLP, TransformerBlock, through
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,8 @@ class Transformer(nn.Module):
         Returns:
             (B, kept positions, width).
         """
-        x = self.norm_in(x)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            x = block(x, mask=mask, kept=kept if i == last else None)  # the last one's other positions serve nobody
-        return self.norm_out(x)
+        # the last block's other positions serve nobody
+        return self.norm_out(through(self.blocks, self.norm_in(x), mask=mask, kept=kept))
 
 
 class QueryEncoder(nn.Module):

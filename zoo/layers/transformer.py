@@ -5,6 +5,7 @@ Rotary positions: RoFormer, arXiv 2104.09864. Layer scale: CaiT, arXiv 2103.1723
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.in_place import added, may_overwrite, silu
-from zoo.layers.inference import is_plain
+from zoo.layers.inference import in_slices, is_plain
 from zoo.layers.packed import Linear, can_be_packed, silu_gated
 from zoo.layers.streaming import Stream
+from zoo.ops.attention import attend
 
 RotaryPairs = Literal["neighbours", "halves"]
 
@@ -37,7 +39,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.split(x)
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., kept, :]
-        return self.join(F.scaled_dot_product_attention(q[:, :, kept], k, v, attn_mask=mask))
+        return self.proj(attend(q[:, :, kept], k, v, mask))
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> queries, keys and values (3, B, heads, N, C / heads)."""
@@ -222,6 +224,28 @@ class TransformerBlock(nn.Module):
             return branch
         kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.drop_rate
         return branch * kept / (1 - self.drop_rate)
+
+
+def through(
+    blocks: Iterable[nn.Module], x: Tensor, state: Any = None, *, mask: Tensor | None = None, kept: slice | None = None
+) -> Tensor:
+    """x (B, N, C) after a stack of transformer blocks, whose MLPs are four times as wide.
+
+    `state`, which all items share, `mask`, and `kept` of what the last one gives: as those of `TransformerBlock`.
+    """
+    *others, last = blocks
+
+    def run(x: Tensor, own: Tensor | None) -> Tensor:
+        given = mask if own is None else own
+        for block in others:
+            x = block(x, state, mask=given)
+        return last(x, state, mask=given, kept=kept)  # type: ignore[no-any-return]
+
+    hidden = (
+        8 if isinstance(getattr(last, "mlp", None), GatedMLP) else 4
+    )  # what it multiplies is there at the same time
+    own = mask if mask is not None and mask.ndim == 4 and len(mask) > 1 else None
+    return in_slices(run, x, hidden * x.shape[1] * x.shape[2], own)
 
 
 def add_stochastic_depth(model: nn.Module, rate: float) -> None:

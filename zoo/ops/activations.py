@@ -8,15 +8,13 @@ from torch's by rounding; where there is no compiler, or `ZOO_COMPILED=0`, they 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.ops import threads
 from zoo.ops.build import BuildError, Kernel
 
 _BLOCK = 1 << 14  # values that a thread takes at a time
@@ -131,24 +129,7 @@ def _call(
     task = _Task(
         x.data_ptr(), y.data_ptr(), alpha, scale, x.numel() // width, width, block or max(1, _BLOCK // width), 0
     )
-    action, threads = getattr(library, name), torch.get_num_threads()
-    team = _threads_of_torch() if threads > 1 and x.numel() >= _SHARED else None
-    if team is None:
-        action(ctypes.byref(task))
-    else:
-        team(action, ctypes.byref(task), ctypes.c_uint(threads), ctypes.c_uint(0))
-
-
-@functools.cache
-def _threads_of_torch() -> Callable[..., None] | None:
-    """Runs a function in the threads of torch's OpenMP: others would fight for the processor with those, which wait in
-    a loop. None where torch has another library of threads; then the kernel runs in one.
-    """
-    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        return ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
+    threads.run(getattr(library, name), task, shared=x.numel() >= _SHARED)
 
 
 def _check(library: ctypes.CDLL) -> None:

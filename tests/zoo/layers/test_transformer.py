@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from zoo.layers import inference
+from zoo.layers.in_place import unobserved
 from zoo.layers.packed import Linear
 from zoo.layers.transformer import (
     MLP,
@@ -17,6 +19,7 @@ from zoo.layers.transformer import (
     TransformerBlock,
     add_stochastic_depth,
     rotate,
+    through,
     windowed_attention,
 )
 
@@ -211,3 +214,50 @@ def test_a_gated_mlp_is_its_definition(bias: bool) -> None:
         mlp.fc3.weight.mul_(2)  # a packed copy follows its weight
         torch.testing.assert_close(mlp(x), mlp.fc2(F.silu(mlp.fc1(x)) * mlp.fc3(x)))
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("mlp", [MLP, GatedMLP])
+@pytest.mark.parametrize("mask", ["none", "shared", "of each item"])
+def test_a_stack_in_slices_gives_what_it_gives_in_one(
+    mlp: type[torch.nn.Module], mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    blocks = torch.nn.ModuleList(TransformerBlock(16, 2, mlp(16, 64)) for _ in range(3)).requires_grad_(False)
+    x = torch.randn(5, 9, 16)
+    seen = {"none": None, "shared": torch.rand(9, 9) > 0.3, "of each item": torch.rand(5, 1, 1, 9) > 0.3}[mask]
+    if seen is not None:
+        seen[..., 0] = True
+    kept, before = slice(2, 6), x.clone()
+    expected = x
+    for block in blocks:
+        expected = block(expected, mask=seen)
+    monkeypatch.setattr(inference, "_AT_HAND", 2 * 4 * 9 * 16)
+    lengths: list[int] = []
+    with torch.no_grad():
+        torch.testing.assert_close(through(blocks, x, mask=seen, kept=kept), expected[:, kept])
+        with unobserved(blocks.modules()):
+            torch.testing.assert_close(through(blocks, x, mask=seen, kept=kept), expected[:, kept])
+        blocks[1].mlp.register_forward_hook(lambda layer, given, found: lengths.append(len(found)))
+        with unobserved(blocks.modules()):
+            torch.testing.assert_close(through(blocks, x, mask=seen, kept=kept), expected[:, kept])
+    assert lengths == [5]
+    assert torch.equal(x, before)
+
+
+def test_slices_are_as_few_as_memory_allows_and_no_batch_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_AT_HAND", 100)
+    lengths: list[int] = []
+
+    def doubled(x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+        lengths.append(len(x))
+        return 2 * x
+
+    for count, largest, expected in ((5, 40, [3, 2]), (3, 1000, [1, 1, 1]), (4, 25, [4])):
+        x = torch.randn(count, 3)
+        with torch.no_grad(), unobserved(()):
+            assert torch.equal(inference.in_slices(doubled, x, largest), 2 * x)
+        assert lengths == expected
+        lengths.clear()
+        inference.in_slices(doubled, x, largest)  # gradients may be asked for
+        assert lengths == [count]
+        lengths.clear()

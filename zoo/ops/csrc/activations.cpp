@@ -3,9 +3,9 @@
 // Any number of threads may call the same function with the same task: each takes block after block of its rows.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
+
+#include "exponential.h"
 
 namespace {
 
@@ -19,20 +19,6 @@ struct Task {
     int64_t block;  // rows taken at a time
     int64_t next;   // the first row that nobody has taken
 };
-
-inline float multiply_add(float a, float b, float c) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    return std::fma(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
-// the nearest whole number, of |x| < 2^22
-inline float nearest(float x) {
-    const float shift = 12582912.0f;
-    return (x + shift) - shift;
-}
 
 // sin(t)^2, whose period is pi; a polynomial in the square of the rest (Chebyshev fit, |u| <= pi / 2)
 inline float sine_squared(float t) {
@@ -48,25 +34,6 @@ inline float sine_squared(float t) {
     p = multiply_add(p, v, 0.0444444399f);
     p = multiply_add(p, v, -0.333333333f);
     return multiply_add(p * v, v, v);
-}
-
-// exp(x) - 1, of x <= 88: 2^n (exp(u) - 1) + (2^n - 1) with |u| <= log(2) / 2, and the Taylor polynomial of exp(u) - 1
-inline float exp_minus_one(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    const float n = nearest(x * 1.44269504089f);
-    float u = multiply_add(n, -0.693359375f, x);  // log(2) in two parts
-    u = multiply_add(n, 2.12194440e-4f, u);
-    float p = 1.0f / 5040;
-    p = multiply_add(p, u, 1.0f / 720);
-    p = multiply_add(p, u, 1.0f / 120);
-    p = multiply_add(p, u, 1.0f / 24);
-    p = multiply_add(p, u, 1.0f / 6);
-    p = multiply_add(p, u, 0.5f);
-    p = multiply_add(p * u, u, u);
-    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return multiply_add(power, p, power - 1.0f);
 }
 
 // calls rows(first, end) until all rows are done
