@@ -133,7 +133,7 @@ def margins(codes: ScaledCodes, lengths: Tensor, rounding: float) -> Tensor:
 def settle(x: Tensor, codes: ScaledCodes, index: Tensor, best: Tensor, second: Tensor, margin: Tensor) -> None:
     """Put right, in place, the indices (N,) of rows whose best two scores are too close, or that are not finite."""
     close = (~(best.double() - second.double() > margin)).nonzero().squeeze(1)
-    for rows in close.split(_rows(_BLOCK // 8, x)):
+    for rows in close.split(_rows(_BLOCK // 16, x)):
         index[rows] = _exact(x[rows], codes)
 
 
@@ -145,7 +145,7 @@ def _exact(x: Tensor, codes: ScaledCodes) -> Tensor:
     """
     x = x.double()
     count, dim = codes.codebook.shape
-    tile_codes = max(_GROUP, _BLOCK // 8 // dim)
+    tile_codes = max(_GROUP, _BLOCK // 16 // dim)
     lengths = x.norm(dim=-1)
     rounding = 4 * dim**0.5 * torch.finfo(torch.float64).eps
 
