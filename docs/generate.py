@@ -173,12 +173,12 @@ def original_table() -> str:
 
 
 def adversary_table() -> str:
-    """The embedded default before and after a fine-tuning of its decoder, of compare_adversary.json."""
+    """The embedded default before and after trainings against a discriminator, of compare_adversary.json."""
 
     def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
-        return [report.figures(row["metrics"][name]) for name in columns]
+        return [f"{row['metrics'][name]:.4g}" for name in columns]
 
-    return _recorded("compare_adversary", {"data": "photos", "model": "decoder"}, cells)
+    return _recorded("compare_adversary", {"data": "photos", "model": "weights"}, cells)
 
 
 def original_steps_table() -> str:
