@@ -219,6 +219,13 @@ def code_probability(prediction: Tensor, indices: Tensor) -> Tensor:
     return prediction.softmax(-1).gather(-1, indices[..., None])[..., 0]
 
 
+class _Blocks(nn.Sequential):
+    """Transformer blocks, one after the other: (B, N, C) -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self, x)
+
+
 class _RecurrentEncoder(nn.Module):
     """Class token, patches, queries; each roll-out appends further queries and runs the same blocks."""
 
@@ -236,7 +243,7 @@ class _RecurrentEncoder(nn.Module):
         self.norm_in = nn.LayerNorm(width)
         self.norm_again = nn.LayerNorm(width)
         self.norm_out = nn.LayerNorm(width)
-        self.blocks = nn.Sequential(
+        self.blocks = _Blocks(
             *(
                 TransformerBlock(width, config.encoder.heads, MLP(width, 4 * width))
                 for _ in range(config.encoder.layers)
@@ -253,7 +260,7 @@ class _RecurrentEncoder(nn.Module):
         """The state after roll-out `step`, with its queries at the end."""
         queries = self.queries + self.query_positions + self.rollout_embedding[step]
         state = torch.cat([state, queries.expand(state.shape[0], -1, -1).to(state.dtype)], 1)
-        return through(self.blocks, (self.norm_in if step == 0 else self.norm_again)(state))
+        return self.blocks((self.norm_in if step == 0 else self.norm_again)(state))  # type: ignore[no-any-return]
 
     def latents(self, state: Tensor) -> Tensor:
         return state[:, 1 + self.cells :]

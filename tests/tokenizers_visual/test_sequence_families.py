@@ -558,3 +558,10 @@ def test_what_is_not_stated_is_at_the_originals_defaults(fixture: str) -> None:
     stated = module.config_from_original(meta)
     meta["original"]["kwargs"] = {name: value for name, value in kwargs.items() if name not in defaults}
     assert module.config_from_original(meta) == stated
+
+
+def test_hooks_on_alits_blocks_see_every_rollout() -> None:
+    model, seen = build("alit"), list[torch.Size]()
+    model.encoder.blocks.register_forward_hook(lambda layer, given, found: seen.append(found.shape))
+    model.encode(images(2, 16))
+    assert len(seen) == model.config.rollouts
