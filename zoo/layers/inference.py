@@ -64,7 +64,7 @@ def _keep_memory() -> None:
     """glibc keeps of freed memory twice the largest block (below 32 MiB) that has been freed so far: one of nearly that
     size is, without ever being written to.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8)
+    torch.empty(_LARGEST, dtype=torch.uint8, device="cpu")
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.ops import threads
 from zoo.ops.build import BuildError, Kernel
+from zoo.ops.modes import is_watched
 
 _BLOCK = 1 << 14  # values that a thread takes at a time
 _SUMMANDS = 128  # that are summed in float32, before float64 takes their sum
@@ -100,8 +101,8 @@ def _can_run(x: Tensor) -> bool:
 
 
 def _is_large(x: Tensor) -> bool:
-    """Whether items are worth the calls, and nobody wants to see these as torch's own (as `zoo.tiling` does)."""
-    return x[0].numel() >= _LARGE and torch.overrides._get_current_function_mode() is None
+    """Whether items are worth the calls, and nobody wants to see these as torch's own."""
+    return x[0].numel() >= _LARGE and not is_watched()
 
 
 def _are_channels(x: Tensor, *channels: Tensor) -> bool:

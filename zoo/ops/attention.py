@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.ops import threads
 from zoo.ops.build import BuildError, Kernel
+from zoo.ops.modes import is_watched
 
 _SHORT, _LONG = 48, 2048  # keys, fewer or more than which torch serves as well
 _PARTS = 8  # of all heads' queries, for each thread, so that all end at about the same time
@@ -60,7 +61,7 @@ def _can_run(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and torch.overrides._get_current_function_mode() is None
+        and not is_watched()
         and all(
             type(part) is Tensor
             and part.device.type == "cpu"

@@ -148,5 +148,17 @@ def test_gradients_masks_other_precisions_and_modes_are_torchs(calls: list[torch
 
     with torch.no_grad(), Mode():
         attend(q.float(), k.float(), v.float())
-    assert F.scaled_dot_product_attention in seen
+        with torch.device("meta"):
+            attend(q.float(), k.float(), v.float())
+    assert seen.count(F.scaled_dot_product_attention) == 2
     assert calls == []
+
+
+@needs_kernel
+def test_a_default_device_changes_nothing(calls: list[torch.Size]) -> None:
+    q, k, v = made(2, 3, 50, 70, 24)
+    with torch.no_grad():
+        expected = attend(q, k, v)
+        with torch.device("meta"):
+            assert torch.equal(attend(q, k, v), expected)
+    assert len(calls) == 2
