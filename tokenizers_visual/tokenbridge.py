@@ -19,6 +19,10 @@ from zoo.quantizers import DimensionWiseConfig, Quantized, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
+_OF_THE_BASE = (  # fields of the config that are those of its base
+    "channels", "channel_multipliers", "blocks", "attention", "norm_groups", "scale", "shift", "projections",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TokenBridgeConfig(Config):
@@ -40,17 +44,7 @@ class TokenBridgeConfig(Config):
 
     def base(self) -> VariationalBaseConfig:
         """The continuous autoencoder."""
-        return VariationalBaseConfig(
-            dim=self.quantizer.dim,
-            channels=self.channels,
-            channel_multipliers=self.channel_multipliers,
-            blocks=self.blocks,
-            norm_groups=self.norm_groups,
-            attention=self.attention,
-            scale=self.scale,
-            shift=self.shift,
-            projections=self.projections,
-        )
+        return VariationalBaseConfig(dim=self.quantizer.dim, **{name: getattr(self, name) for name in _OF_THE_BASE})
 
 
 @register("tokenbridge")
@@ -104,17 +98,8 @@ def config_from_diffusers(architecture: KLArchitecture) -> TokenBridgeConfig:
             first.
     """
     base = architecture.base()
-    return TokenBridgeConfig(
-        channels=base.channels,
-        channel_multipliers=base.channel_multipliers,
-        blocks=base.blocks,
-        attention=base.attention,
-        norm_groups=base.norm_groups,
-        scale=base.scale,
-        shift=base.shift,
-        projections=base.projections,
-        quantizer=DimensionWiseConfig(dim=base.dim, bits=6, limit=5.0, deviations=3.0),
-    )
+    quantizer = DimensionWiseConfig(dim=base.dim, bits=6, limit=5.0, deviations=3.0)
+    return TokenBridgeConfig(quantizer=quantizer, **{name: getattr(base, name) for name in _OF_THE_BASE})
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

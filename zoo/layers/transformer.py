@@ -241,9 +241,8 @@ def through(
             x = block(x, state, mask=given)
         return last(x, state, mask=given, kept=kept)  # type: ignore[no-any-return]
 
-    hidden = (
-        8 if isinstance(getattr(last, "mlp", None), GatedMLP) else 4
-    )  # what it multiplies is there at the same time
+    gated = isinstance(getattr(last, "mlp", None), GatedMLP)
+    hidden = 8 if gated else 4  # what a gated one multiplies is there at the same time
     own = mask if mask is not None and mask.ndim == 4 and len(mask) > 1 else None
     return in_slices(run, x, hidden * x.shape[1] * x.shape[2], own)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from onlooker import Onlooker
 from torch import Tensor
 
 from zoo.ops import activations
@@ -149,13 +150,6 @@ def test_gradients_pass_a_group_norm_and_its_silu() -> None:
 
 def test_a_mode_sees_torchs_own_group_norm() -> None:
     x, weight, bias = maps((1, 32, 128, 130), 1.0)
-    seen = []
-
-    class Mode(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    with torch.no_grad(), Mode():
+    with torch.no_grad(), Onlooker() as onlooker:
         group_norm_silu(x, 32, weight, bias, 1e-6)
-    assert F.group_norm in seen
+    assert F.group_norm in onlooker.seen

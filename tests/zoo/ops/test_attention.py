@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from onlooker import Onlooker
 from torch import Tensor
 
 from zoo.ops import attention
@@ -139,18 +140,11 @@ def test_gradients_masks_other_precisions_and_modes_are_torchs(calls: list[torch
         halves = [part.bfloat16() for part in (q, k, v)]
         assert attend(*halves).dtype == torch.bfloat16
         assert attend(*(part[:0].float() for part in (q, k, v))).shape == (0, 3, 8)
-    seen = []
-
-    class Mode(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    with torch.no_grad(), Mode():
+    with torch.no_grad(), Onlooker() as onlooker:
         attend(q.float(), k.float(), v.float())
         with torch.device("meta"):
             attend(q.float(), k.float(), v.float())
-    assert seen.count(F.scaled_dot_product_attention) == 2
+    assert onlooker.seen.count(F.scaled_dot_product_attention) == 2
     assert calls == []
 
 
