@@ -1,7 +1,8 @@
-"""SEED: an image as words in causal order, by a Q-Former whose codes stand for CLIP's embedding of the image.
+"""SEED: an image as words in causal order, by a Q-Former whose codes stand for what a diffusion model is told of it.
 
-Papers: arXiv 2307.08041, 2310.01218 (SEED-2, whose layout this is). Original: AILab-CVC/SEED (Apache-2.0, with parts of
-LAVIS, BSD-3). A diffusion model conditioned on embeddings (unCLIP, arXiv 2204.06125) makes images of them again.
+Papers: arXiv 2307.08041, whose codes stand for the states of a prompt, and 2310.01218 (SEED-2), whose codes stand for
+CLIP's embedding of the image. Original: AILab-CVC/SEED (Apache-2.0, with parts of LAVIS, BSD-3), on its branches v1 and
+main. A diffusion model conditioned on embeddings (unCLIP, arXiv 2204.06125) makes images of them again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.checkpoint import KeyMap
+from tokenizers_visual.seed_tokenizer_keys import KEY_MAP as KEY_MAP
+from tokenizers_visual.seed_tokenizer_keys import KEY_MAP_OF_PROMPTS as KEY_MAP_OF_PROMPTS
+from tokenizers_visual.seed_tokenizer_keys import key_map_from_original as key_map_from_original
+from tokenizers_visual.seed_tokenizer_keys import of_prompts
 from zoo.config import Config
 from zoo.layers.transformer import MLP, TransformerBlock
 from zoo.layers.unclip import UnCLIP, UnCLIPConfig
@@ -58,6 +62,18 @@ class QFormerConfig(Config):
 
 
 @dataclass(frozen=True)
+class PromptConfig(Config):
+    """A second Q-Former, not causal and as wide as the first, which reads states of a prompt from the codes."""
+
+    length: int = 77
+    layers: int = 4
+
+    def __post_init__(self) -> None:
+        self.require(self.length >= 1, "length >= 1", self.length)
+        self.require(self.layers >= 1, "layers >= 1", self.layers)
+
+
+@dataclass(frozen=True)
 class SeedConfig(Config):
     """Sizes of the network; the defaults are those of the published model."""
 
@@ -67,7 +83,8 @@ class SeedConfig(Config):
     queries: QFormerConfig = QFormerConfig()
     decoder_layers: int = 4
     decoder_heads: int = 12
-    embedding_width: int = 1024  # of CLIP's embedding of an image
+    prompt: PromptConfig | None = None  # what the codes stand for; None: CLIP's embedding of the image
+    embedding_width: int = 1024  # of CLIP's embedding of an image, or of each state of the prompt
     generator: UnCLIPConfig | None = (
         None  # what makes images of embeddings; None: the model gives tokens and embeddings
     )
@@ -80,6 +97,7 @@ class SeedConfig(Config):
         self.require(width % self.decoder_heads == 0, "decoder_heads that divide the width", self.decoder_heads)
         self.require(self.num_tokens >= 1, "num_tokens >= 1", self.num_tokens)
         if self.generator is not None:
+            self.require(self.prompt is None, "no prompt beside a generator, which reads embeddings", self.prompt)
             given = self.generator.embedding_width
             self.require(given == self.embedding_width, f"a generator that reads {self.embedding_width} numbers", given)
 
@@ -90,7 +108,8 @@ class SeedTokenizer(Tokenizer):
 
     `embeddings` gives what the tokens stand for. Images come from a generator, which the published file does not hold:
     `with_generator` takes it from a pipeline of diffusers. Then `decode` takes `steps`, `guidance_scale`, and `noise`
-    (of the generator's latents) or a `seed` (0 if none is given; a list has one for each item).
+    (of the generator's latents) or a `seed` (0 if none is given; a list has one for each item). The states of a prompt
+    (`config.prompt`) are what Stable Diffusion's pipeline takes as `prompt_embeds`.
     """
 
     layout = "sequence"
@@ -105,7 +124,7 @@ class SeedTokenizer(Tokenizer):
         width, dim, count = config.queries.width, config.quantizer.dim, config.num_tokens
         self.vision = _Vision(config.vision, size // config.vision.patch_size)
         self.norm_vision = nn.LayerNorm(config.vision.width)
-        self.queries = _QFormer(config.queries, config.vision.width, count)
+        self.queries = _QFormer(config.queries, config.vision.width, count, causal=True)
         self.to_latent = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
         self.from_codes = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, width))
         self.code_positions = nn.Parameter(torch.zeros(1, count, width))
@@ -115,10 +134,15 @@ class SeedTokenizer(Tokenizer):
                 for _ in range(config.decoder_layers)
             )
         )
-        sizes = (width, 256, 128, 32)
-        layers = [(nn.Linear(a, b, bias=False), nn.ReLU()) for a, b in pairwise(sizes)]
-        self.reduce = nn.Sequential(*[layer for pair in layers for layer in pair][:-1])
-        self.to_embedding = nn.Linear(sizes[-1] * count, config.embedding_width)
+        if config.prompt is None:
+            sizes = (width, 256, 128, 32)
+            layers = [(nn.Linear(a, b, bias=False), nn.ReLU()) for a, b in pairwise(sizes)]
+            self.reduce = nn.Sequential(*[layer for pair in layers for layer in pair][:-1])
+            self.to_embedding = nn.Linear(sizes[-1] * count, config.embedding_width)
+        else:
+            reading = config.queries.replace(layers=config.prompt.layers)
+            self.prompt = _QFormer(reading, width, config.prompt.length, causal=False)
+            self.to_embedding = nn.Linear(width, config.embedding_width)
         self.generator = None if config.generator is None else UnCLIP(config.generator)
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,17 +163,23 @@ class SeedTokenizer(Tokenizer):
     def embedding_of(self, codes: Tensor) -> Tensor:
         """Code vectors (B, num_tokens, D) -> CLIP's embedding of the image as predicted (B, embedding_width).
 
+        With `config.prompt`: the states of a prompt (B, length, embedding_width).
+
         Raises:
             ValueError: another number of codes.
         """
         if codes.shape[1] != self.config.num_tokens:
             raise ValueError(f"expected {self.config.num_tokens} tokens, got {codes.shape[1]}")
         hidden = self.blocks(self.from_codes(codes) + self.code_positions)
+        if self.config.prompt is not None:
+            return self.to_embedding(self.prompt(hidden))
         return self.to_embedding(self.reduce(hidden).flatten(1))
 
     @torch.no_grad()
     def embeddings(self, tokens: Tokens) -> Tensor:
         """CLIP's (ViT-H/14) embeddings of the images as the tokens of this model tell them (B, embedding_width).
+
+        With `config.prompt`: states of prompts (B, length, embedding_width), as CLIP's ViT-L/14 has them of texts.
 
         Raises:
             ValueError: tokens of another model.
@@ -161,6 +191,9 @@ class SeedTokenizer(Tokenizer):
 
         Args:
             pipeline: diffusers' StableUnCLIPImg2ImgPipeline, that of stabilityai/stable-diffusion-2-1-unclip.
+
+        Raises:
+            ConfigError: a model whose tokens stand for the states of a prompt.
         """
         generator = UnCLIP.of(pipeline)
         model = SeedTokenizer(self.config.replace(generator=generator.config))
@@ -181,9 +214,9 @@ class SeedTokenizer(Tokenizer):
     def _generate(self, codes: Tensor, **options: Any) -> Tensor:
         embedding = self.embedding_of(codes)
         if self.generator is None:
+            way = "a model from with_generator" if self.config.prompt is None else "its embeddings as prompt_embeds"
             raise ValueError(
-                f"{self.name} has no generator of images: expected a model from with_generator, got one of tokens and "
-                "embeddings alone"
+                f"{self.name} has no generator of images: expected {way}, got one of tokens and embeddings alone"
             )
         images = self.generator(embedding, **options)
         size = (self.config.image_size, self.config.image_size)
@@ -229,40 +262,42 @@ class _Attention(nn.Module):
 
 
 class _QueryLayer(nn.Module):
-    """Causal attention among the queries, attention to the image where `crosses`, MLP; the norms follow the sums."""
+    """Attention among the queries, attention to what they read where `crosses`, MLP; the norms follow the sums."""
 
-    def __init__(self, config: QFormerConfig, image_width: int, *, crosses: bool) -> None:
+    def __init__(self, config: QFormerConfig, read_width: int, *, crosses: bool, causal: bool) -> None:
         super().__init__()
         width = config.width
+        self.causal = causal
         self.attention = _Attention(width, width, config.heads)
         self.norm1 = nn.LayerNorm(width, eps=1e-12)
-        self.cross_attention = _Attention(width, image_width, config.heads) if crosses else None
+        self.cross_attention = _Attention(width, read_width, config.heads) if crosses else None
         self.norm2 = nn.LayerNorm(width, eps=1e-12) if crosses else nn.Identity()
         self.mlp = MLP(width, config.hidden)
         self.norm3 = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        x = self.norm1(x + self.attention(x, x, causal=True))
+    def forward(self, x: Tensor, read: Tensor) -> Tensor:
+        x = self.norm1(x + self.attention(x, x, causal=self.causal))
         if self.cross_attention is not None:
-            x = self.norm2(x + self.cross_attention(x, image))
+            x = self.norm2(x + self.cross_attention(x, read))
         return self.norm3(x + self.mlp(x))
 
 
 class _QFormer(nn.Module):
-    """Features of an image (B, M, image_width) -> (B, num_tokens, width)."""
+    """Features (B, M, read_width), of an image or of codes -> (B, count, width)."""
 
-    def __init__(self, config: QFormerConfig, image_width: int, count: int) -> None:
+    def __init__(self, config: QFormerConfig, read_width: int, count: int, *, causal: bool) -> None:
         super().__init__()
         self.tokens = nn.Parameter(torch.randn(1, count, config.width) * 0.02)
         self.norm_in = nn.LayerNorm(config.width, eps=1e-12)
         self.layers = nn.ModuleList(
-            _QueryLayer(config, image_width, crosses=i % config.cross_every == 0) for i in range(config.layers)
+            _QueryLayer(config, read_width, crosses=i % config.cross_every == 0, causal=causal)
+            for i in range(config.layers)
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.norm_in(self.tokens).expand(image.shape[0], -1, -1)
+    def forward(self, read: Tensor) -> Tensor:
+        x = self.norm_in(self.tokens).expand(read.shape[0], -1, -1)
         for layer in self.layers:
-            x = layer(x, image)
+            x = layer(x, read)
         return x
 
 
@@ -273,6 +308,8 @@ def config_from_original(meta: dict[str, Any]) -> SeedConfig:
     if kwargs.get("use_qformer_image"):
         raise ValueError("expected use_qformer_image=False, as published for inference")
     fields: dict[str, Any] = {}
+    if of_prompts(meta):
+        fields["prompt"] = PromptConfig(kwargs["num_reverse_token"], kwargs["reverse_depth"])
     if vision is not None:
         hidden = int(vision["embed_dim"] * vision["mlp_ratio"])
         fields["vision"] = VisionConfig(
@@ -285,7 +322,7 @@ def config_from_original(meta: dict[str, Any]) -> SeedConfig:
         image_size=kwargs["img_size"],
         num_tokens=kwargs["num_query_token"],
         decoder_layers=kwargs["decode_depth"],
-        embedding_width=kwargs["image_features_dim"],
+        embedding_width=kwargs["text_features_dim" if of_prompts(meta) else "image_features_dim"],
         quantizer=VectorConfig(kwargs["n_embed"], kwargs["codebook_embed_dim"]),
         **fields,
     )
@@ -295,61 +332,3 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
     """The original weighs the codebook term, not the commitment, by beta = 0.25."""
     losses = quantized.losses
     return {"loss.vq": losses["commitment"] + 0.25 * losses["codebook"]} if "codebook" in losses else {}
-
-
-def _block(published: str, own: str) -> dict[str, str | None]:
-    return {
-        f"{published}.{{}}.attn.*": f"{own}.{{}}.attention.*",
-        f"{published}.{{}}.norm1.*": f"{own}.{{}}.norm1.*",
-        f"{published}.{{}}.norm2.*": f"{own}.{{}}.norm2.*",
-        f"{published}.{{}}.mlp.*": f"{own}.{{}}.mlp.*",
-    }
-
-
-def _with_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The vision transformer's biases of queries, keys (zero, and not stored) and values as one."""
-    for key in [key for key in state if key.endswith(".q_bias")]:
-        place, query = key.removesuffix("q_bias"), state.pop(key)
-        state[f"{place}qkv.bias"] = torch.cat([query, torch.zeros_like(query), state.pop(f"{place}v_bias")])
-    return state
-
-
-_LAYER, _OWN = "Qformer.bert.encoder.layer.{}", "queries.layers.{}"
-
-KEY_MAP = KeyMap(
-    {
-        "visual_encoder.patch_embed.proj.*": "vision.patches.*",
-        "visual_encoder.cls_token": "vision.class_token",
-        "visual_encoder.pos_embed": "vision.positions",
-        **_block("visual_encoder.blocks", "vision.blocks"),
-        "ln_vision.*": "norm_vision.*",
-        "query_tokens": "queries.tokens",
-        "Qformer.bert.embeddings.LayerNorm.*": "queries.norm_in.*",
-        "Qformer.bert.embeddings.*": None,  # of text, as are the next three
-        f"{_LAYER}.intermediate.*": None,
-        f"{_LAYER}.output.*": None,
-        "Qformer.cls.*": None,
-        **{
-            f"{_LAYER}.{theirs}.self.{part}.*": f"{_OWN}.{ours}.{part}.*"
-            for theirs, ours in (("attention", "attention"), ("crossattention", "cross_attention"))
-            for part in ("query", "key", "value")
-        },
-        f"{_LAYER}.attention.output.dense.*": f"{_OWN}.attention.proj.*",
-        f"{_LAYER}.attention.output.LayerNorm.*": f"{_OWN}.norm1.*",
-        f"{_LAYER}.crossattention.output.dense.*": f"{_OWN}.cross_attention.proj.*",
-        f"{_LAYER}.crossattention.output.LayerNorm.*": f"{_OWN}.norm2.*",
-        f"{_LAYER}.intermediate_query.dense.*": f"{_OWN}.mlp.fc1.*",
-        f"{_LAYER}.output_query.dense.*": f"{_OWN}.mlp.fc2.*",
-        f"{_LAYER}.output_query.LayerNorm.*": f"{_OWN}.norm3.*",
-        "encode_task_layer.*": "to_latent.*",
-        "quantize.embedding.weight": "quantizer.codebook.weight",
-        "decode_task_layer.*": "from_codes.*",
-        "pos_embed_image": "code_positions",
-        **_block("blocks_image", "blocks"),
-        "image_down.*": "reduce.*",
-        "distill_image_proj.*": "to_embedding.*",
-        "pos_embed": None,  # of a loss of the original's training, as are the next
-        "blocks.*": None,
-    },
-    finish=_with_biases,
-)

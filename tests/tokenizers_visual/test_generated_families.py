@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from test_published import PARITY
+from tiny_pipeline import clip_tokenizer, stable_diffusion
 
 import zoo
 from tokenizers_visual import seed_tokenizer, selftok
-from tokenizers_visual.seed_tokenizer import QFormerConfig, SeedConfig, SeedTokenizer, VisionConfig
+from tokenizers_visual.seed_tokenizer import PromptConfig, QFormerConfig, SeedConfig, SeedTokenizer, VisionConfig
 from tokenizers_visual.selftok import FlowConfig, Selftok, SelftokConfig
 from zoo.config import ConfigError
 from zoo.layers.diffusion_transformer import GridPatches, euler, flow_times
@@ -33,6 +34,9 @@ SEED = SeedConfig(
     image_size=16, num_tokens=5, vision=VisionConfig(8, 1, 2, 16, 8), queries=QFormerConfig(12, 2, 2, 16),
     decoder_layers=1, embedding_width=8, quantizer=VectorConfig(16, 4),
 )  # fmt: skip
+
+
+PROMPT = SEED.replace(prompt=PromptConfig(77, 1), embedding_width=16)
 
 
 def spread(model: Any, seed: int = 0) -> Any:
@@ -335,6 +339,68 @@ def test_seed_file_with_parts_for_text_and_training_loads() -> None:
     found = seed_tokenizer.KEY_MAP({**state, **{key: torch.zeros(1) for key in more}})
     assert found.keys() == expected.keys()
     assert found.keys() == SeedTokenizer(seed_tokenizer.config_from_original(meta)).state_dict().keys()
+
+
+def test_first_seed_gives_the_prompt_that_a_pipeline_of_diffusers_takes() -> None:
+    model = spread(SeedTokenizer(PROMPT))
+    tokens = model.encode(signals(2, 3, 16, 16))
+    states = model.embeddings(tokens)
+    assert states.shape == (2, 77, 16)
+    torch.testing.assert_close(model.embeddings(tokens[1:]), states[1:])
+    assert not torch.allclose(states[:, :1], states[:, 1:2], atol=1e-3)  # each state has a query of its own
+    pipeline = stable_diffusion(clip_tokenizer())
+    images = pipeline(prompt_embeds=states, negative_prompt=["", ""], num_inference_steps=2, output_type="pt").images
+    assert images.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="expected its embeddings as prompt_embeds, got one of tokens and embeddings"):
+        model.decode(tokens)
+
+
+def test_first_seed_reads_states_of_a_prompt_from_all_codes() -> None:
+    model = spread(SeedTokenizer(PROMPT))
+    codes = torch.randn(1, 5, 4)
+    changed = codes.clone()
+    changed[:, -1] += 1
+    with torch.no_grad():
+        before, after = model.embedding_of(codes), model.embedding_of(changed)
+    assert ((before - after).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator": UNCLIP.replace(embedding_width=16)}, "no prompt beside a generator"),
+        ({"prompt": {"length": 0}}, "length >= 1"),
+        ({"prompt": {"layers": 0}}, "layers >= 1"),
+    ],
+)
+def test_a_prompt_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PROMPT.replace(**changes)
+
+
+def test_the_three_files_of_the_first_seed_join_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = PARITY / "seed_tokenizer__prompt"
+    meta = json.loads((folder / "meta.json").read_text())
+    state = zoo.checkpoint.read(folder / "weights.safetensors")
+    vision = {k.removeprefix("visual_encoder."): v for k, v in state.items() if k.startswith("visual_encoder.")}
+    queries = {k: v for k, v in state.items() if k.startswith(("Qformer.", "query_tokens", "ln_vision."))}
+    rest = {k: v for k, v in state.items() if k not in queries and not k.startswith("visual_encoder.")}
+    surplus = {"head.weight": torch.zeros(1), "blocks.39.norm1.weight": torch.zeros(16), "norm.bias": torch.zeros(1)}
+    training = {"temp": torch.zeros(()), "vision_proj.weight": torch.zeros(1), "itm_head.bias": torch.zeros(2),
+                "Qformer.cls.predictions.bias": torch.zeros(1)}  # fmt: skip
+    torch.save({**vision, **surplus}, tmp_path / "eva_vit_g.pth")
+    torch.save({"model": {**queries, **training}, "epoch": 9}, tmp_path / "causal_qformer.pth")
+    torch.save({"model": rest, "epoch": 9}, tmp_path / "seed_tokenizer.pth")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    program = page.partition("LAVIS' `eva_vit_g.pth`")[2].partition("```python\n")[2]
+    exec(program.partition("model = ")[0], {})  # up to the model, which is made small here
+    small = seed_tokenizer.config_from_original(meta).to_dict()
+    own = zoo.create_model("seed_tokenizer_1", checkpoint="seed_tokenizer_1.safetensors", **small).state_dict()
+    expected = seed_tokenizer.KEY_MAP_OF_PROMPTS(state)
+    assert own.keys() == expected.keys()
+    codebook = "quantizer.codebook.weight"  # of another size than the published one, so a fresh one
+    assert all(torch.equal(own[key], value) for key, value in expected.items() if key != codebook)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("bidirectional", True), ("attn_mask", True), ("qformer_mode", "uni")])

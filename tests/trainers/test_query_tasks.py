@@ -112,6 +112,8 @@ def test_what_does_not_fit_is_refused(clip: str) -> None:
         code_task(clip, quantizer_weights={"entropy": 1.0}).losses(images())
     with pytest.raises(ValueError, match="clip: expected embeddings of 8, got 24"):
         QueryCodeTask("seed_tokenizer_2", clip, {**SMALL, "embedding_width": 8}).losses(images())
+    with pytest.raises(ValueError, match=r"expected one with .*to_embedding, got seed_tokenizer_1 without reduce"):
+        QueryCodeTask("seed_tokenizer_1", clip, SMALL)
 
 
 @pytest.mark.parametrize("stage", ["queries", "codes"])

@@ -1,4 +1,4 @@
-"""Checks of SEED's fixture, which ends at the embedding that conditions a generator of images."""
+"""Checks of SEED's fixtures, which end at what conditions a generator of images: an embedding, or a prompt's states."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class SeedCase(Case):
 
     def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
         model: Any = self.model
-        return {"image_embeds": model.embeddings(model.tokens(inputs["indices"]))}
+        name = "image_embeds" if model.config.prompt is None else "prompt_embeds"
+        return {name: model.embeddings(model.tokens(inputs["indices"]))}
 
     def quantize(self, inputs: Named, settings: dict[str, Any]) -> Named:
         quantizer: Any = self.model.quantizer

@@ -44,6 +44,8 @@ class QueryModelTask(ScheduledTask):
         created = zoo.create_model(model, **initial_weights(init), **(changes or {}))
         if not isinstance(created, SeedTokenizer):
             raise ValueError(f"model: expected one of the family seed_tokenizer, got {model}")
+        if lacking := [name for name in self.learning if not hasattr(created, name)]:
+            raise ValueError(f"model: expected one with {', '.join(self.learning)}, got {model} without {lacking[0]}")
         self.model: SeedTokenizer = created.requires_grad_(False)
         for name in self.learning:
             getattr(self.model, name).requires_grad_(True)
