@@ -18,7 +18,8 @@ class Config:
 
     Fields are plain values, tuples, or further configs. Configs that can stand in for each other in one field (the
     quantizers, say) are told apart by their `kind`, a class attribute: the field's type is their union, or a common
-    base without a kind, which stands for all its subclasses.
+    base without a kind, which stands for all its subclasses. One member of a union may have no kind: it is meant where
+    values state none.
     """
 
     kind: typing.ClassVar[str] = ""
@@ -136,9 +137,11 @@ def _read_union(value: Any, hints: tuple[Any, ...], where: str) -> Any:
     if isinstance(value, Mapping) and configs:
         if len(configs) == 1:
             return next(iter(configs.values())).from_dict(value)
-        if value.get("kind") not in configs:
-            raise ConfigError(f"{where}: expected kind {' or '.join(sorted(configs))}, got {value.get('kind')!r}")
-        return configs[value["kind"]].from_dict(value)
+        kind = value.get("kind", "")
+        if kind not in configs:
+            known = " or ".join(sorted(name or "none" for name in configs))
+            raise ConfigError(f"{where}: expected kind {known}, got {value.get('kind')!r}")
+        return configs[kind].from_dict(value)
     for member in members:
         if member not in configs.values():
             try:

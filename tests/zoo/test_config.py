@@ -110,6 +110,20 @@ def test_kind_tells_configs_apart() -> None:
     assert Plain(4).to_dict() == {"width": 4}
 
 
+@dataclass(frozen=True)
+class Either(Config):
+    either: Plain | Circle = Plain()
+
+
+def test_a_member_of_a_union_without_a_kind_is_meant_where_none_is_stated() -> None:
+    assert Either.from_dict({"either": {"width": 4}}) == Either(Plain(4))
+    assert Either.from_dict({"either": {"kind": "circle"}}) == Either(Circle())
+    for config in (Either(Plain(4)), Either(Circle(2.0))):
+        assert Either.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ConfigError, match=r"either: expected kind circle or none, got 'square'"):
+        Either.from_dict({"either": {"kind": "square"}})
+
+
 def test_numbers_and_lists_are_read_as_the_field_states() -> None:
     read = Everything.from_dict({"name": "a", "share": 1, "sizes": [3], "rows": [[1], [2, 3]]})
     assert type(read.share) is float
