@@ -1,4 +1,4 @@
-"""Selftok: queries that read an image, and a diffusion transformer that reads the fewer of them the cleaner it is.
+"""Selftok: queries that read an image, and a diffusion transformer, or a renderer of one step, that reads them.
 
 Paper: arXiv 2505.07538. Original: selftok-team/SelftokTokenizer (MIT). Signals are latents of the autoencoder of Stable
 Diffusion 3, which diffusers holds: `with_autoencoder` puts it into a model, which then takes and gives images, and
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -20,21 +19,18 @@ from tokenizers_visual.selftok_autoencoder import STABLE_DIFFUSION_3, taken_over
 from tokenizers_visual.selftok_autoencoder import autoencoder_images as autoencoder_images
 from tokenizers_visual.selftok_autoencoder import autoencoder_latents as autoencoder_latents
 from tokenizers_visual.selftok_autoencoder import signal_autoencoder as signal_autoencoder
+from tokenizers_visual.selftok_decoders import Flow as Flow
+from tokenizers_visual.selftok_decoders import FlowConfig as FlowConfig
+from tokenizers_visual.selftok_decoders import Renderer as Renderer
+from tokenizers_visual.selftok_decoders import RendererConfig as RendererConfig
 from tokenizers_visual.selftok_keys import KEY_MAP as KEY_MAP
+from tokenizers_visual.selftok_keys import KEY_MAP_RENDERER as KEY_MAP_RENDERER
 from tokenizers_visual.selftok_keys import key_map_from_original as key_map_from_original
 from zoo.config import Config, require_arguments
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
-from zoo.layers.diffusion_transformer import (
-    GridPatches,
-    Modulation,
-    PlainNorm,
-    WaveEmbedding,
-    euler,
-    interpolate,
-    modulate,
-)
-from zoo.layers.mmdit import MMDiT, heads_of, tanh_mlp, token_places
+from zoo.layers.diffusion_transformer import GridPatches, Modulation, PlainNorm, WaveEmbedding, modulate
+from zoo.layers.mmdit import heads_of, tanh_mlp, token_places
 from zoo.ops.attention import attend
 from zoo.quantizers import EmaCodebookConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.quantizers.position_diversity import PositionDiversityConfig
@@ -43,43 +39,6 @@ from zoo.tokenizer import InputSpec, Output, Tokenizer
 from zoo.tokens import Tokens
 
 _EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class FlowConfig(Config):
-    """Sizes of the decoder; the defaults are those of the published models."""
-
-    head_width: int = 64
-    layers: int = 24  # and heads
-    positions: int = 192  # side of the stored grid, of which smaller ones take the middle
-    context_sees_image: bool = True
-    stage_ends: tuple[int, ...] = (200, 400, 600, 800, 1000)  # of the time, in thousandths
-    stage_tokens: tuple[int, ...] = (192, 184, 72, 48, 16)  # that each stage adds to what is seen
-    steps: int = 50  # of sampling, unless decode is told another number
-    null_probability: float = 0.0  # of an item to be trained without its tokens
-
-    def __post_init__(self) -> None:
-        ends = (0, *self.stage_ends)
-        self.require(all(a < b for a, b in pairwise(ends)), "rising stage_ends > 0", self.stage_ends)
-        self.require(
-            len(self.stage_ends) == len(self.stage_tokens) > 0, "as many stage_tokens as stage_ends", self.stage_tokens
-        )
-        self.require(min(self.layers, self.steps) >= 1, "layers and steps >= 1", (self.layers, self.steps))
-        self.require(0 <= self.null_probability < 1, "a null_probability in [0, 1)", self.null_probability)
-        blind = self.null_probability > 0 and not self.context_sees_image
-        self.require(not blind, "a context that sees the image where tokens are dropped", self.context_sees_image)
-
-    @property
-    def width(self) -> int:
-        return self.head_width * self.layers
-
-    def last_seen(self, times: Tensor) -> Tensor:
-        """Times (B,), 0 to 1000 -> the last token (B,) that is seen then; all before it are seen too."""
-        starts, bases = (0, *self.stage_ends[:-1]), (0, *accumulate(self.stage_tokens[:-1]))
-        last = torch.zeros_like(times)
-        for start, end, base, count in zip(starts, self.stage_ends, bases, self.stage_tokens):
-            last = torch.where(times >= start, count / (end - start) * (times - start) + base, last)
-        return last.long().clamp(0, sum(self.stage_tokens) - 1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +55,7 @@ class SelftokConfig(Config):
     query_heads: int = 8
     layers: int = 16
     autoencoder: VariationalBaseConfig | None = None  # between images and latents; None: the signals are latents
-    decoder: FlowConfig | None = FlowConfig()  # None: the model gives tokens, and does not decode them
+    decoder: FlowConfig | RendererConfig | None = FlowConfig()  # None: the model gives tokens, and does not decode them
     quantizer: QuantizerConfig = PositionDiversityConfig()
 
     def __post_init__(self) -> None:
@@ -105,13 +64,14 @@ class SelftokConfig(Config):
         self.require(self.latent_size % 2 == 0, "an even latent_size", self.latent_size)
         counts = (self.num_tokens, self.layers)
         self.require(min(counts) >= 1, "num_tokens and layers >= 1", counts)
-        grids = [self.positions] if self.decoder is None else [self.positions, self.decoder.positions]
+        flow = self.decoder if isinstance(self.decoder, FlowConfig) else None
+        grids = [self.positions] if flow is None else [self.positions, flow.positions]
         least = self.latent_size // 2
         self.require(min(grids) >= least, f"stored grids of at least {least}", grids)
         if self.autoencoder is not None:
             given = self.autoencoder.dim
             self.require(given == self.channels, f"an autoencoder of {self.channels} channels", given)
-        staged = self.num_tokens if self.decoder is None else sum(self.decoder.stage_tokens)
+        staged = self.num_tokens if flow is None else sum(flow.stage_tokens)
         self.require(staged == self.num_tokens, f"stages of {self.num_tokens} tokens in all", staged)
 
 
@@ -124,7 +84,8 @@ class Selftok(Tokenizer):
 
     Decoding is a flow from noise: `decode` takes `noise` (of the latents' shape) or a `seed` (0 if none is given; a
     list has one for each item), and the number of `steps`. In training a pass gives the loss `flow`, the squared
-    distance of velocities at times drawn evenly, and the signal that a single step from its time leads to.
+    distance of velocities at times drawn evenly, and the signal that a single step from its time leads to. A model
+    with a renderer decodes in one step, without noise, and takes no such options.
     """
 
     layout = "sequence"
@@ -143,9 +104,13 @@ class Selftok(Tokenizer):
         self.encoder = _Encoder(config)
         self.to_latent = nn.Linear(config.query_width, config.quantizer.dim)
         self.norm_codes = nn.LayerNorm(config.quantizer.dim, eps=_EPS)
-        self.decoder: Flow | None = None
-        if config.decoder is not None:
-            self.decoder = Flow(config.decoder, config.channels, config.quantizer.dim, config.num_tokens)
+        self.decoder: Flow | Renderer | None = None
+        sizes = (config.channels, config.quantizer.dim, config.num_tokens)
+        if isinstance(config.decoder, RendererConfig):
+            self.decoder = Renderer(config.decoder, *sizes, size)
+            self.decode_options, self.own_losses = frozenset(), frozenset()
+        elif config.decoder is not None:
+            self.decoder = Flow(config.decoder, *sizes)
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (self.config.num_tokens,)
@@ -186,7 +151,7 @@ class Selftok(Tokenizer):
         return self._draw(codes)
 
     def forward(self, x: Tensor) -> Output:
-        if self.decoder is None or not self.training:
+        if not isinstance(self.decoder, Flow) or not self.training:
             return super().forward(x)
         self.spec.check_shape(x)
         x = self.signals(x)
@@ -203,6 +168,8 @@ class Selftok(Tokenizer):
         return self._draw(codes, **options)
 
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
+        if isinstance(self.decoder, Renderer):
+            return super().noise_shape(codes)
         return (codes.shape[0], self.config.channels, *(self.config.latent_size,) * 2)
 
     def _draw(
@@ -215,6 +182,8 @@ class Selftok(Tokenizer):
         context = self.condition(codes)
         if self.decoder is None:
             raise ValueError(f"{self.name} gives tokens alone: expected a config with a decoder, got None")
+        if isinstance(self.decoder, Renderer):
+            return self._given(self.decoder(context))
         noise = item_noise(self.noise_shape(codes), seed, noise)
         return self._given(self.decoder.sample(noise.to(codes), context, steps))
 
@@ -278,48 +247,6 @@ class _Encoder(nn.Module):
         return queries
 
 
-class Flow(MMDiT):
-    """The decoder, which knows what it sees at each time."""
-
-    def __init__(self, config: FlowConfig, channels: int, dim: int, tokens: int) -> None:
-        super().__init__(
-            config.width,
-            config.layers,
-            config.layers,
-            channels,
-            dim,
-            tokens,
-            config.positions,
-            context_sees_image=config.context_sees_image,
-        )
-        self.config = config
-
-    def seen(self, times: Tensor) -> Tensor:
-        """Times (B,) in [0, 1] -> which tokens (B, tokens) are seen then, bool."""
-        last = self.config.last_seen((1000 * times).floor())
-        return torch.arange(sum(self.config.stage_tokens), device=times.device) <= last[:, None]
-
-    def sample(self, noise: Tensor, context: Tensor, steps: int | None = None) -> Tensor:
-        """Noise (B, C, S, S) and a context (B, tokens, dim) -> signals.
-
-        Raises:
-            ValueError: steps below 1.
-        """
-
-        def velocity(x: Tensor, time: float) -> Tensor:
-            times = torch.full((x.shape[0],), time, device=x.device)
-            return self(x, times, context, self.seen(times))
-
-        return euler(velocity, noise, self.config.steps if steps is None else steps)
-
-    def flow(
-        self, signal: Tensor, noise: Tensor, times: Tensor, context: Tensor, seen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Signals with noise of times (B,) in (0, 1), and the velocities there, told the seen tokens (B, tokens)."""
-        noised = interpolate(signal, noise, times)
-        return noised, self(noised, times, context * seen[..., None], seen)
-
-
 _PUBLISHED = {  # arguments of the encoder that the published models share
     "patch_size": 2, "bidirectional": False, "qformer_mode": "dual", "pre_norm": False, "post_norm": True,
     "time_adaln": True, "qk_norm": False, "attn_mask": False,
@@ -335,13 +262,17 @@ def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
     kwargs = meta["original"]["kwargs"]
     if "model" in kwargs:  # a listing, whose names stand for sizes
         names = (kwargs["enc"], kwargs["model"])
-        if names != ("Enc-Qformer-Uni-XL/2", "MMDiT_XL"):
-            raise ValueError(f"expected Enc-Qformer-Uni-XL/2 and MMDiT_XL, got {' and '.join(names)}")
-        ends, counts = (tuple(map(int, kwargs[name].split(","))) for name in ("stages", "k_per_stage"))
-        flow = FlowConfig(stage_ends=ends, stage_tokens=counts, context_sees_image=kwargs["context_see_xt"])
+        if names[0] != "Enc-Qformer-Uni-XL/2" or names[1] not in ("MMDiT_XL", "MMDiT_XL_Renderer"):
+            raise ValueError(f"expected Enc-Qformer-Uni-XL/2 and MMDiT_XL(_Renderer), got {' and '.join(names)}")
+        decoder: FlowConfig | RendererConfig
+        if names[1] == "MMDiT_XL_Renderer":
+            decoder = RendererConfig(shared_mask_token=kwargs["decoder_config"]["repeat"])
+        else:
+            ends, counts = (tuple(map(int, kwargs[name].split(","))) for name in ("stages", "k_per_stage"))
+            decoder = FlowConfig(stage_ends=ends, stage_tokens=counts, context_sees_image=kwargs["context_see_xt"])
         quantizer = _quantizer(kwargs["quantizer_config"], kwargs["k"])
         size, count = kwargs["image_size"] // 8, kwargs["k"]
-        return SelftokConfig(kwargs["in_channels"], size, 2 * size, count, decoder=flow, quantizer=quantizer)
+        return SelftokConfig(kwargs["in_channels"], size, 2 * size, count, decoder=decoder, quantizer=quantizer)
     require_arguments(kwargs, _PUBLISHED, "Selftok's encoder")
     return SelftokConfig(
         channels=kwargs["in_channels"],
@@ -353,7 +284,7 @@ def config_from_original(meta: dict[str, Any]) -> SelftokConfig:
         query_width=kwargs["query_dim"],
         query_heads=kwargs["query_heads"],
         layers=kwargs["depth"],
-        decoder=None,
+        decoder=_renderer(kwargs["renderer"]) if "renderer" in kwargs else None,
         quantizer=_quantizer(kwargs["quantizer_config"], kwargs["K"]),
     )
 
@@ -363,6 +294,10 @@ def flow_from_original(meta: dict[str, Any]) -> FlowConfig:
     kwargs = meta["original"]["kwargs"]
     ends, counts = (tuple(map(int, kwargs[name].split(","))) for name in ("stages", "kps"))
     return FlowConfig(kwargs["head"], kwargs["depth"], kwargs["pm"], True, ends, counts, kwargs["steps"])
+
+
+def _renderer(stated: dict[str, Any]) -> RendererConfig:
+    return RendererConfig(stated["head"], stated["depth"], stated["repeat"])
 
 
 def _quantizer(stated: dict[str, Any], positions: int) -> PositionDiversityConfig:

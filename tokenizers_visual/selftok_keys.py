@@ -39,9 +39,7 @@ _ENCODER: dict[str, str | None] = {
 
 _STREAM = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp": "mlp", "adaLN_modulation": "modulation"}
 _SIDES = {"context_block": "context", "x_block": "image"}
-_DECODER: dict[str, str | None] = {
-    "x_embedder.proj.*": "decoder.patches.proj.*",
-    "pos_embed": "decoder.patches.positions",
+_JOINT: dict[str, str | None] = {  # of both decoders
     "t_embedder.mlp.*": "decoder.time.*",
     "y_embedder.*": None,  # never used
     "context_embedder.*": "decoder.from_context.*",
@@ -54,6 +52,17 @@ _DECODER: dict[str, str | None] = {
     },
     "final_layer.adaLN_modulation.*": "decoder.modulation_out.*",
     "final_layer.linear.*": "decoder.to_patches.*",
+}
+_FLOW: dict[str, str | None] = {
+    "x_embedder.proj.*": "decoder.patches.proj.*",
+    "pos_embed": "decoder.patches.positions",
+    **_JOINT,
+}
+_RENDERER: dict[str, str | None] = {
+    "mask_token": "decoder.patches.mask_token",
+    "positional_embedding": "decoder.patches.positions",
+    "pos_embed": None,  # zeros, never used
+    **_JOINT,
 }
 
 
@@ -69,17 +78,22 @@ def _without_unread(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _FLAT = {f"quantizer.{name}": lambda table: table[0] for name in ("inner.*", "frequencies")}
 
-KEY_MAP = KeyMap(
-    {
+
+def _key_map(decoder: dict[str, str | None]) -> KeyMap:
+    patterns: dict[str, str | None] = {
         **{f"encoder.{published}": own for published, own in _ENCODER.items()},
-        **{f"model.{published}": own for published, own in _DECODER.items()},
-    },
-    transforms=_FLAT,
-    finish=_without_unread,
-)
+        **{f"model.{published}": own for published, own in decoder.items()},
+        "diffusion.*": None,  # the times that sampling visits
+    }
+    return KeyMap(patterns, transforms=_FLAT, finish=_without_unread)
+
+
+KEY_MAP, KEY_MAP_RENDERER = _key_map(_FLOW), _key_map(_RENDERER)
 
 
 def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
-    """The key map of a fixture, which holds one part, under names without its prefix."""
-    patterns = _DECODER if meta["original"].get("class") == "MMDiT" else _ENCODER
-    return KeyMap(patterns, transforms=_FLAT, finish=_without_unread)
+    """The key map of a fixture: of a whole model with a renderer, or of one part, under names without its prefix."""
+    of = meta["original"].get("class")
+    if of == "ImageTokenizer":
+        return KEY_MAP_RENDERER
+    return KeyMap(_FLOW if of == "MMDiT" else _ENCODER, transforms=_FLAT, finish=_without_unread)

@@ -54,7 +54,11 @@ KEY_LISTS = {
     "robust_tok/keys_xqgan_msvr10p2_4096": "imagefolder_msvr10p2_4096.imagenet",
     "seed_tokenizer/keys_seed1": "seed_tokenizer_1.v1",
     "seed_tokenizer/keys_seed2": "seed_tokenizer_2.seed_llama",
+    "selftok/keys_renderer_512": "selftok_512_renderer.imagenet",
+    "selftok/keys_renderer_1024": "selftok_1024_renderer.imagenet",
+    "selftok/keys_tokenizer_512": "selftok_512.imagenet",
     "selftok/keys_tokenizer_512_encoder": "selftok_512.imagenet",
+    "selftok/keys_tokenizer_1024": "selftok_1024.imagenet",
     "tokenbridge/keys_mar_kl16": "tokenbridge_kl16_6bit.imagenet",
     "tatitok/keys_tatitok_bl128_vq": "tatitok_bl128_vq.datacomp",
     "tatitok/keys_tatitok_bl32_vae": "tatitok_bl32_vae.datacomp",
@@ -62,7 +66,7 @@ KEY_LISTS = {
     "var_vq/keys_vae_ch160v4096z32": "var_vq_f16.256",
 }
 # lists that hold less than the file: of UniTok's and XQ-GAN's transformers the first layer, of FlexTok's the first two,
-# of Selftok the encoder
+# one of Selftok's the encoder
 SHORTENED = {
     "unitok/keys_unitok_tokenizer": {"layers": 1},
     "flextok/keys_flextok_d12_d12_inferred": {
@@ -110,8 +114,7 @@ ELSEWHERE = {
 }
 # published files whose sizes, or networks, are not known here
 OF_UNKNOWN_SIZES = {
-    "selftok_512_renderer", "selftok_1024", "selftok_1024_renderer", "meshgpt_preview_autoencoder",
-    "gaussian_token_cifar_gs64_cb1024",
+    "meshgpt_preview_autoencoder", "gaussian_token_cifar_gs64_cb1024",
 } | {
     f"fourm_{kind}"
     for kind in (

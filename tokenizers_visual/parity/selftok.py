@@ -1,4 +1,4 @@
-"""Checks of Selftok's fixtures: the encoder with its quantizer and the schedule of tokens, and the decoder."""
+"""Checks of Selftok's fixtures: the encoder with its quantizer and the schedule of tokens, and the decoders."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from zoo.registry import Family
 
 def case(fixture: Fixture, family: Family) -> EncoderCase | DecoderCase:
     """The case that fits the original's class."""
-    decodes = fixture.meta["original"]["class"] == "MMDiT"
-    return DecoderCase(fixture, family) if decodes else EncoderCase(fixture, family)
+    match fixture.meta["original"]["class"]:
+        case "MMDiT":
+            return DecoderCase(fixture, family)
+        case "ImageTokenizer":
+            return RendererCase(fixture, family)
+    return EncoderCase(fixture, family)
 
 
 class EncoderCase(Case):
@@ -67,6 +71,27 @@ class EncoderCase(Case):
             "buffer._codebook.cluster_size": quantizer.inner.ema.count,
             "buffer._codebook.timestep_p_over_c": quantizer.frequencies,
         }
+
+
+class RendererCase(EncoderCase):
+    """A whole model with a renderer, which is compared in float64."""
+
+    def decode(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        states = super().decode(inputs, settings)
+        self.model.double()
+        return {**states, "latent_image": self.model.decode(self.model.tokens(inputs["indices"]))}
+
+    def render(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        renderer: Any = self.model.double().decoder
+        found: Named = {}
+        for i, block in enumerate(renderer.blocks):
+            names = (f"block.context.{i}", f"block.image.{i}")
+            block.register_forward_hook(lambda _, given, made, names=names: found.update(zip(names, made)))
+        context = inputs["hidden_states"].requires_grad_()
+        found["latent_image"] = renderer(context)
+        (found["latent_image"] * inputs["cotangent"]).sum().backward()
+        found["grad.hidden_states"] = gradient(context)
+        return {**found, **gradients(self.model, self.key_map, self.fixture.weights)}
 
 
 def _until(last: Tensor, count: int) -> Tensor:

@@ -73,19 +73,77 @@ class _JointBlock(nn.Module):
         return context, self.image.write(x, mixed[:, count:], of_image)
 
 
-class MMDiT(nn.Module):
-    """Predicts the velocity (noise - signal) of signals (B, C, H, W), reading a context (B, tokens, dim).
+class JointTransformer(nn.Module):
+    """Patches of an image and a context (B, tokens, dim) through joint blocks at a time: what an MMDiT has beside what
+    makes its patches.
 
     Args:
+        patches: module that makes the patches, which subclasses call.
         width, heads, layers: of the transformer.
-        channels: C.
+        channels: of the image.
         dim: of the context.
         tokens: of the context.
-        grid: side of the stored positions, in patches of 2 x 2.
         context_sees_image: whether the context attends to the image, beside itself.
     """
 
     context_positions: Tensor
+
+    def __init__(
+        self,
+        patches: nn.Module,
+        width: int,
+        heads: int,
+        layers: int,
+        channels: int,
+        dim: int,
+        tokens: int,
+        *,
+        context_sees_image: bool = True,
+    ) -> None:
+        super().__init__()
+        self.context_sees_image = context_sees_image
+        self.patches = patches
+        self.from_context = nn.Linear(dim, width)
+        rates = 10_000 ** -(torch.arange(width // 2, dtype=torch.float32) / (width // 2))
+        angles = token_places(tokens, rates.device)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], 1)[None]
+        self.register_buffer("context_positions", waves.to(self.from_context.weight.dtype))
+        self.time = WaveEmbedding(width)
+        self.blocks = nn.ModuleList(_JointBlock(width, heads, last=i == layers - 1) for i in range(layers))
+        self.norm_out = PlainNorm(width, 1e-6)
+        self.modulation_out = Modulation(width, 2)
+        self.to_patches = nn.Linear(width, 4 * channels)
+
+    def joint(self, patches: Tensor, grid: tuple[int, int], times: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """Args:
+            patches: (B, N, width), row by row.
+            grid: rows and columns of the patches.
+            times: (B,), 1 being noise and 0 the signal.
+            context: (B, tokens, dim).
+            seen: (B, tokens) bool, what is attended to of the context; at least one token.
+
+        Returns:
+            An image (B, C, 2 rows, 2 columns).
+        """
+        time = self.time(1000 * times)
+        context = self.from_context(context) + self.context_positions
+        count, cells = context.shape[1], patches.shape[1]
+        mask = torch.cat([seen, seen.new_ones(seen.shape[0], cells)], 1)[:, None].repeat(1, count + cells, 1)
+        if not self.context_sees_image:
+            mask[:, :count, count:] = False
+        for block in self.blocks:
+            context, patches = block(context, patches, time, mask[:, None])
+        shift, scale = self.modulation_out(time)[:, None].unbind(2)
+        return image_of(self.to_patches(modulate(self.norm_out(patches), shift, scale)), 2, grid)
+
+
+class MMDiT(JointTransformer):
+    """Predicts the velocity (noise - signal) of signals (B, C, H, W), reading a context (B, tokens, dim).
+
+    Args:
+        width, heads, layers, channels, dim, tokens, context_sees_image: as of a JointTransformer.
+        grid: side of the stored positions, in patches of 2 x 2.
+    """
 
     def __init__(
         self,
@@ -99,19 +157,8 @@ class MMDiT(nn.Module):
         *,
         context_sees_image: bool = True,
     ) -> None:
-        super().__init__()
-        self.context_sees_image = context_sees_image
-        self.patches = GridPatches(channels, width, 2, grid)
-        self.from_context = nn.Linear(dim, width)
-        rates = 10_000 ** -(torch.arange(width // 2, dtype=torch.float32) / (width // 2))
-        angles = token_places(tokens, rates.device)[:, None] * rates
-        waves = torch.cat([angles.sin(), angles.cos()], 1)[None]
-        self.register_buffer("context_positions", waves.to(self.from_context.weight.dtype))
-        self.time = WaveEmbedding(width)
-        self.blocks = nn.ModuleList(_JointBlock(width, heads, last=i == layers - 1) for i in range(layers))
-        self.norm_out = PlainNorm(width, 1e-6)
-        self.modulation_out = Modulation(width, 2)
-        self.to_patches = nn.Linear(width, 4 * channels)
+        patches = GridPatches(channels, width, 2, grid)
+        super().__init__(patches, width, heads, layers, channels, dim, tokens, context_sees_image=context_sees_image)
 
     def forward(self, x: Tensor, times: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         """Args:
@@ -123,14 +170,4 @@ class MMDiT(nn.Module):
         Returns:
             The velocity (B, C, H, W).
         """
-        patches, time = self.patches(x), self.time(1000 * times)
-        context = self.from_context(context) + self.context_positions
-        count, cells = context.shape[1], patches.shape[1]
-        mask = torch.cat([seen, seen.new_ones(x.shape[0], cells)], 1)[:, None].repeat(1, count + cells, 1)
-        if not self.context_sees_image:
-            mask[:, :count, count:] = False
-        for block in self.blocks:
-            context, patches = block(context, patches, time, mask[:, None])
-        shift, scale = self.modulation_out(time)[:, None].unbind(2)
-        patches = self.to_patches(modulate(self.norm_out(patches), shift, scale))
-        return image_of(patches, 2, (x.shape[2] // 2, x.shape[3] // 2))
+        return self.joint(self.patches(x), (x.shape[2] // 2, x.shape[3] // 2), times, context, seen)
