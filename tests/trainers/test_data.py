@@ -6,7 +6,7 @@ import json
 import logging
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from trainers.data import ImageData
 from trainers.data.loading import BatchLoader, IndexedBatches, Reader, ShardedBatches, Split
+from trainers.data.rows import ImagePairs
 from trainers.data.transforms import RandomScaleCrop, augmentation
 from zoo.media import MediaError
 from zoo.media.image import evaluation_crop
@@ -670,3 +671,78 @@ def test_what_a_cache_cannot_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "good.png").unlink()
     with pytest.raises(MediaError, match="no image of 2 can be read"):
         ImageData(str(tmp_path), size=SIZE, cache=True).train_dataloader()
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> tuple[Path, Path]:
+    """Six images of a generator in two folders, and the real ones: ten grey levels lighter, larger, other files."""
+    for number in range(6):
+        for name, offset, side, suffix in (("generated", 0, SIZE, ".png"), ("real", 10, 2 * SIZE, ".webp")):
+            path = tmp_path / name / str(number % 2) / f"{number}.v{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side), (20 * number + offset,) * 3).save(path, lossless=True)
+    return tmp_path / "generated", tmp_path / "real"
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_image_comes_with_its_target(paired: tuple[Path, Path], workers: int, cache: bool) -> None:
+    generated, real = paired
+    data = ImageData(
+        str(generated), val=str(real), targets=str(real), size=SIZE, batch_size=4, workers=workers, cache=cache
+    )
+    seen = []
+    for batch in data.train_dataloader():
+        assert isinstance(batch, ImagePairs)
+        assert batch.images.shape == batch.targets.shape == (4, 3, SIZE, SIZE)
+        torch.testing.assert_close(batch.targets, batch.images + 10 / 255)
+        seen += (batch.images[:, 0, 0, 0] * 255 / 20).round().int().tolist()
+    assert len(set(seen)) == 4
+    (loader,) = [data.val_dataloader()]
+    assert all(isinstance(batch, Tensor) for batch in loader)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda real: (real / "1" / "3.v.webp").unlink(),
+            "expected one image of the same name .* got none for .*3.v.png",
+        ),
+        (lambda real: (real / "1" / "3.v.jpg").write_bytes(encoded(0)), r"got .*3.v.jpg and .*3.v.webp for .*3.v.png"),
+    ],
+)
+def test_a_missing_target_is_told_when_the_module_is_made(
+    paired: tuple[Path, Path], change: Callable[[Path], object], told: str
+) -> None:
+    generated, real = paired
+    change(real)
+    with pytest.raises(ValueError, match=told):
+        ImageData(str(generated), targets=str(real))
+
+
+def test_a_target_that_cannot_be_read_is_named_and_its_pair_skipped(
+    paired: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    generated, real = paired
+    (real / "1" / "3.v.webp").write_bytes(b"no image")
+    data = ImageData(str(generated), targets=str(real), size=SIZE, batch_size=6)
+    with caplog.at_level(logging.WARNING, "zoo"):
+        (batch,) = data.train_dataloader()
+    assert (batch.images[:, 0, 0, 0] * 255).round().int().tolist().count(60) == 0
+    assert "3.v" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"crop": (0.9, 1.0)}, {"scale": (0.5, 1.0)}, {"transform": v2.Identity()}, {"captions": "txt"}],
+)
+def test_targets_go_with_no_augmentation(folder: Path, shards: Path, setting: dict[str, Any]) -> None:
+    place = str(shards) if "captions" in setting else str(folder)
+    with pytest.raises(ValueError, match="targets: expected neither scale, crop, transform nor captions"):
+        ImageData(place, targets=str(folder), **setting)
+    with pytest.raises(ValueError, match="targets: expected them beside a folder of images"):
+        ImageData(str(shards), targets=str(folder))

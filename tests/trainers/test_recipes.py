@@ -61,6 +61,7 @@ def test_a_shipped_recipe_runs_two_steps(name: str, noise_photos: Path, small_di
         "fit",
         [
             f"--config={name}", f"--data.init_args.train={noise_photos}", f"--data.init_args.val={noise_photos}",
+            *([f"--data.init_args.targets={noise_photos}"] if "targets" in SETTINGS[name]["data"]["init_args"] else []),
             f"--data.init_args.size={size}", "--data.init_args.batch_size=2", "--data.init_args.workers=0",
             f"--model.init_args.changes={json.dumps(changes)}", "--model.init_args.perceptual=null",
             f"--model.init_args.adversary={json.dumps(adversary)}", "--trainer.max_steps=2",

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny_task import ADVERSARY, VECTOR, WEIGHTS, batches, fit, task
 
 import zoo
+from trainers.data.rows import ImagePairs
 from trainers.tasks import ReconstructionTask
 from trainers.tasks.anatomy import decoder_anatomy
 from zoo.losses import PatchGANConfig
@@ -143,17 +144,19 @@ def test_the_generator_gets_no_gradient_of_the_discriminators_loss_and_the_rever
     assert all(torch.equal(p, before[name]) for name, p in module.model.named_parameters())
 
 
-def test_the_first_step_is_that_of_the_equations() -> None:
+@pytest.mark.parametrize("paired", [False, True], ids=["images", "pairs"])
+def test_the_first_step_is_that_of_the_equations(paired: bool) -> None:
     """Generator and discriminator by hand, from the same weights and the same reconstructions."""
     images = batches(1)
+    targets = batches(1, seed=1) if paired else images
     module, other = (
         task(adversary={**ADVERSARY, "lecam_weight": 0.0}),
         task(adversary={**ADVERSARY, "lecam_weight": 0.0}),
     )
-    fit(module, images, precision="32-true")
+    fit(module, [ImagePairs(images[0], targets[0])] if paired else images, precision="32-true")
     other.train()
-    x = images[0] * 2 - 1
-    output = other.model(x)
+    x = targets[0] * 2 - 1
+    output = other.model(images[0] * 2 - 1)
     losses = output.quantized.losses
     generator = (output.reconstruction - x).abs().mean() + losses["codebook"] + 0.25 * losses["commitment"]
     generator = generator - 0.5 * other.loss.discriminator(output.reconstruction).mean()

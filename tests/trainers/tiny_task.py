@@ -34,7 +34,7 @@ def batches(count: int, size: int = 4, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(images, (16, 16), mode="bilinear").unflatten(0, (count, size))
 
 
-def loader(images: Tensor) -> DataLoader:
+def loader(images: Any) -> DataLoader:
     return DataLoader(images, batch_size=None)
 
 
@@ -45,7 +45,7 @@ def trainer(**settings: Any) -> lightning.Trainer:
     return lightning.Trainer(**{"accelerator": "cpu", "log_every_n_steps": 1, **quiet, **settings})
 
 
-def fit(module: ReconstructionTask, images: Tensor, validation: Tensor | None = None, **settings: Any) -> Any:
+def fit(module: ReconstructionTask, images: Any, validation: Tensor | None = None, **settings: Any) -> Any:
     run = trainer(**{"max_epochs": 1, **settings})
     run.fit(module, loader(images), None if validation is None else loader(validation))
     return run

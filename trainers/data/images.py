@@ -7,6 +7,7 @@ from torch import nn
 from trainers.data.captioned import CaptionReader
 from trainers.data.loading import Reader
 from trainers.data.module import SourceData
+from trainers.data.pairs import PairReader, targets_of
 from trainers.data.transforms import augmentation
 from zoo.media.sources import open_source
 
@@ -36,6 +37,9 @@ class ImageData(SourceData):
         captions: where the caption of each training image is: the suffix of a member of WebDataset shards (`txt`), a
             column, or either with the name of a value in JSON (`json:caption`). Training batches are `CaptionedImages`
             then; an image without a caption counts as one that cannot be read. None: images alone.
+        targets: folder with the image that each one of the folder `train` is to become, at the same place and of the
+            same name, its suffix aside. Training batches are `ImagePairs` then, by the evaluation crop, without any
+            augmentation. None: images alone.
         shuffle_buffer: images that are shuffled with each other in training, where a source is read in shards.
         epoch_images: images of an epoch over all processes, where a source is read in shards; None: all of them, once.
         cache: decode all images when loading starts and keep them in memory (3 bytes a pixel), so that small data does
@@ -60,6 +64,7 @@ class ImageData(SourceData):
         transform: nn.Module | None = None,
         image_column: str | None = None,
         captions: str | None = None,
+        targets: str | None = None,
         shuffle_buffer: int = 1000,
         epoch_images: int | None = None,
         cache: bool = False,
@@ -71,10 +76,17 @@ class ImageData(SourceData):
             raise ValueError(f"epoch_images: expected at least 1, or null, got {epoch_images}")
         reader = Reader(size, augmentation(size, scale, crop, flip) if transform is None else transform)
         captioned = None if captions is None else CaptionReader(reader, captions)
+        source = open_source(train, image_column, keep=() if captioned is None else (captioned.kept,))
+        paired = None
+        if targets is not None:
+            varied = transform is not None or crop is not None or tuple(scale) != (1.0, 1.0)
+            if varied or captions is not None:
+                raise ValueError("targets: expected neither scale, crop, transform nor captions beside them")
+            paired = PairReader(Reader(size, None), targets_of(source, train, targets))
         super().__init__(
-            open_source(train, image_column, keep=() if captioned is None else (captioned.kept,)),
+            source,
             open_source(val, image_column) if val is not None else None,
-            captioned or reader,
+            captioned or paired or reader,
             Reader(size, None),
             batch_size=batch_size,
             workers=workers,

@@ -71,6 +71,13 @@ class CaptionedImages(ImageRows):
 
 
 @dataclass(frozen=True)
+class ImagePairs(ImageRows):
+    """Images, and those (B, 3, H, W) in [0, 1] that they are to become."""
+
+    targets: Tensor
+
+
+@dataclass(frozen=True)
 class Garments(ImageRows):
     """Persons, and what they wear.
 

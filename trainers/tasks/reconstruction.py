@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from trainers.data.rows import ImagePairs
 from trainers.tasks.anatomy import decoder_anatomy
 from trainers.tasks.tokenizer import DiscriminatorTrainingConfig, TokenizerTask
 from zoo import checkpoint
@@ -49,7 +50,8 @@ class ReconstructionTask(TokenizerTask):
     generator loss = `reconstruction_weight` * pixel loss + `perceptual_weight` * perceptual distance + each loss of the
     quantizer times its entry of `quantizer_weights` (a loss without an entry is not used) + the adversarial term.
 
-    Images come in [0, 1]; the losses see them in the model's own range.
+    Images come in [0, 1]; the losses see them in the model's own range. Of `ImagePairs` the model sees the images, and
+    losses and discriminator the targets.
 
     Args:
         model: name of the model in the zoo.
@@ -219,6 +221,11 @@ class ReconstructionTask(TokenizerTask):
         quality = psnr(frame_by_frame(reconstruction), frame_by_frame(images.float())).mean()
         self.log_validation({**losses, "psnr": quality}, len(images))
         return output
+
+    def example(self, batch: Tensor | ImagePairs) -> tuple[Tensor, Tensor]:
+        if not isinstance(batch, ImagePairs):
+            return super().example(batch)
+        return self.model_range(batch.images), self.model_range(batch.targets)
 
     def model_range(self, images: Tensor) -> Tensor:
         """From [0, 1] to the model's range, of images with the channels innermost in memory."""

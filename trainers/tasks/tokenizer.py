@@ -165,8 +165,13 @@ class TokenizerTask(lightning.LightningModule):
         """What the data module gives -> what the model takes."""
         raise NotImplementedError
 
+    def example(self, batch: Any) -> tuple[Any, Any]:
+        """What the model takes of a training batch, and what it is to give: the same, unless a subclass differs."""
+        signal = self.model_range(batch)
+        return signal, signal
+
     def generator_loss(self, signal: Tensor, output: zoo.Output, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss, and all losses by name, detached, `total` being the weighted sum."""
+        """The generator's loss of giving `signal`, and all losses by name, detached, `total` being the weighted sum."""
         raise NotImplementedError
 
     def pictures(self, signal: Tensor) -> Tensor:
@@ -201,7 +206,7 @@ class TokenizerTask(lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         step, last_of_step = self.global_step, not self.trainer.fit_loop._should_accumulate()
         share = 1 / self.trainer.accumulate_grad_batches
-        signal = self.model_range(batch)
+        signal, target = self.example(batch)
 
         # the tokenizer gives the signals back
         with RecomputeActivations() if self.recompute else nullcontext():
@@ -210,16 +215,16 @@ class TokenizerTask(lightning.LightningModule):
         moves_first = self.discriminator_first and share == 1
         told: dict[str, Tensor] = {}
         if active and moves_first:
-            told = self._discriminator_backward(signal, output, step, share)
+            told = self._discriminator_backward(target, output, step, share)
             self.update_discriminator(step)
 
         # it tries to make the discriminator take them for real
         with _frozen(self.loss.discriminator):
-            generator, losses = self.generator_loss(signal, output, step)
+            generator, losses = self.generator_loss(target, output, step)
         with nullcontext() if last_of_step else self._without_reduction(), self._types_of_forward():
             self.manual_backward(generator * share)
         if active and not moves_first:
-            told = self._discriminator_backward(signal, output, step, share)
+            told = self._discriminator_backward(target, output, step, share)
 
         if last_of_step:
             self.update_generator()
