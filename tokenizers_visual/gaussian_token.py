@@ -1,8 +1,8 @@
 """GaussianToken: an image as a set of two-dimensional Gaussians, each a feature, a place, an angle and two widths.
 
-Paper: arXiv 2501.15619. Original: ChrisDong-THU/GaussianToken (no licence stated); its Gaussians and their rendering
-are checked by tests/parity/gaussian_token. There the features alone are quantised and the other five numbers stay
-floats; here these are integers too, of 16 bits by default, so that tokens hold all that an image is decoded from.
+Paper: arXiv 2501.15619. Original: ChrisDong-THU/GaussianToken (no licence stated). There the features alone are
+quantised and the other five numbers stay floats; here these are integers too, of 16 bits by default, so that tokens
+hold all that an image is decoded from.
 """
 
 from __future__ import annotations
@@ -10,20 +10,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.checkpoint import KeyMap
+from tokenizers_visual.gaussian_token_keys import KEY_MAP as KEY_MAP
+from tokenizers_visual.gaussian_token_keys import key_map_from_original as key_map_from_original
 from zoo.config import Config
 from zoo.layers.deformable_attention import DeformableAttention
-from zoo.layers.positions import sine_grid
-from zoo.layers.vqgan import Decoder, Encoder, levels
+from zoo.layers.open_magvit2 import Decoder, Encoder
+from zoo.layers.positions import periodic_grid
 from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.precision import full_precision
 from zoo.ops.splat import splat
-from zoo.quantizers import EmaCodebookConfig, FiniteScalarConfig, GroupedConfig, QuantizerConfig, VectorConfig
+from zoo.quantizers import (
+    EmaCodebookConfig,
+    FiniteScalarConfig,
+    GroupedConfig,
+    QuantizerConfig,
+    RotationConfig,
+    VectorConfig,
+)
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -31,32 +40,35 @@ GEOMETRY = 5  # numbers of a Gaussian beside its feature: x, y, angle, and the w
 _LOGIT_BOUND = 9.21024  # beyond which a sigmoid is taken as constant
 _SLOWNESS = 0.99  # of the running mean width
 _STEP = 1e-3  # of the largest width, at each training pass
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def gaussian_quantizer(codebook_size: int, features: int, bits: int = 16) -> GroupedConfig:
     """A codebook for the features, and 2^bits even steps for each number of the geometry."""
     codebook = EmaCodebookConfig(decay=0.8, start="kmeans", revive_below=2)
     steps = FiniteScalarConfig(levels=(2**bits,), margin=0.0, symmetric=True, squash="clamp")
-    vectors = VectorConfig(codebook_size=codebook_size, dim=features, codebook=codebook)
+    vectors = VectorConfig(codebook_size=codebook_size, dim=features, codebook=codebook, gradient=RotationConfig())
     return GroupedConfig(group=(vectors, *(steps,) * GEOMETRY), num_groups=1 + GEOMETRY)
 
 
 @dataclass(frozen=True)
 class GaussianTokenConfig(Config):
-    """Sizes of the network; the defaults are those of the published ImageNet model, as far as they are known."""
+    """Sizes of the network; the defaults are those of the published ImageNet model."""
 
     resolution: int = 256
-    channels: int = 128  # width of the first convolution
+    channels: int = 128  # width of the first convolution, and of the levels by their multipliers
     channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)  # one per level; stride = 2 ** (levels - 1)
-    blocks: int = 4  # residual blocks a level
+    blocks: int = 4  # residual blocks a level, and in the middle
     norm_groups: int = 32
     width: int = 64  # of the feature map and of the Gaussians' states
     gaussians: int = 256
     features: int = 8  # of a Gaussian, which its token tells
     map_layers: int = 2  # of attention over the feature map
-    stages: int = 3  # in which Gaussians look at the map and are refined
+    stages: int = 3  # in which Gaussians look at each other and the map, and are refined
+    stage_layers: int = 2  # of attention in each
     heads: int = 4
-    points: int = 4  # that each head looks at
+    points: int = 4  # that each head looks at, beside the place of its query
+    dropout: float = 0.1  # of attention
     scale_range: tuple[float, float] = (0.1, 4.0)  # widths in pixels of the feature map, at the start of training
     final_scale: float = 3.0  # to which the largest width falls in training
     quantizer: QuantizerConfig = gaussian_quantizer(1024, 8)
@@ -65,6 +77,7 @@ class GaussianTokenConfig(Config):
         stride = 2 ** (len(self.channel_multipliers) - 1)
         self.require(self.resolution % stride == 0, f"a resolution that is a multiple of {stride}", self.resolution)
         self.require(self.width % self.heads == 0, f"a width that {self.heads} heads divide", self.width)
+        self.require(self.width % 4 == 0, "a width that is a multiple of 4", self.width)
         self.require(min(self.gaussians, self.features, self.stages) >= 1, "gaussians, features, stages >= 1", self)
         low, high = self.scale_range
         self.require(0 < low < self.final_scale <= high, "0 < least < final_scale <= largest width", self.scale_range)
@@ -86,21 +99,24 @@ class GaussianToken(Tokenizer):
 
     layout = "sequence"
     config: GaussianTokenConfig  # type: ignore[assignment]
+    states: Tensor
 
     def __init__(self, config: GaussianTokenConfig) -> None:
         spec = InputSpec("image", 3, (-1.0, 1.0), (config.resolution, config.resolution))
         super().__init__(config, spec, config.quantizer)
-        count, width, groups = len(config.channel_multipliers), config.width, config.norm_groups
-        self.grid = config.resolution // 2 ** (count - 1)
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
-        down, up = (levels(order, config.blocks, [False] * count) for order in (widths, widths[::-1]))
-        self.encoder = Encoder(3, config.channels, down, width, groups, middle_attention=False)
-        self.lift = nn.Sequential(nn.Conv2d(width, width, 1), nn.GroupNorm(groups, width))
-        self.register_constant("map_positions", sine_grid, width, self.grid)
+        width, groups = config.width, config.norm_groups
+        self.grid = config.resolution // 2 ** (len(widths) - 1)
+        self.encoder = Encoder(3, [config.channels, *widths], config.blocks, width, groups)
+        self.lift = nn.Sequential(xavier(nn.Conv2d(width, width, 1)), nn.GroupNorm(groups, width))
+        nn.init.zeros_(self.lift[0].bias)
+        self.register_constant("map_positions", periodic_grid, width, self.grid)
         self.map_layers = nn.ModuleList(MapLayer(config) for _ in range(config.map_layers))
-        self.anchors = nn.Parameter(torch.randn(config.gaussians, GEOMETRY + width))
-        nn.init.uniform_(self.anchors.data[:, :2], -2, 2)
-        self.states = nn.Parameter(torch.randn(config.gaussians, width))
+        places = torch.rand(config.gaussians, 4).logit(eps=1e-4)
+        self.anchors = nn.Parameter(
+            torch.cat([places, torch.zeros(config.gaussians, 1), torch.randn(config.gaussians, width)], dim=1)
+        )
+        self.register_buffer("states", torch.zeros(config.gaussians, width))  # nor are the published ones trained
         self.anchor_encoder = AnchorEncoder(width)
         self.stages = nn.ModuleList(Stage(config) for _ in range(config.stages))
         self.to_features = head(width, config.features)
@@ -108,7 +124,7 @@ class GaussianToken(Tokenizer):
         dim, raw = config.quantizer.dim, config.features + GEOMETRY
         self.to_latent = nn.Identity() if dim == raw else nn.Linear(raw, dim)
         self.from_codes = nn.Identity() if dim == raw else nn.Linear(dim, raw)
-        self.decoder = Decoder(config.features, up, 3, groups, middle_attention=False)
+        self.decoder = Decoder(config.features, widths, config.blocks, 3, groups)
 
     def positions(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return (self.config.gaussians,)
@@ -117,19 +133,19 @@ class GaussianToken(Tokenizer):
         """(B, N, D): of each Gaussian the feature, then the geometry as five numbers in [-1, 1]."""
         anchors = self.refined(x)
         geometry = 2 * safe_sigmoid(anchors[..., :GEOMETRY]) - 1
-        if self.training:
-            self.scales.follow(self.scales(geometry[..., 3:]))
         return self.to_latent(torch.cat([self.to_features(anchors[..., GEOMETRY:]), geometry], dim=-1))
 
     def refined(self, x: Tensor) -> Tensor:
         """Images -> anchors (B, N, 5 + width): x, y, angle and widths as logits, and a state."""
         features = self.lift(self.encoder(x))
-        for layer in self.map_layers:
-            features = layer(features, self.map_positions)
-        anchors, states = (start.expand(x.shape[0], -1, -1) for start in (self.anchors, self.states))
-        for stage in self.stages:
-            states, anchors = stage(states, anchors, self.anchor_encoder(anchors), features)
-        return anchors
+        with full_precision(features):  # places are finer than 16 bits can tell
+            features = features.to(self.anchors.dtype)
+            for layer in self.map_layers:
+                features = layer(features, self.map_positions)
+            anchors, states = (start.expand(x.shape[0], -1, -1) for start in (self.anchors, self.states))
+            for stage in self.stages:
+                states, anchors = stage(states, anchors, self.anchor_encoder(anchors), features)
+            return anchors
 
     def gaussians(self, codes: Tensor) -> Gaussians:
         """Codes (B, N, D) -> what they stand for."""
@@ -141,6 +157,8 @@ class GaussianToken(Tokenizer):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         found = self.gaussians(codes)
+        if self.training:
+            self.scales.follow(found.scales)
         features = splat(found.means, found.rotations, found.scales, found.features, (self.grid, self.grid))
         return self.decoder(features.to(codes.dtype))
 
@@ -187,6 +205,12 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+def xavier(layer: Layer) -> Layer:
+    """A layer whose weight starts by Glorot's uniform rule."""
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
 def perceptron(*widths: int, norms: int) -> list[nn.Module]:
     """Linear layers and ReLU, with a LayerNorm after each `norms` of them."""
     layers: list[nn.Module] = []
@@ -218,8 +242,14 @@ class AnchorEncoder(nn.Module):
 class FeedForward(nn.Sequential):
     """Two linear maps with ReLU."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(
+            xavier(nn.Linear(width, 4 * width)),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            xavier(nn.Linear(4 * width, width)),
+            nn.Dropout(dropout),
+        )
 
 
 class MapLayer(nn.Module):
@@ -228,8 +258,9 @@ class MapLayer(nn.Module):
     def __init__(self, config: GaussianTokenConfig) -> None:
         super().__init__()
         self.attention = DeformableAttention(config.width, config.heads, config.points)
-        self.feed_forward = FeedForward(config.width)
+        self.feed_forward = FeedForward(config.width, config.dropout)
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, features: Tensor, positions: Tensor) -> Tensor:
         height, width = features.shape[2:]
@@ -237,25 +268,62 @@ class MapLayer(nn.Module):
         rows, columns = ((side + 0.5) / len(side) for side in sides)
         places = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], dim=-1)
         x, query = features.flatten(2).mT, (features + positions.to(features.dtype)).flatten(2).mT
-        x = self.norm1(x + self.attention(query, places.expand(x.shape[0], -1, -1), features))
+        x = self.norm1(x + self.dropout(self.attention(query, places.expand(x.shape[0], -1, -1), features)))
         x = self.norm2(x + self.feed_forward(x))
         return x.mT.unflatten(2, (height, width))
 
 
-class Stage(nn.Module):
-    """Gaussians look at the map around their places, think, and change: places move, all else is told anew."""
+class StageLayer(nn.Module):
+    """Gaussians attend to each other, and to the map around their places."""
 
     def __init__(self, config: GaussianTokenConfig) -> None:
         super().__init__()
-        self.attention = DeformableAttention(config.width, config.heads, config.points)
-        self.feed_forward = FeedForward(config.width)
-        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        width = config.width
+        self.self_attention = nn.MultiheadAttention(width, config.heads, config.dropout, batch_first=True)
+        xavier(self.self_attention.out_proj)
+        self.attention = DeformableAttention(width, config.heads, config.points)
+        self.feed_forward = FeedForward(width, config.dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, embedded: Tensor, places: Tensor, features: Tensor) -> Tensor:
+        query = x + embedded
+        x = self.norm1(x + self.dropout(self.self_attention(query, query, x, need_weights=False)[0]))
+        x = self.norm2(x + self.dropout(self.attention(x + embedded, places, features)))
+        return self.norm3(x + self.feed_forward(x))
+
+
+class Merge(nn.Module):
+    """(B, N, 2 width) -> (B, N, width): two linear maps with ReLU, and one beside them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * width)
+        self.hidden, self.output = nn.Linear(2 * width, 4 * width), nn.Linear(4 * width, width)
+        self.beside = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.beside(x) + self.output(self.hidden(x).relu())
+
+
+class Stage(nn.Module):
+    """Gaussians look around, their states are joined with those before, and they change: places move, all else is told
+    anew.
+    """
+
+    def __init__(self, config: GaussianTokenConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(StageLayer(config) for _ in range(config.stage_layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.merge = Merge(config.width)
         self.refine = head(config.width, GEOMETRY + config.width)
 
     def forward(self, states: Tensor, anchors: Tensor, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        places = safe_sigmoid(anchors[..., :2])
-        states = self.norm1(states + self.attention(states + embedded, places, features))
-        states = self.norm2(states + self.feed_forward(states))
+        seen, places = states, safe_sigmoid(anchors[..., :2])
+        for layer in self.layers:
+            seen = layer(seen, embedded, places, features)
+        states = self.merge(torch.cat([self.dropout(seen), states], dim=-1))
         return states, self.refined(states, embedded, anchors)
 
     def refined(self, states: Tensor, embedded: Tensor, anchors: Tensor) -> Tensor:
@@ -264,42 +332,69 @@ class Stage(nn.Module):
         return changes + F.pad(anchors[..., :2], (0, changes.shape[-1] - 2))
 
 
-# -- the original --------------------------------------------------------------------------------------------------
-
-
 def config_from_original(meta: dict[str, Any]) -> GaussianTokenConfig:
-    """The config of the original refinement module's constructor arguments, which tell the sizes of Gaussians alone.
+    """The config of the original model's constructor arguments, or of its refinement module's, which tell the sizes of
+    Gaussians alone.
 
     Raises:
-        ValueError: Gaussians of another kind than the published ones.
+        ValueError: a network of another kind than the published ones.
     """
     kwargs = meta["original"]["kwargs"]
-    kind = (kwargs.get("include_opa", False), tuple(kwargs["refine_state"]), tuple(kwargs["xy_range"]))
-    if kind != (False, (0, 1), (-1, 1)) or kwargs["dim_feature"] != kwargs["embed_dim"]:
-        raise ValueError(f"expected no opacity, places in [-1, 1] alone refined, and states of one width, got {kwargs}")
-    width, features = kwargs["embed_dim"], kwargs["z_channels"]
-    return GaussianTokenConfig(
+    parts = kwargs.get("gs_embed_cfg")
+    refine = parts["refine_cfg"] if parts else kwargs
+    kind = (refine.get("include_opa", False), tuple(refine["refine_state"]), tuple(refine["xy_range"]))
+    if kind != (False, (0, 1), (-1, 1)) or refine["dim_feature"] != refine["embed_dim"]:
+        raise ValueError(f"expected no opacity, places in [-1, 1] alone refined, and states of one width, got {refine}")
+    width, features = refine["embed_dim"], refine["z_channels"]
+    config = GaussianTokenConfig(
         width=width,
         features=features,
-        norm_groups=math.gcd(width, 32),
+        norm_groups=meta["original"].get("norm_num_groups", math.gcd(width, 32)),
         heads=math.gcd(width, 4),
-        scale_range=tuple(kwargs["initial_scale_range"]),
-        final_scale=kwargs["final_scale_range"][1],
+        scale_range=tuple(refine["initial_scale_range"]),
+        final_scale=refine["final_scale_range"][1],
         quantizer=gaussian_quantizer(1024, features),
     )
+    return config.replace(**_network_from_original(kwargs)) if parts else config
 
 
-KEY_MAP = KeyMap(
-    {
-        "gs_embed.anchor_encoder.xy_fc.*": "anchor_encoder.place.*",
-        "gs_embed.anchor_encoder.rot_fc.*": "anchor_encoder.angle.*",
-        "gs_embed.anchor_encoder.scale_fc.*": "anchor_encoder.widths.*",
-        "gs_embed.anchor_encoder.feature_fc.*": "anchor_encoder.state.*",
-        "gs_embed.anchor_encoder.output_fc.*": "anchor_encoder.output.*",
-        "gs_embed.layers.2.layers.*": "stages.0.refine.*",
-        "gs_embed.layers.5.layers.*": "stages.1.refine.*",
-        "gs_embed.layers.8.layers.*": "stages.2.refine.*",
-        "gs_embed.layers.8.to_features.*": "to_features.*",
-        "gs_embed.layers.8.range_scheduler.current_range_max": "scales.largest",
+def _network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
+    parts, convolutions = kwargs["gs_embed_cfg"], kwargs["img_encoder_cfg"]
+    looking, over, merging = parts["attn_decoder_cfg"], parts["attn_encoder_cfg"], parts["ffn_cfg"]
+    stages, rest = divmod(len(parts["operation_order"]), 3)
+    attention = looking["decoder_layer_cfg"]
+    found = {
+        "operations": (list(parts["operation_order"]), parts["op_param_share"]),
+        "attention": (attention, attention["n_levels"], attention["activation"], looking["residual_mode"]),
+        "feed-forward": tuple(merging[name] for name in ("pre_norm", "out_norm", "num_fcs", "add_identity")),
+        "dropouts": (looking["proj_drop"], merging["ffn_drop"]),
+        "positions": parts["fm_lifter_cfg"]["pe_version"],
+        "decoder": [kwargs["img_decoder_cfg"][name] for name in ("ch", "ch_mult", "num_res_blocks")],
     }
-)
+    expected = {
+        "operations": (["cross_attn", "ffn", "refine"] * stages, False),
+        "attention": (over["encoder_layer_cfg"], 1, "relu", "cat"),
+        "feed-forward": (True, False, 2, True),
+        "dropouts": (attention["dropout"], 0.0),
+        "positions": "sine",
+        "decoder": [convolutions[name] for name in ("ch", "ch_mult", "num_res_blocks")],
+    }
+    if wrong := {name: value for name, value in found.items() if value != expected[name]}:
+        raise ValueError(f"expected { ({name: expected[name] for name in wrong}) }, got {wrong}")
+    side, other = kwargs["fm_shape"]
+    if rest or side != other:
+        raise ValueError(f"expected a square feature map, got {kwargs['fm_shape']}")
+    return {
+        "resolution": side * 2 ** (len(convolutions["ch_mult"]) - 1),
+        "channels": convolutions["ch"],
+        "channel_multipliers": tuple(convolutions["ch_mult"]),
+        "blocks": convolutions["num_res_blocks"],
+        "gaussians": kwargs["num_gs"],
+        "map_layers": over["num_layers"],
+        "stages": stages,
+        "stage_layers": looking["num_layers"],
+        "heads": attention["num_heads"],
+        "points": attention["n_points"],
+        "dropout": attention["dropout"],
+        "quantizer": gaussian_quantizer(kwargs["vq_cfg"]["codebook_size"], kwargs["z_channels"]),
+    }

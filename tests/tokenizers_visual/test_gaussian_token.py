@@ -1,6 +1,7 @@
 """GaussianToken: what its integers say of place and shape, and how widths are bounded in training."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +11,20 @@ from tokenizers_visual.gaussian_token import (
     GaussianToken,
     GaussianTokenConfig,
     ScaleSchedule,
+    config_from_original,
     gaussian_quantizer,
     safe_sigmoid,
 )
+from tokenizers_visual.parity.gaussian_token import WholeCase
 from zoo.config import ConfigError
+from zoo.layers.positions import periodic_grid
 from zoo.ops.splat import splat
+from zoo.parity import Fixture
+from zoo.registry import registry
 
 CONFIG = GaussianTokenConfig(
     resolution=16, channels=8, channel_multipliers=(1, 2), blocks=1, norm_groups=4, width=16, gaussians=6, features=3,
-    map_layers=1, stages=1, heads=2, points=2, quantizer=gaussian_quantizer(9, 3),
+    map_layers=1, stages=1, stage_layers=1, heads=2, points=2, quantizer=gaussian_quantizer(9, 3),
 )  # fmt: skip
 
 
@@ -106,6 +112,8 @@ def test_the_largest_width_falls_in_training_alone_and_not_below_its_end() -> No
 def test_configs_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="a resolution that is a multiple of 2"):
         CONFIG.replace(resolution=15)
+    with pytest.raises(ConfigError, match="a multiple of 4"):
+        CONFIG.replace(width=18, norm_groups=2)
     with pytest.raises(ConfigError, match="final_scale"):
         CONFIG.replace(final_scale=5.0)
 
@@ -118,3 +126,55 @@ def test_a_schedule_of_widths_that_was_saved_goes_on_as_one_that_was_not() -> No
     for one in (schedule, other):
         one.follow(torch.full((3,), 4.0))
     assert torch.equal(other.largest, schedule.largest)
+
+
+WHOLE = Fixture.read(Path(__file__).parents[1] / "parity/gaussian_token__whole")
+
+
+@pytest.mark.parametrize("check", WHOLE.meta["checks"], ids=lambda check: check["check"])
+def test_in_float64_it_is_the_original(check: dict) -> None:
+    """But for what is painted, which is float32."""
+    case = WholeCase(WHOLE, registry.family("gaussian_token"))
+    case.model.double()
+    found = getattr(case, check["check"])(
+        {name: WHOLE.arrays[array] for name, array in check["inputs"].items()}, check.get("settings", {})
+    )
+    for name, array in check["outputs"].items():
+        expected = WHOLE.arrays[array]
+        if check["check"] in ("decode", "reconstruct") or name in ("means", "rotations", "scales"):
+            torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=1e-5)
+        else:
+            torch.testing.assert_close(found[name].to(expected.dtype), expected, rtol=0, atol=1e-9)
+
+
+def test_a_network_of_another_kind_is_refused() -> None:
+    def meta(part: str, **changes: object) -> dict:
+        kwargs = WHOLE.meta["original"]["kwargs"]
+        parts = kwargs["gs_embed_cfg"]
+        return {"original": {"kwargs": {**kwargs, "gs_embed_cfg": {**parts, part: {**parts[part], **changes}}}}}
+
+    for part, changes in (
+        ("ffn_cfg", {"out_norm": True}),
+        ("attn_decoder_cfg", {"residual_mode": "add"}),
+        ("fm_lifter_cfg", {"pe_version": "learned"}),
+        ("refine_cfg", {"include_opa": True}),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            config_from_original(meta(part, **changes))
+
+
+def test_positions_have_the_period_of_the_grid() -> None:
+    table = periodic_grid(8, 6)
+    assert table.shape == (1, 8, 6, 6)
+    angles = (torch.arange(6) + 0.5) / 6 * 2 * math.pi
+    for row in range(6):
+        expected = torch.stack([angles[row].sin(), angles[row].cos(), (angles[row] / 100).sin()])
+        torch.testing.assert_close(table[0, :3, row, 2], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(table[0, 4:], table[0, :4].mT)  # columns, then
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model = build()
+    assert torch.equal(*(model.latent(images()) for _ in range(2)))
+    model.train()
+    assert not torch.equal(*(model.latent(images()) for _ in range(2)))

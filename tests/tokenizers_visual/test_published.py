@@ -29,6 +29,8 @@ KEY_LISTS = {
     "cosmos_di/keys_di16x16": "cosmos_di16x16.v0_1",
     "cosmos_dv/keys_dv4x8x8": "cosmos_dv4x8x8.v0_1",
     "cosmos_dv/keys_dv8x16x16": "cosmos_dv8x16x16.v0_1",
+    "gaussian_token/keys_gaussian_token_cifar_gs64_cb1024": "gaussian_token_64_1024.cifar100",
+    "gaussian_token/keys_gaussian_token_in_gs256_cb1024": "gaussian_token_256_1024.imagenet",
     "fourm_vq/keys_divae_rgb_16k_224": "four_m_rgb.16k_224_448",
     "fourm_vq/keys_vqvae_clip_b16_8k_224": "four_m_clip_b16.8k_224_448",
     "ibq/keys_ibq_imagenet_16384": "ibq_16384.imagenet",
@@ -97,6 +99,7 @@ ELSEWHERE = {
     "bsqvit_b18_approx_ema": "bsq_vit_18bit.approx_ema",
     "bsqvit_b36_approx": "bsq_vit_36bit.approx",
     "bsqvit_b36_approx_ema": "bsq_vit_36bit.approx_ema",
+    "gaussian_token_cifar_gs64_cb1024": "gaussian_token_64_1024.cifar100",
     "gaussian_token_in_gs256_cb1024": "gaussian_token_256_1024.imagenet",
     "karl_small_vqgan_quantised_in1k": "karl_small_vqgan_quantised.in1k",
     "karl_small_vqgan_quantised_in100": "karl_small_vqgan_quantised.in100",
@@ -113,9 +116,7 @@ ELSEWHERE = {
     "vqgan_faceshq": "taming_vqgan_f16_1024.faceshq",
 }
 # published files whose sizes, or networks, are not known here
-OF_UNKNOWN_SIZES = {
-    "meshgpt_preview_autoencoder", "gaussian_token_cifar_gs64_cb1024",
-} | {
+OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder"} | {
     f"fourm_{kind}"
     for kind in (
         "semseg_4k_224-448", "DINOv2-B14-global_8k_16_224", "ImageBind-H14-global_8k_16_224", "sam-instance_1k_64",
@@ -254,6 +255,32 @@ def test_file_of_the_published_layout_loads(tmp_path: Path, key_list: str, name:
     tokens = model.encode(torch.rand(1, 3, *sides) * (high - low) + low)
     assert tokens.levels[-1].shape == (1, sides[0] // f, sides[1] // f)
     assert model.decode(tokens).shape == (1, 3, *sides)
+
+
+@pytest.mark.parametrize(
+    ("key_list", "name"),
+    [
+        ("gaussian_token/keys_gaussian_token_cifar_gs64_cb1024", "gaussian_token_64_1024"),
+        pytest.param(
+            "gaussian_token/keys_gaussian_token_in_gs256_cb1024", "gaussian_token_256_1024", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_gaussian_token_file_loads(tmp_path: Path, key_list: str, name: str) -> None:
+    state = random_state(key_list)
+    state["quantize._codebook.initted"] = torch.ones(1)
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 29, "state_dict": state, "optimizer_states": [{"state": {}}]}, path)
+    model = zoo.create_model(name, checkpoint=path)
+    own = model.state_dict()
+    assert torch.equal(own["anchors"], state["model_ema.gs_embedgaussian_lifteranchor"])
+    assert torch.equal(own["states"], state["gs_embed.gaussian_lifter.instance_feature"])  # which has no average
+    assert torch.equal(own["to_features.10.weight"], state["model_ema.gs_embedlayers8to_features10weight"])
+    assert torch.equal(own["quantizer.groups.0.codebook.weight"], state["quantize._codebook.embed"][0])
+    assert bool(own["quantizer.groups.0.codebook.started"])
+    tokens = model.encode(torch.rand(1, 3, *model.spec.size) * 2 - 1)
+    assert tokens.indices.shape == (1, 6, model.config.gaussians)
+    assert model.decode(tokens).shape == (1, 3, *model.spec.size)
 
 
 @pytest.mark.slow

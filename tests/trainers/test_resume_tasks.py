@@ -36,7 +36,7 @@ _STEPS = {"kind": "finite_scalar", "levels": [256], "margin": 0.0, "symmetric": 
 _CODES = {"kind": "vector", "codebook_size": 16, "dim": 4, "codebook": {"kind": "ema", "start": "kmeans"}}
 GAUSSIANS: dict[str, Any] = {
     "resolution": 32, "channels": 8, "channel_multipliers": [1, 2], "blocks": 1, "norm_groups": 4, "width": 16,
-    "gaussians": 24, "features": 4, "map_layers": 1, "stages": 1, "heads": 2, "points": 2,
+    "gaussians": 24, "features": 4, "map_layers": 1, "stages": 1, "stage_layers": 1, "heads": 2, "points": 2,
     "quantizer": {"kind": "grouped", "num_groups": 6, "group": [_CODES, *[_STEPS] * 5]},
 }  # fmt: skip
 ELASTIC: dict[str, Any] = {

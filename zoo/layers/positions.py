@@ -27,3 +27,17 @@ def sine_grid(width: int, grid: int) -> Tensor:
     table = torch.cat([angles.sin(), angles.cos()])
     rows, columns = table[:, :, None].expand(-1, -1, grid), table[:, None].expand(-1, grid, -1)
     return F.pad(torch.cat([rows, columns]), (0, 0, 0, 0, 0, width % 4))[None]
+
+
+def periodic_grid(width: int, grid: int) -> Tensor:
+    """(1, width, grid, grid), float32: of the row, then of the column, a sine and a cosine for each frequency in turn.
+
+    Both sides of the grid are 2 pi long at the highest frequency; a place stands for its centre (DETR, arXiv
+    2005.12872). `width` is a multiple of 4.
+    """
+    places = (torch.arange(1, grid + 1) - 0.5) / (grid + 1e-6) * (2 * math.pi)
+    frequencies = torch.arange(width // 4) * 4 / width
+    angles = places[:, None] / 10_000**frequencies
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).T  # (width / 2, grid)
+    rows, columns = table[:, :, None].expand(-1, -1, grid), table[:, None].expand(-1, grid, -1)
+    return torch.cat([rows, columns])[None]

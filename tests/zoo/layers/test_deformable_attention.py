@@ -22,18 +22,21 @@ def bilinear(channel: Tensor, x: float, y: float) -> float:
 def test_it_is_its_definition() -> None:
     torch.manual_seed(0)
     layer = DeformableAttention(width=4, heads=2, points=3)
-    nn.init.normal_(layer.offsets.weight, std=0.5)
+    layer.constant_offset.copy_(torch.tensor([[0.7, -0.4]]))
+    for part in (layer.offsets, layer.weights):
+        nn.init.normal_(part.weight, std=0.5)
     query, places, features = torch.randn(2, 5, 4), torch.rand(2, 5, 2), torch.randn(2, 4, 3, 6)
     with torch.no_grad():
         values = layer.value(features.movedim(1, -1))  # (B, H, W, D)
         offsets = layer.offsets(query).view(2, 5, 2, 3, 2)
-        weights = layer.weights(query).view(2, 5, 2, 3).softmax(-1)
+        offsets = torch.cat([layer.constant_offset.expand(2, 5, 2, 1, 2), offsets], dim=3)
+        weights = layer.weights(query).view(2, 5, 2, 4).softmax(-1)
         read = torch.zeros(2, 5, 4)
         for b in range(2):
             for n in range(5):
                 for d in range(4):
                     head = d // 2
-                    for p in range(3):
+                    for p in range(4):
                         dx, dy = offsets[b, n, head, p].tolist()
                         x, y = float(places[b, n, 0]) * 6 + dx, float(places[b, n, 1]) * 3 + dy
                         read[b, n, d] += weights[b, n, head, p] * bilinear(values[b, :, :, d], x, y)
