@@ -10,7 +10,7 @@ from test_published import PARITY
 
 import zoo
 from tokenizers_visual import selftok
-from tokenizers_visual.selftok import FlowConfig, RendererConfig, Selftok, SelftokConfig
+from tokenizers_visual.selftok import FlowConfig, Renderer, RendererConfig, Selftok, SelftokConfig
 from zoo.checkpoint import CheckpointError
 from zoo.config import ConfigError
 from zoo.interop.export import export
@@ -67,6 +67,20 @@ def test_renderer_learns_from_its_reconstruction() -> None:
     assert still == {"quantizer.inner.codebook.weight"}  # which follows averages
 
 
+def test_renderer_learns_what_tokens_tell() -> None:
+    """Better than the mean of all signals, which it could give without reading its tokens."""
+    torch.manual_seed(0)
+    renderer = Renderer(RendererConfig(head_width=16, layers=2), channels=4, dim=4, tokens=8, size=8)
+    x, context = signals(8, 4, 8, 8), torch.randn(8, 8, 4)
+    optimizer = torch.optim.Adam(renderer.parameters(), 5e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(renderer(context), x)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 * x.var(0, correction=0).mean()
+
+
 def test_renderer_gives_images_with_an_autoencoder_and_is_saved(tmp_path: Path) -> None:
     autoencoder, model = autoencoder_of_diffusers(), spread(Selftok(RENDERING))
     able = model.with_autoencoder(autoencoder)
@@ -81,6 +95,15 @@ def test_renderer_gives_images_with_an_autoencoder_and_is_saved(tmp_path: Path) 
     assert torch.equal(again.decode(tokens), images)
 
 
+def test_renderer_decodes_as_one_compiled_graph() -> None:
+    model = spread(Selftok(RENDERING))
+    tokens = model.encode(signals(2, 4, 8, 8))
+    with torch.no_grad():
+        found = torch.compile(model.reconstruct, fullgraph=True, backend="eager")(model.codes(tokens))
+    torch.testing.assert_close(found, model.decode(tokens))
+
+
+@pytest.mark.slow
 def test_renderer_is_a_program_for_any_batch_without_noise(tmp_path: Path) -> None:
     model = spread(Selftok(RENDERING))
     _, decode = export(model, tmp_path, "torch-export", size=(8, 8))

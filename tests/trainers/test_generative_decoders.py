@@ -73,6 +73,12 @@ def latent_task(**settings: Any) -> LatentTask:
     )
 
 
+def renderer(**settings: Any) -> LatentTask:
+    changes = {**SELFTOK, "decoder": {"kind": "renderer", "head_width": 16, "layers": 2}}
+    weights = {"commitment": 1.0, "diversity": 1.0}
+    return LatentTask("selftok_512_renderer", AUTOENCODER, changes=changes, quantizer_weights=weights, **settings)
+
+
 def layton(stage: str = "noise", **settings: Any) -> ReconstructionTask:
     weights = {"diffusion": 1.0} if stage == "noise" else {}
     weight = float(stage == "image")
@@ -86,6 +92,7 @@ LEARNERS: dict[str, tuple[Any, str, float]] = {  # the task, its loss, and to wh
     "four_m": (four_m, "diffusion", 0.7),
     "semanticist": (semanticist, "diffusion", 0.8),
     "selftok": (latent_task, "flow", 0.8),
+    "selftok renderer": (renderer, "reconstruction", 0.9),
     "layton": (layton, "diffusion", 0.9),
     "layton images": (lambda **settings: layton("image", **settings), "reconstruction", 0.97),
 }
