@@ -34,6 +34,7 @@ KEY_LISTS = {
     "fourm_vq/keys_divae_rgb_16k_224": "four_m_rgb.16k_224_448",
     "fourm_vq/keys_vqvae_clip_b16_8k_224": "four_m_clip_b16.8k_224_448",
     "ibq/keys_ibq_imagenet_16384": "ibq_16384.imagenet",
+    "layton/keys_layton_lactok_t": "layton_1024.256",
     "flextok/keys_flextok_d12_d12_inferred": "flextok_d12_d12.in1k",
     "flextok/keys_flextok_d18_d28_inferred": "flextok_d18_d28.in1k",
     "instella_t2i/keys_instella_bae_config": "instella_t2i_bae.amd",

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from tokenizers_visual.gaussian_token import gaussian_quantizer
-from tokenizers_visual.llamagen_vq import LlamaGenVQConfig
 from tokenizers_visual.selftok import FlowConfig
 from zoo import cards
 from zoo.checkpoint import read
 from zoo.config import Config
 from zoo.layers.base_autoencoder import VariationalBaseConfig
-from zoo.layers.latent_diffusion import LatentDiffusionConfig
 from zoo.layers.query_transformer import TransformerSizes
 from zoo.layers.unclip import UnCLIPConfig
-from zoo.quantizers import DimensionWiseConfig, FiniteScalarConfig, VectorConfig
+from zoo.quantizers import DimensionWiseConfig, FiniteScalarConfig
 from zoo.registry import Family, import_module, registry
 from zoo.tokenizer import InputSpec, Tokenizer
 
@@ -64,18 +62,6 @@ _SMALL: dict[str, dict[str, Any]] = {
         ),
         "decoder": TransformerSizes(width=8, layers=1, heads=2), "steps": 2,
         "quantizer": DimensionWiseConfig(dim=4, bits=3, limit=3.0, deviations=3.0),
-    },
-    "layton": {
-        "small_side": 8,
-        "tokenizer": LlamaGenVQConfig(
-            channels=4, channel_multipliers=(1, 1), decoder_channel_multipliers=(1, 1), blocks=1, latent_channels=4,
-            norm_groups=2,
-        ),
-        "diffusion": LatentDiffusionConfig(
-            channels=(4, 8), blocks=1, heads=(1, 2), prompt_length=2, prompt_width=4, latent_size=8,
-            decoder_channels=(4, 4), decoder_blocks=1, norm_groups=2, prediction="epsilon",
-        ),
-        "quantizer": VectorConfig(codebook_size=9, dim=3, metric="cosine"),
     },
     "gaussian_token": {  # multiples of 16: a CPU sums these in one order in every batch, which 65,536 steps would tell
         "resolution": 16, "channels": 16, "channel_multipliers": (1, 1), "blocks": 1, "norm_groups": 4, "width": 16,

@@ -76,6 +76,28 @@ def ddim(
     return x
 
 
+def consistent(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    noises: Tensor,
+    share: Tensor,
+    times: Sequence[int],
+    prediction: Prediction,
+) -> Tensor:
+    """A signal (B, ...) by a consistency model, whose every step gives a clean one (arXiv 2303.01469, algorithm 1).
+
+    Args:
+        predict, share, prediction: as for `ddim`.
+        noises: (B, steps, ...) normal: where sampling starts, and what each further step is noised with.
+        times: falling, one for each step.
+    """
+    clean = torch.zeros_like(noises[:, 0])
+    for number, time in enumerate(times):
+        at = torch.full((noises.shape[0],), time, device=noises.device)
+        x = noised(clean, noises[:, number], at, share) if number else noises[:, 0]
+        clean = _parts(x, predict(x, at), share[time], prediction)[0]
+    return clean
+
+
 def denoising(
     predict: Callable[[Tensor, Tensor], Tensor],
     clean: Tensor,
