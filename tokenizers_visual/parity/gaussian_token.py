@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizers_visual.gaussian_token import GEOMETRY, Gaussians, safe_sigmoid
 from zoo.ops.splat import splat
-from zoo.parity import Case, Fixture, Named
+from zoo.parity import Case, Fixture, Named, weighted_sum
 from zoo.registry import Family
 
 
@@ -133,6 +133,23 @@ class WholeCase(Case):
         features, geometry = latent.split([model.config.features, GEOMETRY], dim=-1)
         quantized = model.quantizer.groups[0](features).codes
         return {"image": model.reconstruct(torch.cat([quantized, geometry], dim=-1))}
+
+    def train(self, inputs: Named, settings: dict[str, Any]) -> Named:
+        """In training mode, without dropout."""
+        model: Any = self.model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+        image = self._typed(inputs)["image"]
+        features, geometry = model.latent(image).split([model.config.features, GEOMETRY], dim=-1)
+        quantized = model.quantizer.groups[0](features)
+        found = model.reconstruct(torch.cat([quantized.codes, geometry], dim=-1))
+        losses = {"loss.l1": (found - image).abs().mean(), "loss.commit": quantized.losses["commitment"]}
+        losses["loss.total"] = weighted_sum(losses, settings["total"])
+        losses["loss.total"].backward()
+        return {"indices": quantized.levels[0], **losses, **self.gradients()}
 
     def _typed(self, inputs: Named) -> Named:
         model: Any = self.model
