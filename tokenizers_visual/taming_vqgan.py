@@ -33,6 +33,7 @@ class TamingVQGANConfig(Config):
     dropout: float = 0.0
     quantizer: QuantizerConfig = VectorConfig(codebook_size=1024, dim=256)
     in_channels: int = 3  # of the images
+    middle_attention: bool = True  # between the two blocks of the coarsest resolution
 
     def __post_init__(self) -> None:
         self.require(len(self.channel_multipliers) > 0, "at least one level", self.channel_multipliers)
@@ -51,10 +52,11 @@ class TamingVQGAN(Tokenizer):
         z, groups, dropout = config.latent_channels, config.norm_groups, config.dropout
         down = levels(widths, config.blocks, attention)
         up = levels(widths[::-1], config.blocks + 1, attention[::-1])
-        self.encoder = Encoder(config.in_channels, config.channels, down, z, groups, dropout)
+        middle = config.middle_attention
+        self.encoder = Encoder(config.in_channels, config.channels, down, z, groups, dropout, middle_attention=middle)
         self.to_latent = nn.Conv2d(z, config.quantizer.dim, 1)
         self.from_codes = nn.Conv2d(config.quantizer.dim, z, 1)
-        self.decoder = Decoder(z, up, config.in_channels, groups, dropout)
+        self.decoder = Decoder(z, up, config.in_channels, groups, dropout, middle_attention=middle)
 
     def latent(self, x: Tensor) -> Tensor:
         return self.to_latent(self.encoder(x)).movedim(1, -1)
@@ -71,13 +73,15 @@ def network_from_original(kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     require_arguments(kwargs, {"remap": None}, "indices of the codebook itself")
     network = kwargs["ddconfig"]
+    attends = network.get("attn_type", "vanilla") != "none"
     return {
         "in_channels": network.get("in_channels", 3),
         "channels": network["ch"],
         "channel_multipliers": tuple(network["ch_mult"]),
         "blocks": network["num_res_blocks"],
         "resolution": network["resolution"],
-        "attention_resolutions": tuple(network["attn_resolutions"]),
+        "attention_resolutions": tuple(network["attn_resolutions"]) if attends else (),
+        "middle_attention": attends,
         "latent_channels": network["z_channels"],
         "norm_groups": kwargs.get("norm_num_groups", 32),
         "dropout": network.get("dropout", 0.0),

@@ -49,6 +49,8 @@ KEY_LISTS = {
     "one_d_piece/keys_one_d_piece_s256": "one_d_piece_s256.imagenet",
     "taming_vqgan/keys_vqgan_gumbel_f8": "taming_vqgan_gumbel_f8.openimages",
     "taming_vqgan/keys_vqgan_imagenet_f16_1024": "taming_vqgan_f16_1024.imagenet",
+    "taming_vqgan/keys_vq_f4_noattn_ldm": "taming_vqgan_f4_8192.no_attention",
+    "taming_vqgan/keys_vq_f16_ldm": "taming_vqgan_f16_16384_d8.openimages",
     "titok/keys_titok_bl64_vq8k": "titok_bl64_vq8k.imagenet",
     "titok/keys_titok_l32": "titok_l32.imagenet",
     "titok/keys_titok_s128": "titok_s128.imagenet",
@@ -115,6 +117,12 @@ ELSEWHERE = {
     "vqgan_f8_256_ldm": "taming_vqgan_f8_256.openimages",
     "vqgan_f8_16384_ldm": "taming_vqgan_f8_16384.openimages",
     "vqgan_faceshq": "taming_vqgan_f16_1024.faceshq",
+    "vqgan_f4_8192_ldm": "taming_vqgan_f4_8192.openimages",
+    "vqgan_f4_8192_noattn_ldm": "taming_vqgan_f4_8192.no_attention",
+    "vqgan_f16_16384_ldm": "taming_vqgan_f16_16384_d8.openimages",
+    "vqgan_coco_8k": "taming_vqgan_f16_8192.coco",
+    "vqgan_coco_openimages_8k": "taming_vqgan_f16_8192.coco_openimages",
+    "vqgan_imagenetdepth": "taming_vqgan_depth_f16_1024.imagenet",
 }
 # published files whose sizes, or networks, are not known here
 OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder"} | {
