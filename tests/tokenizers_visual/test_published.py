@@ -41,6 +41,7 @@ KEY_LISTS = {
     "karl/keys_karl_small_vae": "karl_small_vae_quantised.in100",
     "karl/keys_karl_small_vqgan": "karl_small_vqgan_quantised.in1k",
     "maskgit_vq/keys_openmuse_maskgit_vqgan_f16": "maskgit_vq_f16.openmuse",
+    "maskgit_vq/keys_openmuse_vqgan_f16_8192": "openmuse_vqgan_f16_8192.laion",
     "open_magvit2/keys_open_magvit2_imagenet_256": "open_magvit2_256.imagenet",
     "open_magvit2/keys_open_magvit2_pretrain_16384": "open_magvit2_256_16384.pretrain",
     "meshgpt/keys_meshgpt_default": "meshgpt.default",
