@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenizers_visual import taming_vqgan
 from zoo.checkpoint import KeyMap
-from zoo.config import Config
+from zoo.config import Config, require_arguments
 from zoo.interop.diffusers import KEY_MAP as KEY_MAP_DIFFUSERS
 from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.maskgit import MaskGITDecoder, MaskGITEncoder
@@ -113,6 +113,16 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
     original = meta["original"].get("class") or kwargs["class"]
     if original.endswith("VQModel"):
         return config_from_diffusers(VQArchitecture.from_kwargs(kwargs))
+    if original == "VQVAE":
+        fixed = {"quantizer": "vq", "conv_downsample": False, "activation_fn": "swish", "norm_type": "GN"}
+        require_arguments(kwargs, fixed, "MaskGIT's tokenizer as published")
+        return MaskGITVQConfig(
+            channels=kwargs["filters"],
+            widths=tuple(kwargs["filters"] * multiplier for multiplier in kwargs["channel_multipliers"]),
+            blocks=kwargs["num_res_blocks"],
+            attention=(False,) * len(kwargs["channel_multipliers"]),
+            quantizer=VectorConfig(kwargs["codebook_size"], kwargs["embedding_dim"]),
+        )
     widths = tuple(kwargs["hidden_channels"] * multiplier for multiplier in kwargs["channel_mult"])
     vqgan = original == "VQGANModel"
     resolutions = kwargs["attn_resolutions"] if vqgan else ()
@@ -160,15 +170,17 @@ def config_from_diffusers(architecture: VQArchitecture) -> MaskGITVQConfig:
 
 
 def key_map_from_original(meta: dict[str, Any]) -> KeyMap:
-    """The key map of a fixture or a published listing: each of the three classes has its own names."""
+    """The key map of a fixture or a published listing: each of the classes has its own names."""
     original, kwargs = meta["original"]["class"], meta["original"]["kwargs"]
+    if original == "VQVAE":
+        return _flax_key_map(len(kwargs["channel_multipliers"]), kwargs["num_res_blocks"])
     if original == "VQGANModel":
         return KEY_MAP_TAMING_SINGLE if kwargs["num_res_blocks"] == 1 else KEY_MAP_TAMING
     return KEY_MAP if original in ("MaskGitVQGAN", "PretrainedTokenizer") else KEY_MAP_DIFFUSERS
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:
-    """All three weigh the codebook term, not the commitment."""
+    """All but flax's weigh the codebook term, not the commitment."""
     beta = meta["original"]["kwargs"].get("commitment_cost", 0.25)
     return {"loss.quant": quantized.losses["commitment"] + beta * quantized.losses["codebook"]}
 
@@ -194,3 +206,44 @@ KEY_MAP = KeyMap(  # open-muse's MaskGitVQGAN
 
 KEY_MAP_TAMING = KeyMap(taming_vqgan.KEY_MAP.patterns)  # open-muse's VQGANModel
 KEY_MAP_TAMING_SINGLE = KeyMap({**KEY_MAP_TAMING.patterns, "encoder.down.{}.attn.0.*": None})  # which it does not apply
+
+
+def _flax_key_map(levels: int, blocks: int) -> KeyMap:
+    """Names of MaskGIT's own files, which count the layers of a kind in the order in which they run."""
+    parts = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "GroupNorm_1": "norm2", "Conv_1": "conv2", "Conv_2": "shortcut"}
+    grid = [f"levels.{level}.blocks.{block}" for level in range(levels) for block in range(blocks)]
+    mid = [f"mid.{block}" for block in range(blocks)]
+    resamples = [f"levels.{level}.resample.conv" for level in range(levels - 1)]
+    layers = {
+        "encoder": {
+            **{
+                f"ResBlock_{i}.{theirs}": f"{place}.{own}"
+                for i, place in enumerate(grid + mid)
+                for theirs, own in parts.items()
+            },
+            "Conv_0": "conv_in",
+            "GroupNorm_0": "norm_out",
+            "Conv_1": "conv_out",
+        },
+        "decoder": {
+            **{
+                f"ResBlock_{i}.{theirs}": f"{place}.{own}"
+                for i, place in enumerate(mid + grid)
+                for theirs, own in parts.items()
+            },
+            **{f"Conv_{i}": place for i, place in enumerate(("conv_in", *resamples, "conv_out"))},
+            "GroupNorm_0": "norm_out",
+        },
+    }
+    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    patterns = {
+        f"{side}.{theirs}.{leaf}": f"{side}.{own}.{ours}"
+        for side, names in layers.items()
+        for theirs, own in names.items()
+        for leaf, ours in leaves.items()
+    }
+    kernels = {"*": lambda value: value.permute(3, 2, 0, 1) if value.ndim == 4 else value}  # height, width, in, out
+    return KeyMap({**patterns, "quantizer.codebook": "quantizer.codebook.weight"}, prefix="params.", transforms=kernels)
+
+
+KEY_MAP_FLAX = _flax_key_map(5, 2)  # google-research/maskgit's own files

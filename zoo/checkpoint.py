@@ -41,6 +41,7 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+_MAPS = [bytes([first]) for first in (*range(0x81, 0x90), 0xDE, 0xDF)]  # how msgpack begins one that is not empty
 _IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -51,8 +52,8 @@ def read(path: Path, *, container: Container = None) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file onto the CPU; no code in the file is run.
 
     The format is told by the content: safetensors, a `*.index.json` of safetensors shards beside it, a torch pickle
-    (zipped or legacy), a TorchScript archive, whose keys are the attribute paths of its parameters and buffers, or an
-    `.npy` file, which is one tensor with the key `array`.
+    (zipped or legacy), a TorchScript archive, whose keys are the attribute paths of its parameters and buffers, an
+    `.npy` file, which is one tensor with the key `array`, or a tree that flax wrote with msgpack, whose keys are paths.
 
     Args:
         path: the file, or a folder that transformers' `save_pretrained` wrote.
@@ -105,7 +106,9 @@ def _content(path: Path) -> Any:
             return load_file(path)
         if head.startswith(b"\x93NUMPY"):
             return {"array": torch.from_numpy(np.load(path, allow_pickle=False))}
-    except CheckpointError:
+        if head[:1] in _MAPS:
+            return dict(_flax_tensors(path))
+    except (CheckpointError, ImportError):
         raise
     except Exception as error:
         if refused := re.search(r"GLOBAL [\w.]+|Unsupported [^\n]+", str(error)):
@@ -120,9 +123,31 @@ def _content(path: Path) -> Any:
             f"{path} ({size} bytes) cannot be read; it is truncated or corrupt, fetch it again: {detail}"
         ) from error
     raise CheckpointError(
-        f"{path} ({size} bytes): expected safetensors, a torch pickle, TorchScript or .npy, "
+        f"{path} ({size} bytes): expected safetensors, a torch pickle, TorchScript, .npy or a tree of flax, "
         + (f"got a file that begins with {head!r}" if size else "got an empty file")
     )
+
+
+def _flax_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The arrays of a tree that `flax.serialization.to_bytes` wrote, by their paths."""
+    try:
+        import msgpack
+    except ImportError as error:
+        raise ImportError(f"{error}; {path} needs it: pip install 'tokenizer-zoo[flax]'") from error
+
+    def array(code: int, data: bytes) -> Tensor:
+        if code != 1:
+            raise CheckpointError(f"{path}: expected arrays, got an extension of code {code}")
+        shape, kind, values = msgpack.unpackb(data)
+        return torch.from_numpy(np.frombuffer(values, np.dtype(kind)).reshape(shape).copy())
+
+    def walk(node: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(node, Tensor):
+            yield place, node
+        for name, child in node.items() if isinstance(node, dict) else ():
+            yield from walk(child, f"{place}.{name}" if place else str(name))
+
+    yield from walk(msgpack.unpackb(path.read_bytes(), ext_hook=array), "")
 
 
 def _script_tensors(path: Path) -> dict[str, Tensor] | None:

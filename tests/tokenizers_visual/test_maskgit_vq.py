@@ -1,11 +1,19 @@
-"""maskgit_vq against diffusers' VQModel: any sizes, attention in the middle included, which no fixture has."""
+"""maskgit_vq against diffusers' VQModel, any sizes, attention in the middle included; and MaskGIT's own files."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from diffusers import VQModel
+from flax_file import flax_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_published import PARITY
 
+import zoo
 from tokenizers_visual import maskgit_vq
 from zoo.checkpoint import load_into
 from zoo.config import ConfigError
@@ -69,3 +77,35 @@ def test_config_refuses_attention_where_there_is_none() -> None:
         maskgit_vq.MaskGITVQConfig(middle_attention=True)
     with pytest.raises(ConfigError, match="attention of 2 levels"):
         maskgit_vq.MaskGITVQConfig(network="vqgan", widths=(4, 4), attention=(True,))
+
+
+@pytest.mark.parametrize("tag", ["maskgit_256", "maskgit_512"])
+def test_the_originals_own_file_loads(tag: str, tmp_path: Path) -> None:
+    shapes = json.loads((PARITY / "maskgit_vq" / "keys_maskgit_flax.json").read_text())
+    tree: dict[str, Any] = {}
+    values = {}
+    for number, (key, shape) in enumerate(shapes.items()):
+        *folders, leaf = key.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = values[key] = np.full(shape, number + 1, np.float32)
+    path = tmp_path / f"tokenizer_imagenet{tag[-3:]}_checkpoint"
+    path.write_bytes(flax_bytes(tree))
+    model = zoo.create_model(f"maskgit_vq_f16.{tag}", checkpoint=path)
+    own = model.state_dict()
+    assert len(own) == len(values)
+    for name, theirs in {
+        "encoder.conv_in.weight": "params.encoder.Conv_0.kernel",
+        "encoder.levels.4.blocks.1.conv2.weight": "params.encoder.ResBlock_9.Conv_1.kernel",
+        "decoder.levels.0.blocks.0.norm1.bias": "params.decoder.ResBlock_2.GroupNorm_0.bias",
+        "decoder.levels.3.resample.conv.weight": "params.decoder.Conv_4.kernel",
+    }.items():
+        assert own[name].unique().tolist() == [values[theirs].flat[0]], name
+
+
+def test_another_tokenizer_of_maskgits_code_is_refused() -> None:
+    meta = json.loads((PARITY / "maskgit_vq__flax" / "meta.json").read_text())
+    meta["original"]["kwargs"]["quantizer"] = "gumbel"
+    with pytest.raises(ConfigError, match=r"MaskGIT's tokenizer as published.*gumbel"):
+        maskgit_vq.config_from_original(meta)

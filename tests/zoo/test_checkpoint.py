@@ -12,8 +12,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
 import pytest
 import torch
+from flax_file import flax_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -114,6 +117,22 @@ class Restoring(nn.Module):
         print("running")
         self.weight = state[0]
         self.training = state[1]
+
+
+def test_a_tree_of_flax_is_read_by_its_paths(tmp_path: Path) -> None:
+    kernel, scale = np.arange(24, dtype=np.float32).reshape(2, 3, 4), np.ones(5, np.float16)
+    path = tmp_path / "checkpoint"
+    path.write_bytes(flax_bytes({"params": {"a": {"Conv_0": {"kernel": kernel}}, "scale": scale}, "step": 7}))
+    expected = {"params.a.Conv_0.kernel": torch.from_numpy(kernel), "params.scale": torch.from_numpy(scale)}
+    assert same(read(path), expected)
+    path.write_bytes(flax_bytes({str(i): scale for i in range(40)}))
+    assert len(read(path)) == 40
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        read(path)
+    path.write_bytes(msgpack.packb({"a": msgpack.ExtType(9, b"x")}))
+    with pytest.raises(CheckpointError, match="expected arrays, got an extension of code 9"):
+        read(path)
 
 
 def test_torchscript_runs_none_of_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
