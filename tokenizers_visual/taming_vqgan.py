@@ -169,3 +169,13 @@ KEY_MAP = KeyMap(
     },
     transforms={"quantizer.logits.weight": lambda weight: weight.flatten(1)},  # a 1x1 convolution
 )
+
+
+def _key_map_within(stage: str, other: str) -> KeyMap:
+    """Of one of the two VQGANs that lie in the file of a transformer of codes."""
+    rest = {"transformer.*": None, f"{other}.*": None, "colorize": None}  # colours in which labels are shown
+    return KeyMap({**KEY_MAP.patterns, **rest}, prefix=f"{stage}.")
+
+
+KEY_MAP_FIRST_STAGE = _key_map_within("first_stage_model", "cond_stage_model")  # of images
+KEY_MAP_CONDITION = _key_map_within("cond_stage_model", "first_stage_model")  # of maps of labels

@@ -53,6 +53,7 @@ KEY_LISTS = {
     "taming_vqgan/keys_vqgan_imagenet_f16_1024": "taming_vqgan_f16_1024.imagenet",
     "taming_vqgan/keys_vq_f4_noattn_ldm": "taming_vqgan_f4_8192.no_attention",
     "taming_vqgan/keys_vq_f16_ldm": "taming_vqgan_f16_16384_d8.openimages",
+    "taming_vqgan/keys_vqgans_of_sflckr_transformer": "taming_vqgan_f16_1024.sflckr",
     "titok/keys_titok_bl64_vq8k": "titok_bl64_vq8k.imagenet",
     "titok/keys_titok_l32": "titok_l32.imagenet",
     "titok/keys_titok_s128": "titok_s128.imagenet",
@@ -72,6 +73,8 @@ KEY_LISTS = {
     "unitok/keys_unitok_tokenizer": "unitok_large.256",
     "var_vq/keys_vae_ch160v4096z32": "var_vq_f16.256",
 }
+# models of which a file holds more than one
+FURTHER = [("taming_vqgan/keys_vqgans_of_sflckr_transformer", "taming_vqgan_labels_f16_1024.sflckr")]
 # lists that hold less than the file: of UniTok's and XQ-GAN's transformers the first layer, of FlexTok's the first two,
 # one of Selftok's the encoder
 SHORTENED = {
@@ -127,6 +130,11 @@ ELSEWHERE = {
     "vqgan_coco_8k": "taming_vqgan_f16_8192.coco",
     "vqgan_coco_openimages_8k": "taming_vqgan_f16_8192.coco_openimages",
     "vqgan_imagenetdepth": "taming_vqgan_depth_f16_1024.imagenet",
+    "vqgan_sflckr": "taming_vqgan_f16_1024.sflckr",
+    "vqgan_sflckr_labels": "taming_vqgan_labels_f16_1024.sflckr",
+    "vqgan_ffhq": "taming_vqgan_f16_1024.ffhq",
+    "vqgan_celebahq": "taming_vqgan_f16_1024.celebahq",
+    "vqgan_coco_labels": "taming_vqgan_labels_f16_1024.coco",
 }
 # published files whose sizes, or networks, are not known here
 OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder"} | {
@@ -156,7 +164,7 @@ def test_every_key_list_is_checked() -> None:
     assert found == set(KEY_LISTS)
 
 
-@pytest.mark.parametrize(("key_list", "name"), KEY_LISTS.items())
+@pytest.mark.parametrize(("key_list", "name"), [*KEY_LISTS.items(), *FURTHER])
 def test_full_size_model_matches_the_published_names_and_shapes(key_list: str, name: str) -> None:
     card = registry.card(name)
     family = registry.family(card.family)
@@ -226,6 +234,17 @@ def test_llamagen_file_loads(tmp_path: Path) -> None:
     tokens = model.encode(torch.rand(1, 3, 64, 48) * 2 - 1)
     assert tokens.indices.shape == (1, 4, 3)
     assert model.decode(tokens).shape == (1, 3, 64, 48)
+
+
+def test_maps_of_labels_of_a_transformers_file_load(tmp_path: Path) -> None:
+    state = random_state("taming_vqgan/keys_vqgans_of_sflckr_transformer")
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    model = zoo.create_model("taming_vqgan_labels_f16_1024", checkpoint=path)
+    assert_holds(model, state)
+    labels = torch.randint(0, 182, (1, 40, 32))
+    x = torch.nn.functional.one_hot(labels, 182).movedim(-1, 1).float()
+    assert model.decode(model.encode(x)).shape == x.shape
 
 
 def test_maskbit_file_loads(tmp_path: Path) -> None:
