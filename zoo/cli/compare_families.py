@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoo.tokenizer import Tokenizer
 
 _RANDOM = "; random weights, so that qualities mean nothing, and one step of decoders that take many"
+_ROOM = 1.5  # times the memory of the weights is what a model takes with what its largest maps take
 
 
 def is_pattern(name: str) -> bool:
@@ -41,8 +42,10 @@ def compare_families(
 ) -> None:
     """Each model gets every image at its own size: where it takes one size alone, resized and cropped to that as in
     evaluations. Only one model is in memory at a time; those that cannot be run are left out, with the reason. With
-    random weights decoders that take many steps take one.
+    random weights decoders that take many steps take one, and a CPU runs the largest models in bfloat16.
     """
+    import torch
+
     from zoo.media.image import files
     from zoo.media.storage import write_atomically
 
@@ -57,7 +60,8 @@ def compare_families(
             pixels[f"{original.shape[1]} x {original.shape[0]}"] += 1
             found = measured(original, [model], codecs, distances, steps=decoded_in)
             results[path] = [dataclasses.replace(entry, image=None) for entry in found]
-        return f"{model.name} (weights {model.source.fingerprint})", results, pixels
+        precision = ", bfloat16" if model.dtype == torch.bfloat16 else ""
+        return f"{model.name} (weights {model.source.fingerprint}{precision})", results, pixels
 
     paths, left_out = files(data), dict[str, str]()
     entries: dict[Path, list[Entry]] = {path: [] for path in paths}
@@ -137,7 +141,23 @@ def _loaded(card: ModelCard, *, random_weights: bool, device: torch.device) -> T
         raise ValueError(f"it takes {outline.spec.channels} channels, no pictures")
     laid_out_anew = [layer.weight for layer in outline.modules() if isinstance(layer, Linear)]
     needed = sum(part.nbytes for part in (*outline.parameters(), *laid_out_anew))
-    if random_weights and device.type == "cpu" and (free := free_memory()) is not None and free < needed:
-        raise ValueError(f"expected {needed / 1e9:.1f} GB of free memory, got {free / 1e9:.1f}")
+    free = free_memory() if random_weights and device.type == "cpu" else None
     torch.manual_seed(0)
-    return create_model(card.full_name, pretrained=not random_weights, device=device, **changes)
+    return create_model(
+        card.full_name, pretrained=not random_weights, device=device, dtype=precision_for(needed, free), **changes
+    )
+
+
+def precision_for(needed: int, free: int | None) -> torch.dtype | None:
+    """The type in which a model with `needed` bytes of weights runs in `free` bytes: None is its own, float32.
+
+    Raises:
+        ValueError: too little even to make the weights.
+    """
+    import torch
+
+    if free is None:
+        return None
+    if free < needed:
+        raise ValueError(f"expected {needed / 1e9:.1f} GB of free memory, got {free / 1e9:.1f}")
+    return torch.bfloat16 if free < _ROOM * needed else None

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_pictures import picture
 from PIL import Image
 
 import zoo
 from zoo.cli.compare import CURVE
+from zoo.cli.compare_families import precision_for
 from zoo.cli.measure import CODECS, encode_at_least
 from zoo.media.image import evaluation_crop
 
@@ -195,6 +197,14 @@ def test_every_family_runs_with_random_weights(run: Callable, folder: Path) -> N
         card.family for card in zoo.cards.all_cards() if card.modality == "image" and card.layout != "words"
     }
     assert len(content["rows"]) + len(left_out) == len(with_pictures) >= 30
+
+
+def test_models_that_barely_fit_run_in_half_the_memory() -> None:
+    assert precision_for(10, None) is None
+    assert precision_for(10, 15) is None
+    assert precision_for(10, 14) == torch.bfloat16
+    with pytest.raises(ValueError, match=r"expected 16.0 GB of free memory, got 12.5"):
+        precision_for(16_000_000_000, 12_500_000_000)
 
 
 def test_a_model_of_vectors_is_left_out_by_name(run: Callable, folder: Path) -> None:
