@@ -47,6 +47,11 @@ KEY_LISTS = {
     "open_magvit2/keys_open_magvit2_pretrain_16384": "open_magvit2_256_16384.pretrain",
     "meshgpt/keys_meshgpt_default": "meshgpt.default",
     "mingtok/keys_mingtok_vision": "mingtok_vision.512",
+    "movq/keys_movqgan_67m": "movq_f8_16384.sber_67m",
+    "movq/keys_openmuse_movq": "movq_f8_16384.openmuse",
+    "movq/keys_diffusers_movq": "movq_f8_16384.kandinsky_2_1",
+    "paella_vq/keys_diffusers_paella_vq": "paella_vq_f4_8192.wuerstchen",
+    "paella_vq/keys_openmuse_paella_vq": "paella_vq_f4_8192.openmuse",
     "one_d_piece/keys_one_d_piece_l256": "one_d_piece_l256.imagenet",
     "one_d_piece/keys_one_d_piece_s256": "one_d_piece_s256.imagenet",
     "taming_vqgan/keys_vqgan_gumbel_f8": "taming_vqgan_gumbel_f8.openimages",
@@ -137,7 +142,7 @@ ELSEWHERE = {
     "vqgan_coco_labels": "taming_vqgan_labels_f16_1024.coco",
 }
 # published files whose sizes, or networks, are not known here
-OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder"} | {
+OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder", "openmuse_paellavq_f8_8192_laion"} | {
     f"fourm_{kind}"
     for kind in (
         "semseg_4k_224-448", "DINOv2-B14-global_8k_16_224", "ImageBind-H14-global_8k_16_224", "sam-instance_1k_64",
@@ -215,7 +220,11 @@ def test_every_published_checkpoint_is_a_manifest_entry(folder: str) -> None:
 
 def random_state(key_list: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {key: torch.randn(shape) * 0.02 for key, shape in published_shapes(key_list).items()}
+    state = {key: torch.randn(shape) * 0.02 for key, shape in published_shapes(key_list).items()}
+    for key in [key for key in state if key.endswith("num_batches_tracked")]:
+        state[key] = torch.tensor(5)
+        state[key.replace("num_batches_tracked", "running_var")].abs_()
+    return state
 
 
 def assert_holds(model: zoo.Tokenizer, state: dict[str, torch.Tensor]) -> None:
@@ -264,6 +273,11 @@ def test_maskbit_file_loads(tmp_path: Path) -> None:
             "open_magvit2/keys_open_magvit2_imagenet_256", "open_magvit2_256", "state_dict", marks=pytest.mark.slow
         ),
         ("maskgit_vq/keys_openmuse_maskgit_vqgan_f16", "maskgit_vq_f16", None),
+        ("movq/keys_movqgan_67m", "movq_f8_16384", None),
+        ("movq/keys_openmuse_movq", "movq_f8_16384.openmuse", None),
+        ("movq/keys_diffusers_movq", "movq_f8_16384.kandinsky_2_2", None),
+        ("paella_vq/keys_openmuse_paella_vq", "paella_vq_f4_8192.wuerstchen_original", "state_dict"),
+        ("paella_vq/keys_diffusers_paella_vq", "paella_vq_f4_8192", None),
         pytest.param("var_vq/keys_vae_ch160v4096z32", "var_vq_f16", None, marks=pytest.mark.slow),
         pytest.param("bae/keys_bae_16", "bae_16bit", None, marks=pytest.mark.slow),
         pytest.param("bsq_vit/keys_bsqvit_b36g36", "bsq_vit_36bit", "state_dict", marks=pytest.mark.slow),

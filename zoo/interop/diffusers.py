@@ -2,22 +2,24 @@
 
 Families of the VQGAN line (arXiv 2012.09841) hold the same network as a VQModel. Of an AutoencoderKL (arXiv 2112.10752)
 the latents become tokens dimension by dimension, without training (arXiv 2503.16430). A family that can be such a model
-offers `config_from_diffusers`, which takes a `VQArchitecture`, or a `KLArchitecture`; the way back needs nothing of it.
+offers `config_from_diffusers`, which takes a `VQArchitecture`, `MoVQArchitecture` or `KLArchitecture`; the way back
+needs nothing of it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from zoo import cards
 from zoo.checkpoint import KeyMap, load_into
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
+from zoo.layers.movq import MoVQDecoder
 from zoo.layers.vqgan import Decoder, Encoder
 from zoo.quantizers import VectorConfig
 from zoo.registry import import_module, registry
@@ -87,8 +89,11 @@ class VQArchitecture(Architecture):
     dim: int
     channels: int = 3
 
+    norm_type: ClassVar[str] = "group"  # of the decoder
+    decoder_class: ClassVar[type[Decoder | MoVQDecoder]] = Decoder
+
     @classmethod
-    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> VQArchitecture:
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
         """Of VQModel's constructor arguments, or its config, all those without a default value there.
 
         Raises:
@@ -96,14 +101,14 @@ class VQArchitecture(Architecture):
         """
         channels = kwargs.get("in_channels", 3)
         return cls(
-            **_network_of_kwargs(kwargs, norm_type="group", in_channels=channels, out_channels=channels),
+            **_network_of_kwargs(kwargs, norm_type=cls.norm_type, in_channels=channels, out_channels=channels),
             codebook_size=kwargs["num_vq_embeddings"],
             dim=kwargs.get("vq_embed_dim") or kwargs["latent_channels"],
             channels=channels,
         )
 
     @classmethod
-    def of(cls, model: Tokenizer) -> VQArchitecture:
+    def of(cls, model: Tokenizer) -> Self:
         """Of a model of the zoo, read off its modules.
 
         Raises:
@@ -112,7 +117,7 @@ class VQArchitecture(Architecture):
         projections = [getattr(model, name, None) for name in ("to_latent", "from_codes")]
         if not all(isinstance(layer, nn.Conv2d) for layer in projections):
             raise ValueError(f"expected a VQGAN's encoder, decoder and two projections, got {model.name}")
-        network = _network_of(model, model)
+        network = _network_of(model, model, cls.decoder_class)
         quantizer = model.quantizer.config
         if not isinstance(quantizer, VectorConfig) or quantizer.affine is not None or not quantizer.unit_vectors:
             raise ValueError(f"expected a plain codebook of vectors, got the quantizer {quantizer}")
@@ -128,7 +133,34 @@ class VQArchitecture(Architecture):
             "num_vq_embeddings": self.codebook_size,
             "vq_embed_dim": self.dim,
             "lookup_from_codebook": True,
+            "norm_type": self.norm_type,
         }
+
+
+@dataclass(frozen=True)
+class MoVQArchitecture(VQArchitecture):
+    """A VQModel whose decoder is MoVQ's (arXiv 2209.09002).
+
+    Raises:
+        ValueError: sizes that diffusers gives no such decoder.
+    """
+
+    decoder_norm_groups: int = 32
+
+    norm_type = "spatial"
+    decoder_class = MoVQDecoder
+
+    def __post_init__(self) -> None:
+        if self.decoder_norm_groups != 32 or any(width % 32 for width in self.widths):
+            found = (self.decoder_norm_groups, self.widths)
+            raise ValueError(f"expected norms of 32 groups in the decoder, and widths that these divide, got {found}")
+        if self.dim != self.latent_channels:
+            raise ValueError(f"expected codes as wide as the latents, {self.latent_channels}, got {self.dim}")
+
+    @classmethod
+    def of(cls, model: Tokenizer) -> Self:
+        architecture = super().of(model)
+        return replace(architecture, decoder_norm_groups=model.decoder.norm_out.norm_layer.num_groups)
 
 
 @dataclass(frozen=True)
@@ -231,13 +263,15 @@ def _network_of_kwargs(kwargs: Mapping[str, Any], **further: Any) -> dict[str, A
     }
 
 
-def _network_of(model: Tokenizer, holder: nn.Module) -> dict[str, Any]:
+def _network_of(
+    model: Tokenizer, holder: nn.Module, decoder_class: type[Decoder | MoVQDecoder] = Decoder
+) -> dict[str, Any]:
     """Fields of `Architecture`, of the module that holds encoder and decoder; `latent_channels` as the encoder ends."""
     encoder, decoder = getattr(holder, "encoder", None), getattr(holder, "decoder", None)
-    if not isinstance(encoder, Encoder) or not isinstance(decoder, Decoder):
+    if not isinstance(encoder, Encoder) or not isinstance(decoder, decoder_class):
         raise ValueError(f"expected a VQGAN's encoder and decoder, got {model.name}")
     down, up = _levels(encoder), _levels(decoder)[::-1]
-    activated = encoder.final_activation and decoder.final_activation
+    activated = encoder.final_activation and getattr(decoder, "final_activation", True)
     fused = any(getattr(layer, "fused", False) for layer in holder.modules())
     blocks = down[0][1]
     attended = tuple(attends for _, _, attends in up)
@@ -280,7 +314,8 @@ def from_diffusers(autoencoder: VQModel | AutoencoderKL, *, family: str | None =
     kind = type(autoencoder).__name__
     if kind not in _KINDS:
         raise ValueError(f"expected a VQModel or an AutoencoderKL of diffusers, got {kind}")
-    architecture = _KINDS[kind].from_kwargs(autoencoder.config)
+    modulated = autoencoder.config.get("norm_type") == MoVQArchitecture.norm_type
+    architecture = (MoVQArchitecture if modulated else _KINDS[kind]).from_kwargs(autoencoder.config)
     refused: dict[str, str] = {}
     for name, config_of in _families(family, type(architecture)).items():
         try:
@@ -308,16 +343,18 @@ def to_diffusers(model: Tokenizer) -> VQModel | AutoencoderKL:
 
     peer: VQModel | AutoencoderKL
     own = dict(model.state_dict())
-    if _held_by(registry.family_of(model).module) is KLArchitecture:
+    held = _held_by(registry.family_of(model).module)
+    if held is KLArchitecture:
         peer = diffusers.AutoencoderKL(**KLArchitecture.of(model).kwargs())
         own = {name: value for name, value in own.items() if not name.startswith("quantizer.")}
     else:
-        peer = diffusers.VQModel(**VQArchitecture.of(model).kwargs())
+        kind = MoVQArchitecture if held is MoVQArchitecture else VQArchitecture
+        peer = diffusers.VQModel(**kind.of(model).kwargs())
         own = {name: value for name, value in own.items() if not name.startswith("quantizer.ema.")}  # of training alone
     names, expected = diffusers_names(peer), peer.state_dict()
     if surplus := own.keys() - names.keys():
-        kind = type(peer).__name__
-        raise ValueError(f"expected a network without {', '.join(sorted(surplus))}, which {kind} does not have")
+        name = type(peer).__name__
+        raise ValueError(f"expected a network without {', '.join(sorted(surplus))}, which {name} does not have")
     weights = {theirs: own[ours].reshape(expected[theirs].shape) for ours, theirs in names.items()}
     if getattr(model.quantizer.config, "metric", None) == "cosine":
         weights[names["quantizer.codebook.weight"]] = model.quantizer.codes().detach()  # type: ignore[operator]
@@ -361,7 +398,7 @@ def _held_by(module: ModuleType) -> type[Architecture] | None:
     return function and inspect.get_annotations(function, eval_str=True)["architecture"]
 
 
-def _levels(network: Encoder | Decoder) -> list[tuple[int, int, bool]]:
+def _levels(network: Encoder | Decoder | MoVQDecoder) -> list[tuple[int, int, bool]]:
     """Width, blocks and attention of each level in the order in which they run."""
     return [
         (level.blocks[-1].conv2.out_channels, len(level.blocks), len(level.attentions) > 0)  # type: ignore[union-attr, index, arg-type]
@@ -369,7 +406,14 @@ def _levels(network: Encoder | Decoder) -> list[tuple[int, int, bool]]:
     ]
 
 
-_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_ATTENTION = {
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+    "group_norm": "norm",
+    "spatial_norm": "norm",
+}
 
 
 def _half(side: str, levels: str, resample: str) -> dict[str, str]:

@@ -38,7 +38,12 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         parts = self.qkv(h).chunk(3, dim=1) if self.fused else (self.q(h), self.k(h), self.v(h))
-        # rows of channels, without which PyTorch would hold the weights of all pairs of positions at once
-        q, k, v = (part.flatten(2).transpose(1, 2).contiguous()[:, None] for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
-        return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
+        return x + self.proj_out(attended(*parts))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Values (B, C, ...) that each position takes from all, by one head; queries, keys and values of the same shape."""
+    # rows of channels, without which PyTorch would hold the weights of all pairs of positions at once
+    rows = (part.flatten(2).transpose(1, 2).contiguous()[:, None] for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(*rows)  # (B, 1, H * W, C)
+    return mixed[:, 0].transpose(1, 2).reshape(v.shape)

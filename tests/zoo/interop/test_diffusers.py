@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.interop import from_diffusers, to_diffusers
-from zoo.interop.diffusers import KLArchitecture, VQArchitecture, diffusers_names
+from zoo.interop.diffusers import KLArchitecture, MoVQArchitecture, VQArchitecture, diffusers_names
 from zoo.quantizers import EmaCodebookConfig, VectorConfig
 from zoo.registry import registry
 from zoo.tokenizer import Tokenizer
@@ -138,7 +138,7 @@ def test_unequal_attention_is_refused_with_the_reason_of_each_family() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "why"),
     [
-        ({"norm_type": "spatial"}, "norm_type='group'"),
+        ({"norm_type": "spatial"}, "codes as wide as the latents"),
         ({"act_fn": "relu"}, "act_fn='silu'"),
         ({"in_channels": 1}, "out_channels=1"),
         ({"out_channels": 1}, "out_channels=3"),
@@ -179,6 +179,75 @@ def test_models_that_are_no_vq_model_are_refused(name: str, changes: dict[str, A
     registry.family(name)
     with pytest.raises(ValueError, match=why):
         to_diffusers(zoo.create_model(name, **changes))
+
+
+# -- norms of the kind "spatial" -----------------------------------------------------------------------------------
+
+MODULATED: dict[str, Any] = {  # the group norms of the encoder alone have other groups than 32
+    **SMALL, "widths": (32, 64), "latent_channels": 4, "dim": 4, "norm_groups": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"widths": (32, 32, 64), "attention": (False, True, False), "decoder_attention": (False, True, False)},
+        {"attention": (False, False), "decoder_attention": (False, False), "blocks": 1, "channels": 1},
+    ],
+)
+def test_a_vq_model_with_spatial_norms_is_the_same_in_the_zoo_and_back(changes: dict[str, Any]) -> None:
+    shape = MoVQArchitecture(**{**MODULATED, **changes})
+    theirs = peer(shape)
+    assert theirs.config.norm_type == "spatial"
+    ours = from_diffusers(theirs)
+    assert registry.family_of(ours).name == "movq"
+    assert MoVQArchitecture.of(ours) == shape
+    state, again = theirs.state_dict(), to_diffusers(ours)
+    assert again.config.norm_type == "spatial"
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in again.state_dict().items())
+    assert_equal(ours, theirs, images(16)[:, : shape.channels])
+
+
+@pytest.mark.slow
+def test_kandinskys_full_size_model_is_the_same_in_the_zoo_and_back() -> None:
+    shape = MoVQArchitecture(
+        widths=(128, 256, 256, 512), blocks=2, attention=(False, False, False, True), middle_attention=True,
+        decoder_attention=(False, False, False, True), latent_channels=4, norm_groups=32, codebook_size=16384, dim=4,
+    )  # fmt: skip
+    theirs = peer(shape)
+    ours = from_diffusers(theirs)
+    config, published = ours.config, zoo.create_model("movq_f8_16384").config
+    assert config.replace(resolution=256, attention_resolutions=(32,)) == published
+    state = theirs.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in to_diffusers(ours).state_dict().items())
+    assert_equal(ours, theirs, images(32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"widths": (32, 48)}, "widths that these divide"),
+        ({"dim": 5}, "codes as wide as the latents"),
+        ({"decoder_norm_groups": 16}, "norms of 32 groups"),
+    ],
+)
+def test_sizes_that_spatial_norms_cannot_have_are_refused(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        MoVQArchitecture(**{**MODULATED, **changes})
+
+
+def test_spatial_norms_without_attention_in_the_middle_are_refused() -> None:
+    theirs = peer(MoVQArchitecture(**{**MODULATED, "middle_attention": False}))
+    with pytest.raises(ValueError, match=r"no family holds this VQModel: movq: expected attention in the middle"):
+        from_diffusers(theirs)
+
+
+def test_a_model_whose_norms_diffusers_does_not_have_is_refused() -> None:
+    small = {"channels": 32, "channel_multipliers": (1,), "blocks": 1}
+    with pytest.raises(ValueError, match="norms of 32 groups"):
+        to_diffusers(zoo.create_model("movq_f8_16384", **small, decoder_norm_groups=16))
 
 
 # -- out of the zoo ------------------------------------------------------------------------------------------------
