@@ -45,6 +45,7 @@ KEY_LISTS = {
     "maskgit_vq/keys_openmuse_vqgan_f16_8192": "openmuse_vqgan_f16_8192.laion",
     "open_magvit2/keys_open_magvit2_imagenet_256": "open_magvit2_256.imagenet",
     "open_magvit2/keys_open_magvit2_pretrain_16384": "open_magvit2_256_16384.pretrain",
+    "open_magvit2_video/keys_video_128_262144": "open_magvit2_video_128.ucf101",
     "meshgpt/keys_meshgpt_default": "meshgpt.default",
     "mingtok/keys_mingtok_vision": "mingtok_vision.512",
     "movq/keys_movqgan_67m": "movq_f8_16384.sber_67m",
