@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from audio.dac import DAC
 from zoo.metrics.loudness import loudness, normalized
+from zoo.options import codebooks
 
 VERSION = "1.0.0"
 _CLASSES = {  # what the pickle of a .dac file may name: arrays of numbers, and nothing that acts
@@ -136,9 +137,7 @@ def compress(
         got = tuple(audio.shape) if isinstance(audio, Tensor) else type(audio).__name__
         raise ValueError(f"expected a recording (channels, samples), got {got}")
     model.spec.check(audio[:, None])
-    count = len(model.vocab_sizes) if num_codebooks is None else num_codebooks
-    if not 1 <= count <= len(model.vocab_sizes):
-        raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {count}")
+    count = codebooks(num_codebooks, len(model.vocab_sizes))
     rate = model.config.sample_rate
     signal = _resampled(audio, sample_rate, rate)
     model.spec.check_shape(signal[:, None])  # a few samples may be none at the model's rate

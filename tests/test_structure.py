@@ -37,10 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.bpe": set(),
     "zoo.bpe_parity": {"zoo", "zoo.bpe"},
     "zoo.model": {"zoo.cards", "zoo.config", "zoo.layers", "zoo.tokens"},
-    "zoo.tokenizer": {"zoo.adaptive", "zoo.config", "zoo.model", "zoo.quantizers", "zoo.tiled", "zoo.tokens"},
-    "zoo.streaming": {"zoo.layers", "zoo.tokenizer"},
+    "zoo.options": set(),
+    "zoo.tokenizer": {
+        "zoo.adaptive", "zoo.config", "zoo.model", "zoo.options", "zoo.quantizers", "zoo.tiled", "zoo.tokens",
+    },
+    "zoo.streaming": {"zoo.layers", "zoo.options", "zoo.tokenizer", "zoo.tokens"},
     "zoo.structured": {"zoo.config", "zoo.model", "zoo.quantizers", "zoo.tokens"},
-    "zoo.long_audio": {"zoo.reach", "zoo.streaming", "zoo.tokenizer", "zoo.tokens"},
+    "zoo.long_audio": {"zoo.options", "zoo.reach", "zoo.streaming", "zoo.tokenizer", "zoo.tokens"},
     "zoo.registry": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.model", "zoo.quantizers",
     },
@@ -50,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "zoo.serve": {"zoo", "zoo.cards", "zoo.hub", "zoo.media", "zoo.metrics", "zoo.tokenizer", "zoo.tokens"},
     "zoo.bulk": {"zoo", "zoo.media", "zoo.registry", "zoo.tokenizer", "zoo.tokens"},
-    "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses"},
+    "zoo.metrics": {"zoo", "zoo.hub", "zoo.losses", "zoo.tokens"},
     "zoo.losses": {"zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.layers", "zoo.ops"},
     "zoo.media": {"zoo", "zoo.metrics", "zoo.tokenizer"},
     "zoo.parity": {
@@ -73,8 +76,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "audio": {
         "zoo", "zoo.cards", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
-        "zoo.metrics", "zoo.ops", "zoo.parity", "zoo.quantizers", "zoo.reach", "zoo.registry", "zoo.streaming",
-        "zoo.tokenizer", "zoo.tokens",
+        "zoo.metrics", "zoo.ops", "zoo.options", "zoo.parity", "zoo.quantizers", "zoo.reach", "zoo.registry",
+        "zoo.streaming", "zoo.tokenizer", "zoo.tokens",
     },
     "trainers": {
         "audio", "tokenizers_visual", "zoo", "zoo.checkpoint", "zoo.config", "zoo.layers", "zoo.losses", "zoo.media",

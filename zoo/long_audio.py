@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zoo.options import codebooks
 from zoo.reach import Reach, reach_of
 from zoo.streaming import CodecStream
 from zoo.tokenizer import Tokenizer
@@ -41,9 +42,7 @@ def encode_pieces(
         ValueError: a model that sees the whole recording, pieces that `spec` does not allow, or none.
     """
     model._require("encoder")
-    count = len(model.vocab_sizes) if num_codebooks is None else num_codebooks
-    if not 1 <= count <= len(model.vocab_sizes):
-        raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {count}")
+    count = codebooks(num_codebooks, len(model.vocab_sizes))
     coder = _encoder(model, count, seconds)
     found: list[list[Tensor]] = []
     samples = 0
@@ -117,8 +116,9 @@ class _Stream:
         return [list(self.stream.encode(x).unbind(1))]
 
     def end(self) -> list[list[Tensor]]:
-        spec = self.stream.model.spec
-        return [list(self.stream.encode(torch.zeros(1, spec.channels, 0), last=True).unbind(1))]
+        model = self.stream.model
+        nothing = torch.zeros(1, model.spec.channels, 0, device=model.device)
+        return [list(self.stream.encode(nothing, last=True).unbind(1))]
 
 
 class _Windows:

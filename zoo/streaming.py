@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from zoo.layers.streaming import Stream
+from zoo.options import codebooks
 from zoo.tokenizer import Tokenizer
+from zoo.tokens import Tokens
 
 
 class CodecStream:
@@ -22,16 +24,15 @@ class CodecStream:
     def __init__(
         self, model: Tokenizer, encoder: Callable[[], Stream], decoder: Callable[[], Stream], num_codebooks: int | None
     ) -> None:
-        if num_codebooks is not None and not 1 <= num_codebooks <= len(model.vocab_sizes):
-            raise ValueError(f"num_codebooks: expected 1 to {len(model.vocab_sizes)}, got {num_codebooks}")
-        self.model, self.num_codebooks = model, num_codebooks
+        self.model, self.num_codebooks = model, codebooks(num_codebooks, len(model.vocab_sizes))
         self._encoder, self._decoder = encoder, decoder
         self._open: dict[str, Stream] = {}
         self._ended: set[str] = set()
+        self._items: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._open = {"encode": self._encoder(), "decode": self._decoder()}
-        self._ended = set()
+        self._ended, self._items = set(), {}
         return self
 
     def __exit__(
@@ -51,14 +52,14 @@ class CodecStream:
             int64 indices (B, Q, frames) of the frames that are final by now, 0 or more.
 
         Raises:
-            ValueError: as `Tokenizer.encode`; a stream that has ended or is not open.
+            ValueError: as `Tokenizer.encode`; another batch size than before; a stream that has ended or is not open.
         """
-        stream = self._stream("encode", last)
-        if x.shape[-1] > 0:
-            self.model.spec.check(x)
+        nothing = isinstance(x, Tensor) and x.ndim > 0 and x.shape[-1] == 0
+        self.model.spec.check(x.new_zeros(*x.shape[:-1], 1) if nothing else x)
+        stream = self._stream("encode", last, len(x))
         with self.model._evaluating():
-            latent = stream.step(x, last).movedim(1, -1)
-            levels = self.model.quantizer.first_levels(latent, self.num_codebooks or len(self.model.vocab_sizes))
+            latent = stream.step(x.to(self.model.dtype), last).movedim(1, -1)
+            levels = self.model.quantizer.first_levels(latent, self.num_codebooks)
         return torch.stack(levels, dim=1)
 
     @torch.no_grad()
@@ -73,22 +74,32 @@ class CodecStream:
             Samples (B, C, T) that are final by now, T >= 0: in all as many as `decode` gives of tokens without extent.
 
         Raises:
-            ValueError: indices of another shape; a stream that has ended or is not open.
+            ValueError: indices of another shape or outside the vocabulary; another batch size than before; a stream
+                that has ended or is not open.
         """
-        stream = self._stream("decode", last)
-        most = len(self.model.vocab_sizes)
-        if indices.ndim != 3 or not 1 <= indices.shape[1] <= most or indices.dtype != torch.int64:
-            wanted = f"expected int64 indices (batch, 1 to {most}, frames)"
-            raise ValueError(f"{wanted}, got {indices.dtype} {tuple(indices.shape)}")
+        levels = self._levels(indices)
+        stream = self._stream("decode", last, len(indices))
         with self.model._evaluating():
-            codes = self.model.quantizer.indices_to_codes(*indices.unbind(1)).to(self.model.dtype)
+            codes = self.model.quantizer.indices_to_codes(*levels).to(self.model.dtype)
             return stream.step(codes.movedim(-1, 1), last)
 
-    def _stream(self, kind: str, last: bool) -> Stream:
+    def _levels(self, indices: Tensor) -> tuple[Tensor, ...]:
+        sizes = self.model.vocab_sizes
+        wanted = f"expected int64 indices (batch, 1 to {len(sizes)}, frames)"
+        if not isinstance(indices, Tensor):
+            raise ValueError(f"{wanted}, got {type(indices).__name__}")
+        if indices.ndim != 3 or not 1 <= indices.shape[1] <= len(sizes) or indices.dtype != torch.int64:
+            raise ValueError(f"{wanted}, got {indices.dtype} {tuple(indices.shape)}")
+        levels = indices.unbind(1)
+        return Tokens(levels, sizes[: len(levels)], "frames").levels
+
+    def _stream(self, kind: str, last: bool, items: int) -> Stream:
         if not self._open:
             raise ValueError("expected an open stream: `with model.streaming() as stream:`")
         if kind in self._ended:
             raise ValueError(f"expected nothing more to {kind}: the last piece has come")
+        if self._items.setdefault(kind, items) != items:
+            raise ValueError(f"expected a batch of {self._items[kind]} to {kind}, as before, got {items}")
         if last:
             self._ended.add(kind)
         return self._open[kind]

@@ -15,6 +15,7 @@ from zoo import tiled
 from zoo.adaptive import Quality, cut, fewest
 from zoo.config import Config
 from zoo.model import Model
+from zoo.options import chosen, codebooks, plain
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from zoo.tokens import Extent, Layout, Order, Tokens, integers, require_tokens, unflatten_ids
 
@@ -82,6 +83,17 @@ class InputSpec:
         slack = (high - low) * 1e-3  # rounding of half precision and of resampling
         if not (low - slack <= least and largest <= high + slack):
             raise ValueError(f"expected values in [{low}, {high}], got {least:.4g} to {largest:.4g}")
+
+    def sides(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size of a signal as a tuple; numbers of NumPy are taken as Python's.
+
+        Raises:
+            ValueError: no sequence, or one of other axes than the modality's.
+        """
+        axes, sides = _AXES[self.modality], plain(size)
+        if not isinstance(sides, list) or len(sides) != len(axes):
+            raise ValueError(f"extent: expected ({', '.join(axes)}), got {size!r}")
+        return tuple(sides)
 
     def padding(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """How much each side grows at its end."""
@@ -183,8 +195,6 @@ class Tokenizer(Model):
         self, x: Tensor, *, num_codebooks: int | None = None, **options: Any
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Checked and padded signal -> index tensors of the levels, and lengths where items differ."""
-        if num_codebooks is not None and not 1 <= num_codebooks <= len(self.vocab_sizes):
-            raise ValueError(f"num_codebooks: expected 1 to {len(self.vocab_sizes)}, got {num_codebooks}")
         latent = self.latent(x)
         if num_codebooks is not None:
             return self.quantizer.first_levels(latent, num_codebooks), None
@@ -268,12 +278,13 @@ class Tokenizer(Model):
             raise ValueError(
                 f"encode of {self.name} does not take quality as a number: expected a zoo.Quality, got {quality!r}"
             )
-        options = _chosen(
-            "encode", self, self.encode_options, num_tokens=num_tokens, quality=quality if stated is None else None,
-            num_codebooks=num_codebooks, bitrate=bitrate,
+        options = chosen(
+            "encode", self.name, self.encode_options, num_tokens=num_tokens, num_codebooks=num_codebooks,
+            quality=quality if stated is None else None, bitrate=bitrate,
         )  # fmt: skip
         if bitrate is not None:
-            options = {**options, "num_codebooks": self._codebooks_within(options.pop("bitrate"), num_codebooks)}
+            options["num_codebooks"] = self._codebooks_within(options.pop("bitrate"), num_codebooks)
+        codebooks(num_codebooks, len(self.vocab_sizes))
         self._require("encoder")
         if self.spec.modality == "audio" and isinstance(x, list | tuple):
             return self._encode_each(x, options)
@@ -349,9 +360,9 @@ class Tokenizer(Model):
         Raises:
             ValueError: tokens of another model or shape, or of no item, or an option that the model does not take.
         """
-        options = _chosen(
-            "decode", self, self.decode_options, steps=steps, guidance_scale=guidance_scale, seed=seed, noise=noise,
-            text=text,
+        options = chosen(
+            "decode", self.name, self.decode_options, steps=steps, guidance_scale=guidance_scale, seed=seed,
+            noise=noise, text=text,
         )  # fmt: skip
         self._require("decoder")
         require_tokens(tokens)
@@ -447,7 +458,7 @@ class Tokenizer(Model):
         return self.quantizer.indices_to_codes(*levels)
 
     def tokens(
-        self, indices: Tensor, *, extent: Extent | tuple[int, ...] | None = None, order: Order | None = None
+        self, indices: Tensor, *, extent: Extent | Sequence[int] | None = None, order: Order | None = None
     ) -> Tokens:
         """Tokens from raw integers, those of a language model, say.
 
@@ -459,18 +470,18 @@ class Tokenizer(Model):
             order: "frame" or "level", the order in which `flatten` laid the ids.
 
         Raises:
-            ValueError: integers of the wrong shape or outside the vocabulary.
+            ValueError: integers of the wrong shape or outside the vocabulary, or an extent of other axes.
         """
         indices = integers(indices)
         if indices.ndim < 2 or len(indices) == 0:
             raise ValueError(f"expected a batch of indices (B, ...), got {tuple(indices.shape)}")
-        if isinstance(extent, tuple):
-            extent = Extent((extent,) * len(indices), self.spec.sample_rate)
-        if extent is None and self.spec.size is not None:
-            extent = Extent((self.spec.size,) * len(indices), self.spec.sample_rate)
+        if extent is None:
+            extent = self.spec.size
+        if extent is not None and not isinstance(extent, Extent):
+            extent = Extent((self.spec.sides(extent),) * len(indices), self.spec.sample_rate)
         shapes = None
         if extent is not None:
-            size = tuple(max(sides) for sides in zip(*extent.sizes))
+            size = self.spec.sides([max(sides) for sides in zip(*extent.sizes)])
             shapes = self.token_shapes(tuple(s + p for s, p in zip(size, self.spec.padding(size))))
         if order is not None:
             if shapes is None:
@@ -531,15 +542,6 @@ class Tokenizer(Model):
             )
         if self.card is not None and self.card.part not in (None, part):
             raise ValueError(f"{self.name} holds only the {self.card.part}; load the whole model to use the {part}")
-
-
-def _chosen(verb: str, model: Tokenizer, takes: frozenset[str], **options: Any) -> dict[str, Any]:
-    """The options that were given; one that the model does not take is refused by name."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if refused := sorted(set(given) - takes):
-        known = f"it takes {', '.join(sorted(takes))}" if takes else "it takes no options"
-        raise ValueError(f"{verb} of {model.name} does not take {', '.join(refused)}; {known}")
-    return given
 
 
 def _groups(kinds: Sequence[Any]) -> list[list[int]]:
