@@ -7,8 +7,8 @@ SI-SDR: arXiv 1811.02508. Mel and STFT distance: DAC's, arXiv 2306.06546. PESQ (
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import TypeAlias
+from functools import lru_cache, wraps
+from typing import Concatenate, ParamSpec, TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +32,32 @@ class Undefined(ValueError):
 
 
 AudioMetric: TypeAlias = Callable[[Tensor, Tensor, int], float]
-"""Reconstruction (C, T), original (C, T) and the sample rate in Hz -> a number; raises `Undefined`."""
+"""Reconstruction (C, T), original (C, T) and the sample rate in Hz -> a number; raises `Undefined`, or a ValueError
+unless they are floating point signals of one shape."""
+_Options = ParamSpec("_Options")
+
+
+def _of_pairs(
+    measure: Callable[Concatenate[Tensor, Tensor, int, _Options], float],
+) -> Callable[Concatenate[Tensor, Tensor, int, _Options], float]:
+    """The measure for two signals that belong together; broadcasting would measure others without a word."""
+
+    @wraps(measure)
+    def checked(
+        reconstruction: Tensor, original: Tensor, sample_rate: int, *args: _Options.args, **options: _Options.kwargs
+    ) -> float:
+        for signal in (reconstruction, original):
+            if not isinstance(signal, Tensor) or not signal.is_floating_point():
+                got = signal.dtype if isinstance(signal, Tensor) else type(signal).__name__
+                raise ValueError(f"expected two floating point signals (C, T), got {got}")
+        if original.ndim != 2 or original.shape != reconstruction.shape or 0 in original.shape:
+            shapes = f"{tuple(reconstruction.shape)} and {tuple(original.shape)}"
+            raise ValueError(f"expected two signals of one shape (C, T), got {shapes}")
+        if sample_rate < 1:
+            raise ValueError(f"expected a sample rate in Hz, got {sample_rate}")
+        return measure(reconstruction, original, sample_rate, *args, **options)
+
+    return checked
 
 
 def aligned(reconstruction: Tensor, original: Tensor, most: int = MOST_SHIFT) -> tuple[Tensor, Tensor, int]:
@@ -53,6 +78,7 @@ def aligned(reconstruction: Tensor, original: Tensor, most: int = MOST_SHIFT) ->
     return reconstruction[:, start : start + length], original[:, other_start : other_start + length], shift
 
 
+@_of_pairs
 def si_sdr(reconstruction: Tensor, original: Tensor, sample_rate: int, zero_mean: bool = True) -> float:
     """Scale-invariant signal to distortion ratio in dB, mean over channels."""
     from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
@@ -61,6 +87,7 @@ def si_sdr(reconstruction: Tensor, original: Tensor, sample_rate: int, zero_mean
     return scale_invariant_signal_distortion_ratio(reconstruction.double(), original.double(), zero_mean).mean().item()
 
 
+@_of_pairs
 def snr(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """Signal to noise ratio in dB, mean over channels."""
     from torchmetrics.functional.audio import signal_noise_ratio
@@ -69,12 +96,14 @@ def snr(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     return signal_noise_ratio(reconstruction.double(), original.double()).mean().item()
 
 
+@_of_pairs
 def mel_distance(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """DAC's mel distance as in its validation: L1 of log10 mel spectra, summed over seven resolutions."""
     _require_length(original)
     return _mel_loss(sample_rate, _MEL_WINDOWS, _MEL_BANDS)(reconstruction[None], original[None]).item()
 
 
+@_of_pairs
 def mel_distance_default(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """The other number of that name, of the defaults of DAC's class: two resolutions, and L1 of the spectra as well."""
     _require_length(original)
@@ -84,22 +113,26 @@ def mel_distance_default(reconstruction: Tensor, original: Tensor, sample_rate: 
     return (2 * loss(*pair) + torch.stack(plain).sum()).item()  # 2: of squares under the logarithm
 
 
+@_of_pairs
 def stft_distance(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """DAC's STFT distance: L1 of magnitudes and of log10 of their squares, windows of 2048 and 512 samples."""
     _require_length(original)
     return STFTDistance()(reconstruction[None], original[None]).item()
 
 
+@_of_pairs
 def waveform_distance(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """Mean absolute difference of the samples."""
     return F.l1_loss(reconstruction, original).item()
 
 
+@_of_pairs
 def loudness_difference(reconstruction: Tensor, original: Tensor, sample_rate: int) -> float:
     """How much louder or softer the reconstruction is, in LU."""
     return (loudness(reconstruction[None], sample_rate) - loudness(original[None], sample_rate)).abs().item()
 
 
+@_of_pairs
 def pesq(reconstruction: Tensor, original: Tensor, sample_rate: int, mode: str = "wb") -> float:
     """Perceptual evaluation of speech quality, a mean opinion score; `mode`: "wb", or "nb", which takes 8 kHz too."""
     from pesq import PesqError
@@ -115,6 +148,7 @@ def pesq(reconstruction: Tensor, original: Tensor, sample_rate: int, mode: str =
         raise Undefined(f"PESQ finds no speech: {error}") from error
 
 
+@_of_pairs
 def stoi(reconstruction: Tensor, original: Tensor, sample_rate: int, extended: bool = False) -> float:
     """Short-time objective intelligibility; `extended`: ESTOI."""
     import warnings

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from zoo.metrics.image import codebook_statistics
+from zoo.tokens import integers
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor) -> Tensor:
@@ -64,10 +65,10 @@ class FrechetDistance(Metric):
         Raises:
             ValueError: another shape, or features that are not finite.
         """
-        dim = self.sums.shape[1]
-        for side, features in enumerate((originals, reconstructions)):
-            if features.ndim != 2 or features.shape[1] != dim or not features.isfinite().all():
-                raise ValueError(f"expected finite features (B, {dim}), got {tuple(features.shape)}")
+        dim, sets = self.sums.shape[1], (originals, reconstructions)
+        for features in sets:
+            _require_features(features, dim, "features")
+        for side, features in enumerate(sets):
             features = features.double()
             self.counts[side] += len(features)
             self.sums[side] += features.sum(0)
@@ -123,7 +124,14 @@ class InceptionScore(Metric):
         Args:
             logits: (B, C).
             positions: (B,), integer positions of the images in the data set.
+
+        Raises:
+            ValueError: other shapes, logits that are not finite, or positions that are no integers.
         """
+        _require_features(logits, self.sums.shape[1], "logits")
+        positions = integers(positions)
+        if positions.shape != (len(logits),):
+            raise ValueError(f"expected {len(logits)} positions, got {tuple(positions.shape)}")
         logs = logits.double().log_softmax(1)
         probabilities = logs.exp()
         splits = positions.to(logits.device) % self.splits
@@ -159,15 +167,28 @@ class CodebookUse(Metric):
 
     def __init__(self, vocab_sizes: Sequence[int], maximum: int = 1 << 24) -> None:
         super().__init__()
+        self.levels = len(vocab_sizes)
         self.counted = tuple(level for level, size in enumerate(vocab_sizes) if size <= maximum)
         for level in self.counted:
             self.add_state(f"counts_{level}", torch.zeros(vocab_sizes[level], dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, levels: Sequence[Tensor]) -> None:
-        """Count the indices of each level, of any shape."""
-        for level in self.counted:
+        """Count the indices of each level, of any shape.
+
+        Raises:
+            ValueError: another number of levels, no integers, or an index outside its vocabulary.
+        """
+        if len(levels) != self.levels:
+            raise ValueError(f"expected indices of {self.levels} levels, got {len(levels)}")
+        found = {level: integers(levels[level]).flatten() for level in self.counted}
+        for level, indices in found.items():
+            size = len(getattr(self, f"counts_{level}"))
+            least, largest = (int(bound) for bound in indices.aminmax()) if len(indices) else (0, 0)
+            if not 0 <= least <= largest < size:
+                raise ValueError(f"level {level}: expected indices in [0, {size}), got {least} to {largest}")
+        for level, indices in found.items():
             counts = getattr(self, f"counts_{level}")
-            counts += torch.bincount(levels[level].flatten().to(counts.device), minlength=len(counts))
+            counts += torch.bincount(indices.to(counts.device), minlength=len(counts))
 
     def joined_counts(self) -> dict[int, Tensor]:
         """Level -> (K,) how often each of its codes was used, in all processes."""
@@ -200,3 +221,11 @@ class MeanOverImages(Metric):
     def compute(self) -> Tensor:
         """The mean over all images so far, of all processes; NaN without any."""
         return self.total / self.count
+
+
+def _require_features(features: Tensor, dim: int, name: str) -> None:
+    """Raise a ValueError, with expected and got, unless these are finite numbers (B, dim)."""
+    if not isinstance(features, Tensor):
+        raise ValueError(f"expected finite {name} (B, {dim}), got {type(features).__name__}")
+    if features.ndim != 2 or features.shape[1] != dim or not features.isfinite().all():
+        raise ValueError(f"expected finite {name} (B, {dim}), got {tuple(features.shape)}")

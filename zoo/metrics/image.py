@@ -168,6 +168,9 @@ IMAGE_METRICS: dict[str, tuple[Metric, ImageMetric]] = {
 
 
 def _check(images: Tensor, targets: Tensor, smallest_side: int) -> None:
+    for batch in (images, targets):
+        if not isinstance(batch, Tensor):
+            raise ValueError(f"expected two tensors (B, 3, H, W), got {type(batch).__name__}")
     if images.shape != targets.shape:
         raise ValueError(f"expected two batches of one shape, got {tuple(images.shape)} and {tuple(targets.shape)}")
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < smallest_side or len(images) == 0:

@@ -101,6 +101,22 @@ def test_too_short_a_clip_is_undefined(name: str) -> None:
         measured(name, speechlike(1000), speechlike(1000))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_signals_that_do_not_belong_together_are_refused(name: str) -> None:
+    clip = speechlike()
+    for other in (clip[:, :-5], clip.repeat(2, 1), clip[0]):
+        for pair in ((clip, other), (other, clip)):
+            with pytest.raises(ValueError, match=r"expected two signals of one shape \(C, T\), got \("):
+                measured(name, *pair)
+    with pytest.raises(ValueError, match=r"one shape \(C, T\), got \(1, 0\) and \(1, 0\)"):
+        measured(name, clip[:, :0], clip[:, :0])
+    for other, got in (((clip * 32767).short(), r"torch\.int16"), (clip.numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=f"expected two floating point signals .*, got {got}"):
+            measured(name, clip, other)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected a sample rate in Hz, got 0"):
+        AUDIO_METRICS[name][1](clip, clip, 0)
+
+
 def test_stereo_is_measured_channel_by_channel() -> None:
     left, right = speechlike(seed=0), speechlike(seed=1)
     original = torch.cat([left, right])

@@ -1,6 +1,7 @@
 """Frechet distance, Inception score and codebook counts: exact, and the same over any batches and processes."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,31 @@ def test_frechet_distance_wants_enough_finite_features() -> None:
         metric.compute()
 
 
+def test_a_refused_batch_counts_in_no_set() -> None:
+    pair, metric = (features(40, 6, 0), features(40, 6, 1)), FrechetDistance(6)
+    metric.update(*pair)
+    for bad in (pair[1][:, :5], pair[1] * math.nan, pair[1].numpy()):
+        with pytest.raises(ValueError, match=r"expected finite features \(B, 6\)"):
+            metric.update(pair[0], bad)
+    assert float(metric.compute()) == measured(*pair)
+
+
+def test_an_inception_score_takes_all_integers_and_refuses_the_rest() -> None:
+    logits = features(20, 4, 0)
+    first, second = InceptionScore(4), InceptionScore(4)
+    first.update(logits, torch.arange(20))
+    second.update(logits, torch.arange(20, dtype=torch.int32))
+    for bad, positions, message in (
+        (logits[:, :3], torch.arange(20), r"expected finite logits \(B, 4\), got \(20, 3\)"),
+        (logits * math.nan, torch.arange(20), r"expected finite logits \(B, 4\)"),
+        (logits, torch.arange(19), r"expected 20 positions, got \(19,\)"),
+        (logits, torch.arange(20.0), "expected integers, got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            second.update(bad, positions)
+    assert float(second.compute()) == float(first.compute())
+
+
 def test_inception_score_is_that_of_torch_fidelity() -> None:
     isc = pytest.importorskip("torch_fidelity.metric_isc")
     logits = 3 * torch.randn(95, 7, generator=torch.Generator().manual_seed(0))
@@ -116,6 +142,21 @@ def test_codebook_use_counts_every_level() -> None:
     assert set(result) == {0, 2}
     assert result[0] == codebook_statistics(torch.tensor([2, 6, 0, 0]))
     assert result[2] == codebook_statistics(torch.tensor([0, 0, 2, 2, 2, 0]))
+
+
+def test_indices_of_no_codebook_are_refused_and_count_in_none() -> None:
+    metric, level = CodebookUse((4, 6)), torch.tensor([[0, 3]], dtype=torch.int32)
+    metric.update([level, level])
+    for bad, message in (
+        ([level, level + 3], r"level 1: expected indices in \[0, 6\), got 3 to 6"),
+        ([level, level - 1], r"level 1: expected indices in \[0, 6\), got -1 to 2"),
+        ([level], "expected indices of 2 levels, got 1"),
+        ([level, level.float()], "expected integers, got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metric.update(bad)
+    metric.update([level[:0], level[:0]])
+    assert metric.compute()[0] == codebook_statistics(torch.tensor([1, 0, 0, 1]))
 
 
 # -- processes -----------------------------------------------------------------------------------------------------

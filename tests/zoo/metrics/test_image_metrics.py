@@ -91,6 +91,9 @@ def test_images_of_the_wrong_range_or_shape_are_refused_before_any_network_is_bu
         measure((images * 255).byte(), (images * 255).byte())
     with pytest.raises(ValueError, match="one shape"):
         measure(images, images[..., 1:])
+    for pair in ((images.numpy(), images.numpy()), (images, images.numpy()), ([images], [images])):
+        with pytest.raises(ValueError, match=r"expected two tensors .*, got (ndarray|list)"):
+            measure(*pair)  # type: ignore[arg-type]
     for few in (images[0], images[:0]):
         with pytest.raises(ValueError, match="expected images"):
             measure(few, few)
