@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from zoo.config import Config
 from zoo.layers.constants import HasConstants
 from zoo.layers.in_place import unobserved
 from zoo.tokens import Source
+
+_EVALUATING = threading.Lock()
+_PAUSED: WeakKeyDictionary[Model, tuple[int, list[nn.Module]]] = WeakKeyDictionary()  # uses, and who then trains on
 
 
 class Model(HasConstants):
@@ -117,17 +122,27 @@ class Model(HasConstants):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode for the block, so that dropout and the like never touch a result."""
+        """Evaluation mode for the block, so that dropout and the like never touch a result.
+
+        Threads may use a model at once: the last one to leave gives it its mode back.
+        """
         modules = list(self.modules())
-        training = [module for module in modules if module.training]
-        for module in training:
-            module.training = False
+        with _EVALUATING:
+            uses, training = _PAUSED.get(self) or (0, [module for module in modules if module.training])
+            _PAUSED[self] = uses + 1, training
+            for module in training:
+                module.training = False
         try:
             with unobserved(modules):
                 yield
         finally:
-            for module in training:
-                module.training = True
+            with _EVALUATING:
+                uses, training = _PAUSED.pop(self)
+                if uses > 1:
+                    _PAUSED[self] = uses - 1, training
+                else:
+                    for module in training:
+                        module.training = True
 
 
 def _bytes_of(value: object) -> Any:

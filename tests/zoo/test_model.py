@@ -1,6 +1,7 @@
 """Model: who it is follows its weights, however they come, in inference mode too."""
 
 import copy
+import threading
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import zoo
+from zoo.tokens import Tokens
 
 SMALL = {"fine_channels": 8, "channels": 8, "encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
 
@@ -71,3 +73,35 @@ def test_a_model_without_data_is_built_for_its_sizes_and_says_what_it_lacks() ->
         _ = model.source
     model.load_state_dict(full.state_dict(), assign=True)
     assert model.source == full.source
+
+
+def test_threads_that_use_a_model_in_training_get_its_tokens_and_leave_it_as_it_was() -> None:
+    """One thread ends while another is on its way to the codebook, which would follow the latents in training."""
+    model = tiny.build("encodec")
+    x = tiny.signal(model)
+    expected = model.encode(x)
+    model.train()
+    arrived, first_ended = threading.Barrier(2), threading.Event()
+
+    def meet(*_: object) -> None:
+        arrived.wait(30)
+        if threading.current_thread().name == "second":
+            first_ended.wait(30)
+
+    hook = model.quantizer.register_forward_pre_hook(meet)
+    found: dict[str, Tokens] = {}
+
+    def use() -> None:
+        name = threading.current_thread().name
+        found[name] = model.encode(x)
+        if name == "first":
+            first_ended.set()
+
+    threads = [threading.Thread(target=use, name=name) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    assert found == {"first": expected, "second": expected}
+    assert all(module.training for module in model.modules())
