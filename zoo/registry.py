@@ -146,7 +146,7 @@ def list_models(pattern: str = "*", **filters: Any) -> list[str]:
 
 @torch.inference_mode(False)
 def create_model(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     pretrained: bool | None = None,
     checkpoint: str | Path | None = None,
@@ -176,6 +176,7 @@ def create_model(
         CheckpointError: weights that do not fit.
         zoo.hub.HubError: weights that cannot be had.
     """
+    name = os.fspath(name)
     file = _own_file(name)
     if file is not None:
         return _finish(load_model(file, changes), device, dtype, compile)
@@ -221,7 +222,7 @@ def _own_file(name: str) -> Path | None:
         return None
     path = Path(name).expanduser()
     if not path.is_file():
-        raise hub.HubError(f"{path}: no such file")
+        raise hub.HubError(f"{path}: a folder; expected local-dir:{path}" if path.is_dir() else f"{path}: no such file")
     if path.suffix != ".safetensors":
         raise ValueError(
             f"{path}: a published file does not say its model; use create_model(NAME, checkpoint={name!r})"
@@ -329,13 +330,11 @@ def save_model(model: Model, folder: str | Path) -> Path:
         The safetensors file, which `create_model` loads by its path; the folder loads as `local-dir:folder`.
 
     Raises:
-        ValueError: a model that holds only an encoder or a decoder.
+        ValueError: a model without data, one that holds only an encoder or a decoder, or of no registered family.
     """
+    family = registry.family_of(model)
     if model.card is not None and model.card.part is not None:
         raise ValueError(f"{model.name} holds only the {model.card.part}; expected a whole model")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    family = registry.family_of(model)
     about: dict[str, Any] = {
         "format": 1,
         "name": model.name,
@@ -347,7 +346,8 @@ def save_model(model: Model, folder: str | Path) -> Path:
     if model.card is not None:
         about |= {key: getattr(model.card, key) for key in ("licence", "non_commercial", "paper", "code", "notes")}
         about["metrics"] = [dataclasses.asdict(metric) for metric in model.card.metrics]
-    text = json.dumps(about, indent=2)
+    text, folder = json.dumps(about, indent=2), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
     checkpoint.save(path, model.state_dict(), {"zoo": text, "format": "pt"})
     (folder / "config.json").write_text(text + "\n")

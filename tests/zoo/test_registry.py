@@ -169,6 +169,24 @@ def test_saving_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     assert second.source.fingerprint in (tmp_path / "README.md").read_text()
 
 
+def test_the_path_that_saving_gives_loads_and_a_folder_says_how(tmp_path: Path) -> None:
+    model = zoo.create_model("compact_f8", **SMALL)
+    path = zoo.save_model(model, tmp_path / "mine")
+    assert zoo.create_model(path).source == model.source
+    with pytest.raises(zoo.HubError, match=f"a folder; expected local-dir:{path.parent}"):
+        zoo.create_model(path.parent)
+
+
+def test_what_cannot_be_saved_leaves_no_folder(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = zoo.create_model("compact_f8", **SMALL)
+    with pytest.raises(ValueError, match="expected weights, got tensors without data"):
+        zoo.save_model(model, tmp_path / "mine")
+    with pytest.raises(ValueError, match="expected a model of a registered family, got Linear"):
+        zoo.save_model(torch.nn.Linear(2, 2), tmp_path / "mine")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 # -- families of users ---------------------------------------------------------------------------------------------
 
 
