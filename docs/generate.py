@@ -86,6 +86,21 @@ def compare_table(path: Path) -> str:
     return "\n".join([*lines, "", "Means over the images. How it was measured:", "", protocol])
 
 
+def joined_tables(*paths: Path) -> str:
+    """The rows of several `zoo compare --json`, each with its data, without the protocols."""
+    if not all(path.is_file() for path in paths):
+        return "Not measured yet."
+    results = [json.loads(path.read_text()) for path in paths]
+    names = list(results[0]["rows"][0]["quality"])
+    lines = [f"| photos | | bytes | {' | '.join(names)} |", "|---|---|" + "---:|" * (len(names) + 1)]
+    for result in results:
+        data = ", ".join(result["protocol"]["data"].split(", ")[:2])
+        for row in result["rows"]:
+            quality = " | ".join(f"{row['quality'][name]:.3f}" for name in names)
+            lines.append(f"| {data} | {row['name']} | {row['file_bytes']:.0f} | {quality} |")
+    return "\n".join(lines)
+
+
 def sweep_table(path: Path) -> str:
     """The table of `zoo sweep --json`, of the codecs those settings that reach down to the model's rates."""
     if not path.is_file():
@@ -246,6 +261,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "spectral": lambda: compare_table(RESULTS / "compare_spectral_kodak.json"),
     "refined": lambda: compare_table(RESULTS / "compare_spectral_refined_kodak.json"),
     "refined eval": lambda: compare_table(RESULTS / "compare_spectral_refined_eval.json"),
+    "refined tables": lambda: joined_tables(
+        *(RESULTS / f"compare_spectral_refined_{name}.json" for name in ("kodak", "eval"))
+    ),
     "sweep": lambda: sweep_table(RESULTS / "sweep_kodak.json"),
     "quantizers": quantizer_table,
     "original training": original_table,
