@@ -183,7 +183,7 @@ def original_table() -> str:
     def cells(row: dict[str, Any], columns: dict[str, str]) -> list[str]:
         return [f"{row[name][side]:.4g}" for name in columns for side in ("zoo", "original")]
 
-    where = {"weight": "weight of the adversary", "runs": "runs", "steps": "after step"}
+    where = {"precision": "precision", "weight": "weight of the adversary", "runs": "runs", "steps": "after step"}
     return _recorded("compare_original", where, cells, sides=(", zoo", ", original"))
 
 
