@@ -10,7 +10,6 @@ tells it, to some 100 kB.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.bench import CASES
+from zoo.memory import free_memory, return_free_memory
 
 _SHARE = 0.5  # of the memory that is free, which a contender may take
 
@@ -126,7 +126,7 @@ def _peak(problem: Any, contender: Any, small: Any, warm: Any) -> dict[str, Any]
     gc.collect()
     allowed = _limit_memory()
     try:
-        _trim()
+        return_free_memory()  # so that it is counted when it is used again
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         kept = action()
@@ -137,13 +137,6 @@ def _peak(problem: Any, contender: Any, small: Any, warm: Any) -> dict[str, Any]
             raise
         return {"error": f"needs more than {allowed / 1e9:.1f} GB"}
     return {"bytes": max(0, peak - before)}
-
-
-def free_memory() -> int | None:
-    """Bytes that new work can take; None where the system does not tell (it is Linux that does)."""
-    file = Path("/proc/meminfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _limit_memory() -> float:
@@ -162,13 +155,6 @@ def _status(key: str) -> int:
     """A size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-def _trim() -> None:
-    """Gives freed memory back, so that it is counted when it is used again."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import queue
 import threading
 import time
@@ -15,6 +14,7 @@ from zoo.bulk.job import Folder, Job, Part, Progress, Summary, parts_of, quiet
 from zoo.bulk.shards import shard_files
 from zoo.bulk.work import Decoded, Encoder, decode
 from zoo.media.sources import Skipped, Source
+from zoo.memory import return_free_memory
 from zoo.tokenizer import Tokenizer
 
 _BETWEEN_RETURNS = 250  # items
@@ -65,14 +65,6 @@ def tokenize(
         items, skipped_count, ids = folder.close(parts, source.skipped)
     seconds = time.perf_counter() - began
     return Summary(items, skipped_count, ids, len(parts), made_now, seconds, waited / max(seconds, 1e-9))
-
-
-def return_free_memory() -> None:
-    """Give the system what the allocator keeps of freed memory, where it can: what several threads make and drop leaves
-    gaps, which otherwise grow for as long as a job runs.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # of C libraries other than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Decoding:

@@ -48,6 +48,7 @@ def compare_families(
 
     from zoo.media.image import files
     from zoo.media.storage import write_atomically
+    from zoo.memory import return_free_memory
 
     def of_card(card: ModelCard) -> tuple[str, dict[Path, list[Entry]], Counter[str]]:
         """The model's name and weights, the entries of each image, and how many images had which size."""
@@ -70,6 +71,7 @@ def compare_families(
     with progress(cards, "comparing") as steps:
         for card in steps:
             gc.collect()  # models of diffusers hold themselves; the last one's memory is needed
+            return_free_memory()
             try:
                 name, results, pixels = of_card(card)
             except (ValueError, OSError, ImportError) as error:
@@ -126,8 +128,8 @@ def _cards(patterns: Sequence[str], *, random_weights: bool) -> list[ModelCard]:
 def _loaded(card: ModelCard, *, random_weights: bool, device: torch.device) -> Tokenizer:
     import torch
 
-    from zoo.bench.memory import free_memory
     from zoo.layers.packed import Linear
+    from zoo.memory import free_memory
     from zoo.registry import create_model, registry
     from zoo.tokenizer import Tokenizer
 
