@@ -127,19 +127,11 @@ class Layton(Tokenizer):
     def noise_shape(self, codes: Tensor) -> tuple[int, ...]:
         return (codes.shape[0], len(self.config.times), *self.config.diffusion.latent_shape)
 
-    def paint(
-        self,
-        codes: Tensor,
-        steps: int | None = None,
-        seed: int | list[int] | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """Codes (B, g, g, D) to images; the gradient is that of the last step alone, as the second stage trains.
-
-        Raises:
-            ValueError: noise of another shape, or steps out of range.
+    def paint(self, codes: Tensor, **options: Any) -> Tensor:
+        """Codes (B, g, g, D) to images, with the options of `sample`; the gradient is that of the last step alone, as
+        the second stage trains.
         """
-        return self._image_of(self.sample(codes, steps, seed, noise))
+        return self._image_of(self.sample(codes, **options))
 
     def sample(
         self,
@@ -148,7 +140,11 @@ class Layton(Tokenizer):
         seed: int | list[int] | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """As `paint`, to the latents (B, C, s, s) of the images."""
+        """Codes (B, g, g, D) to the latents (B, C, s, s) of images.
+
+        Raises:
+            ValueError: noise of another shape, or steps out of range.
+        """
         config, known = self.config.diffusion, self.config.times
         if steps is not None and not 1 <= steps <= len(known):
             raise ValueError(f"steps: expected 1 to {len(known)}, got {steps}")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenizers_visual import taming_vqgan
-from tokenizers_visual.taming_vqgan import network_from_original
+from tokenizers_visual.taming_vqgan import network_from_diffusers, network_from_original
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.diffusers import KEY_MAP as KEY_MAP_DIFFUSERS
@@ -102,30 +102,8 @@ def config_from_original(meta: dict[str, Any]) -> MoVQConfig:
 
 
 def config_from_diffusers(architecture: MoVQArchitecture) -> MoVQConfig:
-    """The config of a VQModel with spatial norms and attention in the middle.
-
-    Raises:
-        ValueError: none in the middle, unequal attention of encoder and decoder, or widths that are no multiples of
-            the first.
-    """
-    if not architecture.middle_attention or architecture.attention != architecture.decoder_attention:
-        found = (architecture.attention, architecture.decoder_attention, architecture.middle_attention)
-        raise ValueError(
-            f"expected attention in the middle, and at the same levels of encoder and decoder, got {found}"
-        )
-    count = len(architecture.widths)
-    return MoVQConfig(
-        channels=architecture.widths[0],
-        channel_multipliers=architecture.multipliers,
-        blocks=architecture.blocks,
-        resolution=2**count,
-        attention_resolutions=tuple(2 ** (count - i) for i in range(count) if architecture.attention[i]),
-        latent_channels=architecture.latent_channels,
-        norm_groups=architecture.norm_groups,
-        decoder_norm_groups=architecture.decoder_norm_groups,
-        quantizer=VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
-        in_channels=architecture.channels,
-    )
+    """The config of a VQModel with spatial norms and attention in the middle; raises as `network_from_diffusers`."""
+    return MoVQConfig(**network_from_diffusers(architecture), decoder_norm_groups=architecture.decoder_norm_groups)
 
 
 def key_map_from_original(meta: dict[str, Any]) -> KeyMap:

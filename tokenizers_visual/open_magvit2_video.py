@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenizers_visual import open_magvit2
 from zoo.config import Config
 from zoo.layers.in_place import added, silu
+from zoo.layers.open_magvit2 import AdaptiveNorm
 from zoo.quantizers import BinaryConfig, BinaryEntropyConfig, QuantizerConfig
 from zoo.registry import register
 from zoo.tokenizer import InputSpec, Tokenizer
@@ -140,22 +141,6 @@ class _Encoder(nn.Module):
         return self.conv_out(silu(self.norm_out(x)))
 
 
-class _AdaptiveNorm(nn.Module):
-    """Group norm whose scale and shift follow from the spread and the mean of the codes over all positions."""
-
-    def __init__(self, channels: int, code_channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6, affine=False)
-        self.gamma = nn.Linear(code_channels, channels)
-        self.beta = nn.Linear(code_channels, channels)
-
-    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
-        several = codes.shape[2:].numel() > 1  # of a single position the unbiased variance would be NaN
-        variance, mean = torch.var_mean(codes, dim=(2, 3, 4), correction=int(several))
-        scale, shift = self.gamma((variance + 1e-6).sqrt()), self.beta(mean)
-        return self.norm(x) * scale[..., None, None, None] + shift[..., None, None, None]
-
-
 class _DepthToSpace(nn.Module):
     """A convolution to more channels, ordered (frame, row, column, channel), that become places; of twice the frames
     the second is left out.
@@ -177,7 +162,7 @@ class _DecoderLevel(nn.Module):
         self, in_channels: int, width: int, stride: tuple[int, int, int] | None, config: OpenMAGVIT2VideoConfig
     ) -> None:
         super().__init__()
-        self.adaptive = _AdaptiveNorm(in_channels, config.quantizer.dim, config.norm_groups)
+        self.adaptive = AdaptiveNorm(in_channels, config.quantizer.dim, config.norm_groups)
         self.blocks = _blocks(in_channels, width, config)
         self.resample = _DepthToSpace(width, stride) if stride else nn.Identity()
 

@@ -101,7 +101,12 @@ def config_from_original(meta: dict[str, Any]) -> TamingVQGANConfig:
 
 
 def config_from_diffusers(architecture: VQArchitecture) -> TamingVQGANConfig:
-    """The config of a VQModel with attention in the middle.
+    """The config of a VQModel with attention in the middle; raises as `network_from_diffusers`."""
+    return TamingVQGANConfig(**network_from_diffusers(architecture))
+
+
+def network_from_diffusers(architecture: VQArchitecture) -> dict[str, Any]:
+    """Fields of the network and its quantizer, of a VQModel with attention in the middle.
 
     Raises:
         ValueError: none in the middle, unequal attention of encoder and decoder, or widths that are no multiples of
@@ -113,17 +118,17 @@ def config_from_diffusers(architecture: VQArchitecture) -> TamingVQGANConfig:
             f"expected attention in the middle, and at the same levels of encoder and decoder, got {found}"
         )
     count = len(architecture.widths)
-    return TamingVQGANConfig(
-        channels=architecture.widths[0],
-        channel_multipliers=architecture.multipliers,
-        blocks=architecture.blocks,
-        resolution=2**count,
-        attention_resolutions=tuple(2 ** (count - i) for i in range(count) if architecture.attention[i]),
-        latent_channels=architecture.latent_channels,
-        norm_groups=architecture.norm_groups,
-        quantizer=VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
-        in_channels=architecture.channels,
-    )
+    return {
+        "channels": architecture.widths[0],
+        "channel_multipliers": architecture.multipliers,
+        "blocks": architecture.blocks,
+        "resolution": 2**count,
+        "attention_resolutions": tuple(2 ** (count - i) for i in range(count) if architecture.attention[i]),
+        "latent_channels": architecture.latent_channels,
+        "norm_groups": architecture.norm_groups,
+        "quantizer": VectorConfig(codebook_size=architecture.codebook_size, dim=architecture.dim),
+        "in_channels": architecture.channels,
+    }
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

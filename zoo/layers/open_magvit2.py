@@ -4,6 +4,7 @@ what it decodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -54,8 +55,11 @@ class Encoder(nn.Module):
         return self.conv_out(norm_silu(self.norm_out, x, spare=True))
 
 
-class _AdaptiveNorm(nn.Module):
-    """Group norm whose scale and shift follow from the spread and the mean of the codes over all positions."""
+class AdaptiveNorm(nn.Module):
+    """Group norm whose scale and shift follow from the spread and the mean of the codes over all positions.
+
+    (B, channels, ...) and codes (B, code_channels, ...) of as many axes -> (B, channels, ...).
+    """
 
     def __init__(self, channels: int, code_channels: int, groups: int) -> None:
         super().__init__()
@@ -64,10 +68,12 @@ class _AdaptiveNorm(nn.Module):
         self.beta = nn.Linear(code_channels, channels)
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
-        several = codes.shape[2] * codes.shape[3] > 1  # of a single position the unbiased variance would be NaN
-        variance, mean = torch.var_mean(codes, dim=(2, 3), correction=int(several))
+        axes = tuple(range(2, codes.ndim))
+        several = math.prod(codes.shape[2:]) > 1  # of a single position the unbiased variance would be NaN
+        variance, mean = torch.var_mean(codes, dim=axes, correction=int(several))
+        everywhere = (..., *(None for _ in axes))
         scale, shift = self.gamma((variance + 1e-6).sqrt()), self.beta(mean)
-        return torch.addcmul(shift[..., None, None], scale[..., None, None], self.norm(x))
+        return torch.addcmul(shift[everywhere], scale[everywhere], self.norm(x))
 
 
 class _DepthToSpace(nn.Module):
@@ -89,7 +95,7 @@ class _DecoderLevel(nn.Module):
         self, in_channels: int, width: int, blocks: int, code_channels: int, groups: int, double: bool
     ) -> None:
         super().__init__()
-        self.adaptive = _AdaptiveNorm(in_channels, code_channels, groups)
+        self.adaptive = AdaptiveNorm(in_channels, code_channels, groups)
         self.blocks = _blocks(in_channels, width, blocks, groups)
         self.resample = _DepthToSpace(width) if double else nn.Identity()
 
