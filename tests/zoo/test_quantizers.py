@@ -239,6 +239,39 @@ def test_training_gives_finite_losses_statistics_and_gradients(config: Quantizer
 
 
 @every
+def test_gradients_of_torch_func_are_those_of_autograd(config: QuantizerConfig) -> None:
+    """Of parameters, and of buffers that training moves, as arguments: the purely functional way."""
+    quantizer, z = built(config).train(), latents(config)
+    quantizer(z)  # the first batch may start a codebook
+    learning = {name: value for name, value in quantizer.named_parameters() if value.requires_grad}
+    state = {name: value.detach().clone() for name, value in quantizer.state_dict().items()}
+
+    def loss(learning: dict[str, Tensor], z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        torch.manual_seed(3)
+        moved = {name: value.clone() for name, value in state.items()} | learning
+        quantized = torch.func.functional_call(quantizer, moved, (z,))
+        weights = torch.linspace(0, 1, config.dim)
+        return (quantized.codes * weights).sum() + sum(value.sum() for value in quantized.losses.values()), moved
+
+    z = z.requires_grad_()
+    total, moved = loss(learning, z)
+    wanted = torch.autograd.grad(total, [z, *learning.values()], materialize_grads=True) if total.requires_grad else []
+    slopes, also_moved = torch.func.grad(loss, argnums=(1, 0), has_aux=True)(
+        {name: value.detach() for name, value in learning.items()}, z.detach()
+    )
+    for slope, expected in zip((slopes[0], *slopes[1].values()), wanted):
+        torch.testing.assert_close(slope, expected)
+    assert all(torch.equal(also_moved[name], value) for name, value in moved.items())
+
+
+@every
+def test_torch_func_quantizes_items_one_by_one(config: QuantizerConfig) -> None:
+    quantizer, z = built(config).eval(), latents(config)
+    found = torch.func.vmap(lambda item: quantizer(item[None]).levels)(z)
+    assert all(torch.equal(level[:, 0], expected) for level, expected in zip(found, quantizer(z).levels))
+
+
+@every
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_latents_are_quantized_in_float32(

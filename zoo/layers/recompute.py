@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 
 _ACTIVATIONS = {F.silu, F.gelu, F.relu, F.leaky_relu}
 _CHEAP = {*_ACTIVATIONS, F.interpolate}  # what ends a chain that is computed again
@@ -126,19 +127,23 @@ def _convolve(
     return _Convolution.apply(settings, chain.source, weight, bias, *chain.parameters)
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(OwnGradient):
     """conv2d of a recomputed input. Takes (settings, source, weight, bias, *parameters of the chain)."""
 
     @staticmethod
-    def forward(ctx: Any, settings: Any, source: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> Tensor:
-        calls, activated, (stride, padding, dilation), groups = settings
+    def forward(settings: Any, source: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor) -> Tensor:
+        _, activated, (stride, padding, dilation), groups = settings
+        return F.conv2d(activated, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        (ctx.calls, _, ctx.geometry, ctx.groups), source, weight, bias, *rest = inputs
         ctx.save_for_backward(source, weight, *rest)
-        ctx.calls, ctx.geometry, ctx.groups, ctx.bias = calls, (stride, padding, dilation), groups, bias is not None
+        ctx.bias = bias is not None
         kind = source.device.type
         ctx.autocast = {
             "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind),
         }  # fmt: skip
-        return F.conv2d(activated, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     @once_differentiable

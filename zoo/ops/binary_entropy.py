@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops.bit_tables import joint_probabilities, sum_by_bit
 from zoo.ops.collective import sum_over_ranks, world_size
 from zoo.ops.entropy_floor import added_by_floor
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.ops.precision import full_precision
 
 _CHUNK = 1 << 19  # elements of a half table at a time: 2 MB in float32
@@ -52,7 +52,8 @@ def binary_entropy(
     if temperature <= 0:
         raise ValueError(f"expected a temperature > 0, got {temperature}")
     with full_precision(z):
-        return _BinaryEntropy.apply(_group(z, group_bits) * (4 / temperature), floor, shift)
+        sample, codebook, *_ = _BinaryEntropy.apply(_group(z, group_bits) * (4 / temperature), floor, shift)
+    return sample, codebook
 
 
 def mean_assignment(logits: Tensor, group_bits: int | None = None) -> Tensor:
@@ -88,11 +89,11 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-class _BinaryEntropy(torch.autograd.Function):
-    """Log odds (groups, bits, N) -> both entropies. Keeps the log odds and the mean assignment for the backward."""
+class _BinaryEntropy(OwnGradient):
+    """Log odds (groups, bits, N) -> both entropies, and what the backward pass needs beside the log odds."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, floor: float, shift: float) -> tuple[Tensor, Tensor]:
+    def forward(logits: Tensor, floor: float, shift: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         logits = logits.clamp(-_CERTAIN, _CERTAIN)
         total, correction, slope = _total(logits, floor)
         # H(sigmoid(l)) = softplus(l) - l sigmoid(l), the same for -l, whose terms do not cancel where l < 0
@@ -108,22 +109,30 @@ class _BinaryEntropy(torch.autograd.Function):
             codebook = -torch.special.xlogy(mean, mean.clamp_min(floor) + shift).sum()
         else:
             codebook = torch.special.entr(mean).sum()
-        ctx.save_for_backward(logits, mean.to(logits.dtype), count, slope)
-        ctx.floor, ctx.shift = floor, shift
-        return entropy / count, codebook
+        return entropy / count, codebook, mean.to(logits.dtype), count, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, ctx.floor, ctx.shift = inputs
+        _, _, *kept = output
+        ctx.mark_non_differentiable(*(result for result in kept if result is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, *kept)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> tuple[Tensor, None, None]:
-        with full_precision(of_sample):
+    def backward(ctx: Any, of_sample: Tensor | None, of_codebook: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        with full_precision(ctx.saved_tensors[0]):
             return _gradient(ctx, of_sample, of_codebook), None, None
 
 
-def _gradient(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> Tensor:
+def _gradient(ctx: Any, of_sample: Tensor | None, of_codebook: Tensor | None) -> Tensor:
     logits, mean, count, of_clamp = ctx.saved_tensors
+    logits = logits.clamp(-_CERTAIN, _CERTAIN)
     scale = world_size() / count
-    of_sample = (of_sample * scale).to(logits.dtype)
-    slope = (_codebook_slope(mean, ctx.floor, ctx.shift) * (of_codebook * scale)).to(logits.dtype)
+    of_sample = ((0 if of_sample is None else of_sample) * scale).to(logits.dtype)
+    of_codebook = (0 if of_codebook is None else of_codebook) * scale
+    slope = (_codebook_slope(mean, ctx.floor, ctx.shift) * of_codebook).to(logits.dtype)
     gradient = torch.empty_like(logits)
     width = _rows(logits)
     for start in range(0, logits.shape[2], width):

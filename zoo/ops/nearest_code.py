@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops import nearest_code_compiled, nearest_code_torch
+from zoo.ops.own_gradient import one_by_one
 from zoo.ops.precision import full_precision
 
 Metric = Literal["euclidean", "cosine", "dot"]
@@ -82,6 +83,9 @@ def _found(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
 @_nearest_code.register_fake
 def _(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=torch.int64)
+
+
+_nearest_code.register_vmap(functools.partial(one_by_one, _nearest_code))
 
 
 def backend(device: torch.device) -> Literal["compiled", "triton", "torch"]:

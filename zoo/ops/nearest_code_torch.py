@@ -40,7 +40,7 @@ class ScaledCodes:
 
     @classmethod
     def of(cls, codebook: Tensor, metric: str) -> ScaledCodes:
-        squared = torch.cat([part.double().square().sum(-1) for part in codebook.split(_rows(_BLOCK // 4, codebook))])
+        squared = _squared_lengths(codebook)
         usable = squared < _INFINITY
         squared = squared.where(usable, 0)
         scale = squared.rsqrt().where(squared > 0, 0) if metric == "cosine" else torch.ones_like(squared)
@@ -77,7 +77,7 @@ def _search_block(x: Tensor, codes: ScaledCodes) -> Tensor:
         for row in range(0, len(x), tile_rows):
             rows = slice(row, row + tile_rows)
             _update(single[rows], tile, bias, start, buffer, best[rows], second[rows], index[rows])
-    lengths = torch.cat([part.double().norm(dim=-1) for part in x.split(_rows(_BLOCK // 4, x))])
+    lengths = _squared_lengths(x).sqrt()
     settle(x, codes, index, best, second, margins(codes, lengths, _rounding(x)))
     return index
 
@@ -177,6 +177,15 @@ def _exact(x: Tensor, codes: ScaledCodes) -> Tensor:
         near = distances * (1 - rounding) <= nearest[rows] * (1 + rounding)
         index.scatter_reduce_(0, rows[near], indices[near], "amin")
     return index.where((lengths < _INFINITY) & (index < count), 0)
+
+
+def _squared_lengths(matrix: Tensor) -> Tensor:
+    """Of each row, (N,) float64; nothing that lives on is allocated between the blocks, which leaves no gaps."""
+    lengths = matrix.new_empty(len(matrix), dtype=torch.float64)
+    rows = _rows(_BLOCK // 16, matrix)
+    for part, place in zip(matrix.split(rows), lengths.split(rows)):
+        torch.sum(part.double().square_(), dim=-1, out=place)
+    return lengths
 
 
 def _rows(values: int, matrix: Tensor) -> int:

@@ -5,6 +5,7 @@ Paper: SoundStream, arXiv 2107.03312, section III-C.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from zoo.ops import nearest_code_compiled
 from zoo.ops.nearest_code import Metric, check_metric, search
+from zoo.ops.own_gradient import one_by_one
 from zoo.ops.precision import full_precision
 
 
@@ -62,3 +64,6 @@ def _residual_codes(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tens
 @_residual_codes.register_fake
 def _(x: Tensor, codebooks: Sequence[Tensor], metric: str) -> Tensor:
     return x.new_empty(x.shape[0], len(codebooks), dtype=torch.int64)
+
+
+_residual_codes.register_vmap(functools.partial(one_by_one, _residual_codes))

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from zoo.ops.recomputed import recomputed
 
 Score = Literal["squared_distance", "distance", "dot"]
 
@@ -68,7 +69,7 @@ def soft_cross_entropy(
 
     z, codes = z.float(), codes.float()
     parts = zip(chunked(z, len(codes)), chunked(indices, len(codes)))
-    return torch.stack([checkpoint(total, *part, use_reentrant=False) for part in parts]).sum() / max(1, len(z))
+    return torch.stack([recomputed(total, *part) for part in parts]).sum() / max(1, len(z))
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.ops.collective import sum_over_ranks, world_size
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.ops.precision import full_precision
 from zoo.ops.soft_assignment import Score, assignment_logits, check_assignment, chunked
 
@@ -45,16 +45,17 @@ def soft_entropy(
     check_assignment(z, codes, temperature, score)
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     with full_precision(z):
-        return _SoftEntropy.apply(z.to(dtype), codes.to(dtype), temperature, score, clamp, shift)
+        sample, codebook, _, _ = _SoftEntropy.apply(z.to(dtype), codes.to(dtype), temperature, score, clamp, shift)
+    return sample, codebook
 
 
-class _SoftEntropy(torch.autograd.Function):
+class _SoftEntropy(OwnGradient):
     """Keeps the vectors, the codes and the mean assignment for the backward pass, which computes the rest again."""
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, codes: Tensor, temperature: float, score: Score, clamp: float, shift: float
-    ) -> tuple[Tensor, Tensor]:
+        z: Tensor, codes: Tensor, temperature: float, score: Score, clamp: float, shift: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         total = z.new_zeros(len(codes))
         entropy = z.new_zeros((), dtype=wide)
@@ -73,28 +74,35 @@ class _SoftEntropy(torch.autograd.Function):
             codebook = -torch.special.xlogy(mean, mean.clamp_min(clamp) + shift).sum()
         else:
             codebook = torch.special.entr(mean).sum()
-        ctx.save_for_backward(z, codes, mean, count)
-        ctx.settings = temperature, score, clamp, shift
-        return entropy / count, codebook
+        return entropy / count, codebook, mean, count
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        z, codes, *ctx.settings = inputs
+        _, _, *kept = output
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z, codes, *kept)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, of_sample: Tensor, of_codebook: Tensor
+        ctx: Any, of_sample: Tensor | None, of_codebook: Tensor | None, *_: None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        with full_precision(of_sample):
+        with full_precision(ctx.saved_tensors[0]):
             return *_gradients(ctx, of_sample, of_codebook), None, None, None, None
 
 
-def _gradients(ctx: Any, of_sample: Tensor, of_codebook: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, of_sample: Tensor | None, of_codebook: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     z, codes, mean, count = ctx.saved_tensors
     temperature, score, clamp, shift = ctx.settings
     scale = world_size() / count
-    of_sample = (of_sample * scale).to(z.dtype)
+    of_sample = ((0 if of_sample is None else of_sample) * scale).to(z.dtype)
+    of_codebook = (0 if of_codebook is None else of_codebook) * scale
     inside = mean.clamp_min(max(clamp, torch.finfo(z.dtype).tiny)) + shift
     # derivative of the codebook entropy by the mean assignment, up to a constant, to which the softmax is blind
     slope = -inside.log() - torch.where(mean > clamp, mean / inside, 0)
-    slope = ((slope - (slope * mean).sum()) * (of_codebook * scale)).to(z.dtype)
+    slope = ((slope - (slope * mean).sum()) * of_codebook).to(z.dtype)
     of_z = torch.zeros_like(z) if ctx.needs_input_grad[0] else None
     of_codes = torch.zeros_like(codes) if ctx.needs_input_grad[1] else None
     start = 0

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.ops.precision import full_precision
 
 
@@ -27,20 +27,22 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
         return _Sparsemax.apply(wide).movedim(-1, dim)
 
 
-class _Sparsemax(torch.autograd.Function):
+class _Sparsemax(OwnGradient):
     """Along the last dimension; the derivative takes the mean over the support off the gradient there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         x = x - x.amax(-1, keepdim=True)
         falling = x.sort(dim=-1, descending=True).values
         sums = falling.cumsum(-1)
         numbers = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
         support = (1 + numbers * falling > sums).sum(-1, keepdim=True)
         threshold = (sums.gather(-1, support - 1) - 1) / support
-        weights = (x - threshold).clamp_min(0)
-        ctx.save_for_backward(weights)
-        return weights
+        return (x - threshold).clamp_min(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
 
     @staticmethod
     @once_differentiable

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from zoo.ops.precision import full_precision
+from zoo.ops.recomputed import recomputed
 
 _LEAST_WEIGHT = 1 / 255
 _LEAST_ROOT = 0.1  # under the root of the larger eigenvalue, so that round Gaussians reach a little farther
@@ -104,4 +104,4 @@ def _tile(
         counts = (exponent >= 0) & (weights >= _LEAST_WEIGHT) & reached[:, some, None, None]
         return torch.einsum("bnhw,bnc->bchw", weights * counts, features)
 
-    return checkpoint(total, centres[:, some], conics[:, some], features[:, some], use_reentrant=False)
+    return recomputed(total, centres[:, some], conics[:, some], features[:, some])

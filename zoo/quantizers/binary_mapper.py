@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.ops.bit_tables import joint_probabilities, sum_by_bit
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, linear
 from zoo.quantizers.bit_indices import bits_to_indices
 
@@ -70,13 +70,16 @@ class BinaryMapper(Quantizer):
         return F.embedding(indices, self.codebook.weight.float())
 
 
-class _Lookup(torch.autograd.Function):
+class _Lookup(OwnGradient):
     """Rows (N, D) of a table (2^H, D) by index; the log odds (N, H) get the gradient of the expected row."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, table, indices)
+    def forward(logits: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         return F.embedding(indices, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.ops import nearest_code, sparsemax
 from zoo.ops.precision import full_precision
+from zoo.ops.recomputed import recomputed
 from zoo.ops.soft_assignment import chunked
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 
@@ -72,7 +72,7 @@ class FiniteDiscrete(Quantizer):
         levels = (indices.view(z.shape[:-1]),)
         if not self.training:
             return Quantized(F.embedding(indices, table).view_as(z), levels)
-        parts = [checkpoint(self._mix, chunk, use_reentrant=False) for chunk in chunked(flat, len(table))]
+        parts = [recomputed(self._mix, chunk) for chunk in chunked(flat, len(table))]
         codes, supports = zip(*parts)
         support = torch.stack(supports).sum().float() / max(1, len(flat))
         return Quantized(torch.cat(codes).view_as(z), levels, statistics={"support": support})

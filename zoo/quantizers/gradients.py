@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from zoo.config import Config
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.quantizers.base import straight_through
 
 
@@ -82,13 +82,16 @@ class DiVeQConfig(GradientConfig):
         return z + F.normalize(noisy, dim=-1) * error.norm(dim=-1, keepdim=True)
 
 
-class _Rotation(torch.autograd.Function):
+class _Rotation(OwnGradient):
     """Exactly the codes. Backward: the transpose of the rotation from latent to code, times the ratio of lengths."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(z, codes)
+    def forward(z: Tensor, codes: Tensor) -> Tensor:
         return codes.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable

@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.ops import nearest_code
 from zoo.ops.precision import full_precision
+from zoo.ops.recomputed import recomputed
 from zoo.ops.soft_assignment import chunked
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
 
@@ -75,7 +75,7 @@ class Gumbel(Quantizer):
             return Quantized(F.embedding(indices, table).view_as(z), (indices.view(z.shape[:-1]),))
         noises = repeat(None) if noise is None else chunked(noise.flatten(0, -2), len(table))
         parts = [
-            checkpoint(self._sample, chunk, weight, bias, table, of_chunk, use_reentrant=False)
+            recomputed(self._sample, chunk, weight, bias, table, of_chunk)
             for chunk, of_chunk in zip(chunked(flat, len(table)), noises)
         ]
         codes, indices, divergences = zip(*parts)

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.ops import nearest_code
+from zoo.ops.own_gradient import OwnGradient, once_differentiable
 from zoo.ops.soft_assignment import chunked
 from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error
 from zoo.quantizers.regularisers import SoftEntropyConfig
@@ -73,14 +73,17 @@ class IndexBackpropagation(Quantizer):
         return F.embedding(indices, self.codebook.weight.float())
 
 
-class _IndexBackpropagation(torch.autograd.Function):
+class _IndexBackpropagation(OwnGradient):
     """Forward: codes by index. Backward: of (onehot - sg(p) + p) @ codebook with p = softmax(z @ codebook^T), in chunks
     of latents, so that no N x K table is kept."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(z, table, indices)
+    def forward(z: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         return F.embedding(indices, table)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
