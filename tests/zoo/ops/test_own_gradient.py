@@ -88,8 +88,12 @@ def test_gradients_of_items_are_those_of_each_alone(function: Callable[[Tensor],
 
 def test_a_jacobian_has_the_slopes_of_every_result() -> None:
     z = latents(4)
-    rows = [slope(lambda z, at=at: sparsemax(z).flatten()[at], z) for at in range(z.numel())]
-    torch.testing.assert_close(jacrev(lambda z: sparsemax(z).flatten())(z), torch.stack(rows))
+
+    def row(at: int) -> Tensor:
+        return slope(lambda z: sparsemax(z).flatten()[at], z)
+
+    rows = torch.stack([row(at) for at in range(z.numel())])
+    torch.testing.assert_close(jacrev(lambda z: sparsemax(z).flatten())(z), rows)
 
 
 @every
