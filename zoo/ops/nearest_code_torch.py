@@ -184,7 +184,7 @@ def _squared_lengths(matrix: Tensor) -> Tensor:
     lengths = matrix.new_empty(len(matrix), dtype=torch.float64)
     rows = _rows(_BLOCK // 16, matrix)
     for part, place in zip(matrix.split(rows), lengths.split(rows)):
-        torch.sum(part.double().square_(), dim=-1, out=place)
+        torch.sum(part.double().square(), dim=-1, out=place)
     return lengths
 
 
