@@ -47,7 +47,7 @@ class SpeechFeatures:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         if x.is_meta:  # a trace of how far outputs see, for which no speech model is to be read
-            raise ValueError("features of speech may see the whole signal")
+            raise ValueError("expected samples with data, got some of the meta device: features of speech may see all")
         frames = self.frames(x.shape[-1])
         features = self.compute(x.float())
         if features.shape[1] != frames:

@@ -150,10 +150,10 @@ class Layton(Tokenizer):
             raise ValueError(f"steps: expected 1 to {len(known)}, got {steps}")
         times = known[:steps]
         noise = item_noise(self.noise_shape(codes), seed, noise)
+        learns = iter([False] * (len(times) - 1) + [torch.is_grad_enabled()])  # gradients go through the last step
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            last = torch.is_grad_enabled() and int(time[0]) == times[-1]
-            with torch.set_grad_enabled(last):
+            with torch.set_grad_enabled(next(learns)):
                 return self.predict(x.to(codes.dtype), time, codes)
 
         return consistent(predict, noise.to(codes), config.share(), times, config.prediction).to(codes)

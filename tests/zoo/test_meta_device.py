@@ -111,6 +111,26 @@ def test_constants_are_not_rounded_by_half_precision(name: str) -> None:
             assert torch.equal(again.get_buffer(key), value), key
 
 
+@every
+@pytest.mark.parametrize("training", [False, True])
+def test_passes_on_the_meta_device_compute_shapes(name: str, training: bool) -> None:
+    """What counters of operations run."""
+    model = tiny.build(name)
+    x = tiny.signal(model)
+    with torch.device("meta"):
+        other = type(model)(model.config)
+    if name.startswith("xcodec"):
+        with pytest.raises(ValueError, match="expected samples with data, got some of the meta device"):
+            other.train(training)(x.to("meta"))
+        return
+    output, wanted = other.train(training)(x.to("meta")), model.train(training)(x)
+    assert output.reconstruction.is_meta
+    assert output.reconstruction.shape == wanted.reconstruction.shape
+    assert [level.shape for level in output.quantized.levels] == [level.shape for level in wanted.quantized.levels]
+    if training and output.reconstruction.requires_grad:
+        output.reconstruction.sum().backward()
+
+
 def test_a_loss_of_the_meta_device_is_the_same() -> None:
     config = MelConfig(16_000, n_fft=64, hop_length=16, n_mels=8)
     with torch.device("meta"):

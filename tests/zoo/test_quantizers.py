@@ -57,6 +57,7 @@ from zoo.quantizers import (
     VQBridgeConfig,
     bits_per_code,
 )
+from zoo.quantizers.base import usage_statistics
 
 CONFIGS: dict[str, QuantizerConfig] = {
     "vector": VectorConfig(codebook_size=37, dim=6),
@@ -157,13 +158,20 @@ def latents(config: QuantizerConfig, *shape: int, seed: int = 0) -> Tensor:
 
 
 @every
-def test_shapes_alone_are_computed_on_the_meta_device(config: QuantizerConfig) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_shapes_alone_are_computed_on_the_meta_device(config: QuantizerConfig, training: bool) -> None:
     """What counters of operations run."""
-    expected = built(config).eval()(latents(config))
+    expected = built(config).train(training)(latents(config))
     with torch.device("meta"):
-        quantized = config.build().eval()(latents(config).to("meta"))
+        quantizer = config.build().train(training)
+        quantized = quantizer(latents(config).to("meta").requires_grad_())
+        if training and quantized.codes.requires_grad:
+            sum((loss.sum() for loss in quantized.losses.values()), quantized.codes.sum()).backward()
+    assert quantizer(latents(config).to("meta")).codes.is_meta  # a batch after the first
     assert quantized.codes.shape == expected.codes.shape
     assert quantized.codes.is_meta
+    for found, wanted in ((quantized.losses, expected.losses), (quantized.statistics, expected.statistics)):
+        assert {name: value.shape for name, value in found.items()} == {k: v.shape for k, v in wanted.items()}
     assert [(level.shape, level.dtype) for level in quantized.levels] == [
         (level.shape, level.dtype) for level in expected.levels
     ]
@@ -428,6 +436,16 @@ def test_usage_and_perplexity() -> None:
     assert statistics["perplexity"].item() == pytest.approx(2.0)
     assert statistics["code_entropy"].item() == pytest.approx(math.log(2))
     assert statistics["dead_codes"].item() == 2
+
+
+def test_codes_of_a_huge_vocabulary_are_counted() -> None:
+    indices = torch.tensor([[1 << 40, 5, 1 << 40, 7]])
+    found, small = usage_statistics((indices,), (1 << 41,)), usage_statistics((indices % 11,), (11,))
+    assert found["perplexity"].item() == pytest.approx(math.exp(1.5 * math.log(2)))
+    assert torch.equal(found["dead_codes"], torch.tensor(float((1 << 41) - 3)))
+    assert torch.equal(found["perplexity"], small["perplexity"])
+    empty = usage_statistics((indices[:, :0],), (1 << 41,))
+    assert empty["usage"].item() == 0
 
 
 @pytest.mark.parametrize(("size", "bits"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (1 << 18, 18), ((1 << 60) + 1, 61)])

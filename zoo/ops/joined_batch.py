@@ -35,8 +35,9 @@ def joined_code_sums(x: Tensor, indices: Tensor, count: int) -> tuple[Tensor, Te
 
 def joined_seed(device: torch.device) -> int:
     """A seed drawn from the global generator of the first process, the same on all; device: that of the batch."""
-    seed = torch.randint(2**31, ()).to(device)
+    seed = torch.randint(2**31, (), device="cpu")
     if world_size() > 1:
+        seed = seed.to(device)
         torch.distributed.broadcast(seed, src=0)
     return int(seed)
 

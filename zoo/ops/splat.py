@@ -87,9 +87,9 @@ def _reached(first: Tensor, end: Tensor, visible: Tensor, column: int, row: int)
 def _tile(
     centres: Tensor, conics: Tensor, features: Tensor, reached: Tensor, top: int, left: int, height: int, width: int
 ) -> Tensor:
-    """(B, C, height, width) of the Gaussians that reach the tile; exported programs, of fixed sizes, go over all."""
+    """(B, C, height, width) of the Gaussians that reach the tile; of fixed sizes, as exported programs have, of all."""
     everyone = torch.arange(reached.shape[1], device=reached.device)
-    some = everyone if torch.compiler.is_exporting() else everyone[reached.any(0)]
+    some = everyone if torch.compiler.is_exporting() or reached.is_meta else everyone[reached.any(0)]
     if len(some) == 0:
         return features.new_zeros(len(features), features.shape[2], height, width)
     rows = torch.arange(top, top + height, device=centres.device, dtype=centres.dtype)

@@ -230,9 +230,10 @@ def usage_statistics(
 
 
 def _counts(indices: Tensor, size: int) -> Tensor:
-    """How often each code occurs among indices (N,); of more codes than a table should have, those that do."""
+    """How often each code occurs among indices (N,); of more than a table should have, those that do and zeros."""
     if size > _MOST_COUNTED:
-        return indices.unique(return_counts=True)[1]
+        ordered, size = indices.sort().values, len(indices)
+        indices = (ordered.diff(prepend=ordered[:1]) != 0).cumsum(0)
     return indices.new_zeros(size).index_add_(0, indices, torch.ones_like(indices))
 
 

@@ -144,12 +144,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Tensor) -> Tensor | None:
-        """Put the codes on the k-means centres of latents (N, D), once, if so configured.
+        """Put the codes on the k-means centres of latents (N, D), once, if so configured; not on the meta device.
 
         Returns:
             The number (K,) of latents of each centre when it did so, else None.
         """
-        if self.config.start != "kmeans" or bool(self.started):
+        if self.config.start != "kmeans" or z.is_meta or bool(self.started):
             return None
         size = len(self.weight)
         vectors = joined_sample(z, _START_VECTORS * size)
@@ -202,7 +202,9 @@ class RunningStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, weight: Tensor, z: Tensor, indices: Tensor) -> None:
-        """One step with latents (N, D) and their indices (N,): moves the codes (K, D) and revives dead ones."""
+        """One step with latents (N, D) and their indices (N,): moves the codes (K, D) and revives dead ones, which the
+        meta device cannot tell.
+        """
         if isinstance(self.config, DirectionCodebookConfig):
             z = F.normalize(z, dim=-1)
         sums, counts = joined_code_sums(z, indices, len(weight))
@@ -218,7 +220,7 @@ class RunningStatistics(nn.Module):
         if isinstance(self.config, DirectionCodebookConfig):
             towards = F.normalize(torch.where(counts[:, None] > 0, sums.to(weight.dtype), weight), dim=-1)
             weight.lerp_(towards, rate.to(weight.dtype))
-        if self.config.revive_below > 0:
+        if self.config.revive_below > 0 and not z.is_meta:
             self._revive(weight, z)
 
     def _revive(self, weight: Tensor, z: Tensor) -> None:
@@ -250,7 +252,9 @@ class PullOfUnused(nn.Module):
 
     @torch.no_grad()
     def update(self, weight: Tensor, z: Tensor, indices: Tensor, metric: Metric) -> None:
-        """One step of codes (K, D) after latents (N, D) took the codes of their indices (N,)."""
+        """One step of codes (K, D) after latents (N, D) took those of their indices (N,); not on the meta device."""
+        if z.is_meta:
+            return
         size, decay = len(weight), self.config.decay
         counts = joined_code_sums(z, indices, size)[1]
         latents = joined_sample(z, _START_VECTORS * size)
@@ -283,8 +287,9 @@ class Affine(nn.Module):
     def update(self, z: Tensor, weight: Tensor) -> None:
         """Take in latents (N, D), N over all processes, and codes (K, D)."""
         wide = torch.float32 if z.device.type == "mps" else torch.float64
-        finite = z[z.isfinite().all(dim=1)].to(wide)
-        moments = torch.stack([torch.full_like(finite[:1].sum(0), len(finite)), finite.sum(0), finite.square().sum(0)])
+        finite = z.isfinite().all(dim=1, keepdim=True)
+        kept = torch.where(finite, z, 0).to(wide)
+        moments = torch.stack([finite.sum(0, dtype=wide).expand(z.shape[1]), kept.sum(0), kept.square().sum(0)])
         sum_over_ranks(moments)
         count = moments[0].clamp_min(1)
         mean = moments[1] / count

@@ -47,10 +47,11 @@ class LevelDropoutConfig(Config):
 
     def draw_batch(self, most: int, device: torch.device) -> int:
         """A number of levels, at most `most`, for a batch; the same on all processes."""
-        number = self._draw(1, most).to(device)
+        number = self._draw(1, most)
         if float(torch.rand((), device="cpu")) >= self.share:
             number.fill_(most)
         if world_size() > 1:
+            number = number.to(device)
             torch.distributed.broadcast(number, src=0)
         return int(number)
 

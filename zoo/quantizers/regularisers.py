@@ -93,7 +93,7 @@ class OrthogonalityConfig(Config):
         if self.codes == "active":
             active = torch.zeros(len(codes), device=codes.device).index_fill_(0, indices, 1)
             sum_over_ranks(active)
-            codes = codes[active > 0]
+            codes = codes if codes.is_meta else codes[active > 0]
         if self.maximum is not None and len(codes) > self.maximum:
             generator = torch.Generator().manual_seed(joined_seed(codes.device))
             codes = codes[torch.randperm(len(codes), generator=generator)[: self.maximum].to(codes.device)]

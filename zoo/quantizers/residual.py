@@ -175,7 +175,7 @@ class Residual(Quantizer):
         dropout = self.config.dropout if self.training else None
         counts, used = None, range(self.config.num_levels)
         if dropout is not None and dropout.per_item:
-            counts = self.draw_items(len(z)).to(z.device)
+            counts = self.draw_items(len(z))
         elif dropout is not None:
             used = range(dropout.draw_batch(self.config.num_levels, z.device))
         return self._quantize_levels(z, used, counts)
@@ -200,7 +200,7 @@ class Residual(Quantizer):
                 part = level.quantize(inputs)
             codes = self._coarsened(part.codes, q)
             residual = residual - (codes if config.gradient == "through" else codes.detach())
-            total = total + (codes if counts is None else codes * _per_item(counts > q, codes))
+            total = total + (codes if counts is None else codes * _per_item((counts > q).to(z.device), codes))
             parts.append(part)
         return self._joined(z, total, parts)
 
@@ -284,22 +284,25 @@ class Residual(Quantizer):
 
 
 def _of_items(level: Quantizer, z: Tensor, used: Tensor) -> Quantized:
-    """A level in training on the items (B,) that use it; the others get their codes and indices, and nothing else."""
-    part = level.quantize(z[used])
+    """A level in training on the items (B,) that use it, which the CPU tells; the others get their codes and indices,
+    and nothing else.
+    """
+    inside, outside = (items.nonzero().flatten().to(z.device) for items in (used, ~used))
+    part = level.quantize(z[inside])
     with evaluating(level):
-        rest = level.quantize(z[~used])
+        rest = level.quantize(z[outside])
     share = used.float().mean() if len(z) else z.new_ones(())
     return Quantized(
-        _merged(used, part.codes, rest.codes),
-        tuple(_merged(used, a, b) for a, b in zip(part.levels, rest.levels)),
+        _merged(inside, part.codes, outside, rest.codes),
+        tuple(_merged(inside, a, outside, b) for a, b in zip(part.levels, rest.levels)),
         {name: loss * share for name, loss in part.losses.items()},
         part.statistics,
     )
 
 
-def _merged(used: Tensor, where: Tensor, elsewhere: Tensor) -> Tensor:
-    merged = where.new_zeros(len(used), *where.shape[1:])
-    return merged.index_put((used.nonzero()[:, 0],), where).index_put(((~used).nonzero()[:, 0],), elsewhere)
+def _merged(inside: Tensor, where: Tensor, outside: Tensor, elsewhere: Tensor) -> Tensor:
+    merged = where.new_zeros(len(inside) + len(outside), *where.shape[1:])
+    return merged.index_put((inside,), where).index_put((outside,), elsewhere)
 
 
 def _per_item(values: Tensor, like: Tensor) -> Tensor:
