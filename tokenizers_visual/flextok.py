@@ -5,7 +5,6 @@ Paper: arXiv 2502.13967; norm guidance (APG): arXiv 2410.02416. Original: apple/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_visual.flextok_blocks import Block, plain_norm, through
 from zoo.checkpoint import KeyMap
 from zoo.config import Config
 from zoo.interop.diffusers import KEY_MAP as DIFFUSERS_KEY_MAP
 from zoo.layers.base_autoencoder import VariationalBase, VariationalBaseConfig
 from zoo.layers.ddim import item_noise
 from zoo.layers.diffusion_transformer import WaveEmbedding, flow_times, image_of, interpolate
-from zoo.layers.packed import Linear
 from zoo.layers.positions import sine_grid
 from zoo.layers.query_transformer import TransformerSizes
-from zoo.layers.transformer import GatedMLP
 from zoo.prefix import PrefixTokenizer
 from zoo.quantizers import FiniteScalarConfig, Quantized, QuantizerConfig
 from zoo.registry import register
@@ -175,58 +173,6 @@ def _norm_guided(velocity: Tensor, difference: Tensor, running: Tensor | None) -
     return across.to(velocity.dtype).view_as(velocity), running
 
 
-def _plain_norm(x: Tensor) -> Tensor:
-    """Layer norm without weights."""
-    return F.layer_norm(x, x.shape[-1:])
-
-
-def _added(x: Tensor, factor: Tensor, y: Tensor, parts: Sequence[int]) -> Tensor:
-    """x + factor y for y (B, L, C), each part of the sequence with its row of factors (B, parts, C); x is (B, L, C) or
-    such rows.
-    """
-    lengths = [1] * len(parts) if x.shape == factor.shape else list(parts)
-    pieces = zip(x.split(lengths, 1), factor.split(1, 1), y.split(list(parts), 1), strict=True)
-    return torch.cat([torch.addcmul(*piece) for piece in pieces], 1)
-
-
-class _Attention(nn.Module):
-    """Attention of normalised queries and keys, scaled by 8 / width of a head; no biases."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.proj = (Linear(width, width, bias=False) for _ in range(4))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        q, k = _plain_norm(q), _plain_norm(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=8 / q.shape[-1])
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-class _Block(nn.Module):
-    """The pre-norm block, its norms without weights; with `modulations` (per part of the sequence) by a condition."""
-
-    def __init__(self, width: int, heads: int, modulations: int = 0) -> None:
-        super().__init__()
-        self.attention = _Attention(width, heads)
-        self.mlp = GatedMLP(width, 2 * 4 * width // 3)
-        self.modulation = nn.Linear(width, modulations * 6 * width) if modulations else None
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, condition: Tensor | None = None, parts: Sequence[int] = ()
-    ) -> Tensor:
-        """`condition`: (B, width); `parts`: lengths of the parts of the sequence."""
-        if self.modulation is None or condition is None:
-            x = x + self.attention(_plain_norm(x), mask)
-            return x + self.mlp(_plain_norm(x))
-        rows = self.modulation(F.silu(condition)).unflatten(-1, (-1, 6, x.shape[-1]))  # (B, modulations, 6, width)
-        parts = parts if rows.shape[1] > 1 else (x.shape[1],)
-        gate1, gate2, shift1, scale1, shift2, scale2 = rows.unbind(2)
-        x = _added(x, gate1, self.attention(_added(shift1, 1 + scale1, _plain_norm(x), parts), mask), parts)
-        return _added(x, gate2, self.mlp(_added(shift2, 1 + scale2, _plain_norm(x), parts)), parts)
-
-
 class _Patches(nn.Module):
     """The base's latents (B, h, w, dim) -> patches (B, h w / p^2, width), with the positions of their grid."""
 
@@ -252,16 +198,12 @@ class _Encoder(nn.Module):
         width = config.encoder.width
         self.patches = _Patches(config, width, grid)
         self.registers = nn.Parameter(torch.randn(config.num_tokens, width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, config.encoder.heads) for _ in range(config.encoder.layers))
+        self.blocks = nn.ModuleList(Block(width, config.encoder.heads) for _ in range(config.encoder.layers))
 
     def forward(self, base_latent: Tensor) -> Tensor:
         patches = self.patches(base_latent)
         x = torch.cat([patches, self.registers.expand(patches.shape[0], -1, -1).to(patches.dtype)], 1)
-        place = torch.arange(x.shape[1], device=x.device)
-        mask = (place <= place[:, None]) | (place < patches.shape[1])
-        for block in self.blocks:
-            x = block(x, mask)
-        return x[:, patches.shape[1] :]
+        return through(self.blocks, x, slice(patches.shape[1], None), seen=patches.shape[1])
 
 
 class _Decoder(nn.Module):
@@ -279,7 +221,7 @@ class _Decoder(nn.Module):
         self.time = WaveEmbedding(width, base=256.0)
         modulations = 2 if config.separate_modulation else 1
         self.blocks = nn.ModuleList(
-            _Block(width, config.decoder.heads, modulations) for _ in range(config.decoder.layers)
+            Block(width, config.decoder.heads, modulations) for _ in range(config.decoder.layers)
         )
         self.modulation = nn.Linear(width, 2 * width)
         self.to_velocity = nn.Linear(width, config.patch_size**2 * config.base.dim)
@@ -304,10 +246,9 @@ class _Decoder(nn.Module):
         patches = self.patches(x)
         sequence = torch.cat([patches, tokens.to(patches.dtype)], 1)
         parts = (patches.shape[1], tokens.shape[1])
-        for block in self.blocks:
-            sequence = block(sequence, None, condition, parts)
+        patches = through(self.blocks, sequence, slice(parts[0]), condition, parts=parts)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, -1)
-        patches = self.to_velocity(_plain_norm(sequence[:, : parts[0]]) * (1 + scale) + shift)
+        patches = self.to_velocity(plain_norm(patches) * (1 + scale) + shift)
         return image_of(patches, self.patch_size, (self.grid, self.grid)).movedim(1, -1)
 
 

@@ -32,9 +32,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     seen: list[torch.Size] = []
     run = attention._run
 
-    def counted(q: Tensor, k: Tensor, v: Tensor, library: ctypes.CDLL | None) -> Tensor:
+    def counted(
+        q: Tensor, k: Tensor, v: Tensor, open_keys: int | None, scale: float | None, library: ctypes.CDLL | None
+    ) -> Tensor:
         seen.append(q.shape)
-        return run(q, k, v, library)
+        return run(q, k, v, open_keys, scale, library)
 
     monkeypatch.setattr(attention, "_run", counted)
     return seen
@@ -46,10 +48,14 @@ def made(batch: int, heads: int, queries: int, keys: int, width: int, seed: int 
     return q, k, v
 
 
-def by_definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def by_definition(q: Tensor, k: Tensor, v: Tensor, seen: int | None = None, scale: float | None = None) -> Tensor:
     q, k, v = q.double(), k.double(), v.double()
-    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if seen is not None:
+        queries, keys = scores.shape[-2:]
+        for query in range(queries):
+            scores[..., query, max(seen, query + 1 + keys - queries) :] = -torch.inf
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 @given(
@@ -82,7 +88,38 @@ def test_every_query_is_reached_by_the_kernel(
     q, k, v = made(*sizes)
     with torch.no_grad():
         torch.testing.assert_close(attend(q, k, v).double(), by_definition(q, k, v), rtol=1e-5, atol=2e-6)
-    assert calls == [q.shape]
+        if sizes[2] <= sizes[3]:
+            exact = by_definition(q, k, v, sizes[3] // 3)
+            torch.testing.assert_close(attend(q, k, v, sizes[3] // 3).double(), exact, rtol=1e-5, atol=2e-6)
+    assert set(calls) == {q.shape}
+
+
+@given(
+    queries=st.integers(1, 130),
+    more=st.integers(0, 90),
+    share=st.floats(0, 1),
+    width=st.integers(1, 40),
+    scale=st.floats(0.01, 2.0),
+    seed=st.integers(0, 99),
+)
+def test_some_keys_are_seen_by_all_and_others_from_their_own_place_on(
+    queries: int, more: int, share: float, width: int, scale: float, seed: int
+) -> None:
+    q, k, v = made(2, 2, queries, queries + more, width, seed)
+    seen = round(share * (queries + more))
+    exact = by_definition(q, k, v, seen, scale)
+    torch.testing.assert_close(attend(q.double(), k.double(), v.double(), seen, scale=scale), exact)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, seen, scale=scale).double(), exact, rtol=1e-4, atol=2e-5)
+
+
+def test_keys_that_all_see_are_a_number_that_there_is() -> None:
+    q, k, v = made(1, 1, 50, 60, 8)
+    for seen in (-1, 61):
+        with pytest.raises(ValueError, match=rf"expected 0 to 60 keys .*, got {seen}, 50"):
+            attend(q, k, v, seen)
+    with pytest.raises(ValueError, match=r"expected 0 to 50 keys .*, got 3, 60"):
+        attend(k, q, q, 3)
 
 
 @needs_kernel

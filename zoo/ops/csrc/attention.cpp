@@ -1,4 +1,4 @@
-// softmax(q k^T / sqrt(width)) v of many heads, in float32: scores stay in the cache of a core.
+// softmax(scale q k^T) v of many heads, in float32: scores stay in the cache of a core.
 //
 // Any number of threads may call the function with the same task: each takes part after part of a head's queries.
 
@@ -41,6 +41,10 @@ struct Task {
     int64_t block;   // queries that a thread takes at a time, of one head
     int64_t next;    // the first such part that nobody has taken
     int64_t failed;  // becomes 1 where there is no memory
+    int64_t open;    // keys that all queries see; a query, of the last positions, sees others up to its own
+    float scale;
+
+    int64_t seen_by(int64_t query) const { return std::max(open, query + 1 + keys - queries); }
 };
 
 struct Free {
@@ -119,7 +123,7 @@ void zoo_attention(Task* task) {
         __atomic_store_n(&task->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+    const float scale = task->scale;
     int64_t known = -1;
     for (;;) {
         const int64_t part = __atomic_fetch_add(&task->next, 1, __ATOMIC_RELAXED), pair = part / parts;
@@ -140,26 +144,36 @@ void zoo_attention(Task* task) {
         const int64_t end = std::min(task->queries, (part % parts + 1) * task->block);
         for (int64_t first = part % parts * task->block; first < end; first += at_once) {
             const int64_t count = std::min(at_once, end - first), filled = up_to(count, rows);
+            const auto query_of = [=](int64_t r) { return first + std::min(r, count - 1); };
+            const auto seen = [=](int64_t r) { return task->seen_by(query_of(r)); };  // grows with r
             for (int64_t r = 0; r < filled; ++r) {
-                const int64_t query = first + std::min(r, count - 1);
+                const int64_t query = query_of(r);
                 const float* from = task->q.data + item * task->q.item + head * task->q.head + query * task->q.position;
                 for (int64_t i = 0; i < width; ++i) queries[r * width + i] = from[i] * scale;
             }
-            for (int64_t s = 0; s < row; s += tile) {
+            for (int64_t s = 0; s < seen(filled); s += tile) {
                 for (int64_t r = 0; r < filled; r += rows) {
+                    if (s >= seen(r + rows - 1)) continue;
                     product<most>(
                         &queries[r * width], width, &columns[s * width], tile, width, &scores[r * row + s], row
                     );
                 }
             }
             for (int64_t r = 0; r < filled; r += rows) {
+                const int64_t most_seen = seen(r + rows - 1);
                 float sums[rows];
-                for (int i = 0; i < rows; ++i) sums[i] = exponentials(&scores[(r + i) * row], keys);
+                for (int i = 0; i < rows; ++i) {
+                    float* x = &scores[(r + i) * row];
+                    sums[i] = exponentials(x, seen(r + i));
+                    std::fill(x + seen(r + i), x + most_seen, 0.0f);
+                }
                 int64_t c = 0;
                 for (; c + most * lanes <= wide; c += most * lanes) {
-                    product<most>(&scores[r * row], row, &values[c], wide, keys, &mixed[c], wide);
+                    product<most>(&scores[r * row], row, &values[c], wide, most_seen, &mixed[c], wide);
                 }
-                for (; c < wide; c += lanes) product<1>(&scores[r * row], row, &values[c], wide, keys, &mixed[c], wide);
+                for (; c < wide; c += lanes) {
+                    product<1>(&scores[r * row], row, &values[c], wide, most_seen, &mixed[c], wide);
+                }
                 for (int64_t i = 0; i < std::min<int64_t>(rows, count - r); ++i) {
                     float* y = task->y + ((item * task->queries + first + r + i) * task->heads + head) * width;
                     const float share = 1.0f / sums[i];

@@ -8,6 +8,7 @@ import math
 import sys
 
 HEADS, QUERIES, KEYS, WIDTH = 2, 7, 9, 5
+OPEN, SCALE = 4, 0.4
 
 
 class Part(ctypes.Structure):
@@ -23,6 +24,8 @@ class Task(ctypes.Structure):
         *((name, Part) for name in ("q", "k", "v")),
         ("y", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("items", "heads", "queries", "keys", "width", "block", "next", "failed")),
+        ("open", ctypes.c_int64),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -35,14 +38,15 @@ def main(path: str) -> int:
     parts = [
         Part(ctypes.addressof(array), 0, count * WIDTH, WIDTH) for array, count in zip(arrays, (QUERIES, KEYS, KEYS))
     ]
-    library.zoo_attention(ctypes.byref(Task(*parts, ctypes.addressof(y), 1, HEADS, QUERIES, KEYS, WIDTH, 4, 0, 0)))
+    task = Task(*parts, ctypes.addressof(y), 1, HEADS, QUERIES, KEYS, WIDTH, 4, 0, 0, OPEN, SCALE)
+    library.zoo_attention(ctypes.byref(task))
     q, k, v = values
     for head in range(HEADS):
         for query in range(QUERIES):
             row = q[(head * QUERIES + query) * WIDTH :][:WIDTH]
             weights = [
-                math.exp(sum(a * b for a, b in zip(row, k[(head * KEYS + key) * WIDTH :])) / math.sqrt(WIDTH))
-                for key in range(KEYS)
+                math.exp(SCALE * sum(a * b for a, b in zip(row, k[(head * KEYS + key) * WIDTH :])))
+                for key in range(max(OPEN, query + 1 + KEYS - QUERIES))
             ]
             for i in range(WIDTH):
                 mixed = sum(weight * v[(head * KEYS + key) * WIDTH + i] for key, weight in enumerate(weights))
