@@ -273,6 +273,17 @@ def test_gradients_of_torch_func_are_those_of_autograd(config: QuantizerConfig) 
 
 
 @every
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*")
+@pytest.mark.parametrize("training", [False, True])
+def test_linear_maps_of_eight_bits_quantize(config: QuantizerConfig, training: bool) -> None:
+    quantizer = built(config).eval()
+    narrow = torch.ao.quantization.quantize_dynamic(quantizer, {torch.nn.Linear}, dtype=torch.qint8).train(training)
+    quantized = narrow(latents(config))
+    assert quantized.codes.isfinite().all()
+    assert narrow.indices_to_codes(*quantized.levels).shape == quantized.codes.shape
+
+
+@every
 def test_torch_func_quantizes_items_one_by_one(config: QuantizerConfig) -> None:
     quantizer, z = built(config).eval(), latents(config)
     found = torch.func.vmap(lambda item: quantizer(item[None]).levels)(z)

@@ -238,8 +238,6 @@ def test_pruned_and_parametrised_layers_count(name: str) -> None:
 @every
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*")
 def test_linear_maps_of_eight_bits_encode_and_decode(name: str) -> None:
-    if name == "taming_vqgan":
-        pytest.skip("its quantizer searches the weights of a linear map")
     model = tiny.build(name)
     narrow = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     tokens, signal = both_ways(narrow)

@@ -191,6 +191,10 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
     return codes.detach() + (z - z.detach())
 
 
+class LinearTable(nn.Linear):
+    """A linear map whose weights a quantizer reads as a table; what swaps plain ones, as for eight bits, leaves it."""
+
+
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear map or convolution in float32, whatever the autocast state and its dtype; hooks and wraps take part."""
     narrow = {name: weight.float() for name, weight in layer.named_parameters() if weight.dtype != torch.float32}

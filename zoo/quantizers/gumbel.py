@@ -19,7 +19,7 @@ from zoo.ops import nearest_code
 from zoo.ops.precision import full_precision
 from zoo.ops.recomputed import recomputed
 from zoo.ops.soft_assignment import chunked
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from zoo.quantizers.base import LinearTable, Quantized, Quantizer, QuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Gumbel(Quantizer):
 
     def build_tables(self, codebook_size: int, dim: int) -> None:
         """Set up what `tables` gives."""
-        self.logits = nn.Linear(dim, codebook_size)
+        self.logits = LinearTable(dim, codebook_size)
         self.codebook = nn.Embedding(codebook_size, dim)
 
     def quantize(self, z: Tensor, noise: Tensor | None = None) -> Quantized:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.ops.nearest_own_code import nearest_own_code
 from zoo.ops.precision import full_precision
-from zoo.quantizers.base import Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
+from zoo.quantizers.base import LinearTable, Quantized, Quantizer, QuantizerConfig, mean_squared_error, straight_through
 from zoo.quantizers.composite import require_levels
 
 _TILE = 1 << 20  # hidden values held at a time during the search: 4 MB in float32
@@ -108,9 +108,9 @@ class _Network(nn.Module):
 
     def __init__(self, config: ImplicitNeuralConfig) -> None:
         super().__init__()
-        self.concatenated = nn.Linear(2 * config.dim, config.dim)
-        self.widen = nn.ModuleList(nn.Linear(config.dim, config.hidden, bias=False) for _ in range(config.blocks))
-        self.narrow = nn.ModuleList(nn.Linear(config.hidden, config.dim, bias=False) for _ in range(config.blocks))
+        self.concatenated = LinearTable(2 * config.dim, config.dim)
+        self.widen = nn.ModuleList(LinearTable(config.dim, config.hidden, bias=False) for _ in range(config.blocks))
+        self.narrow = nn.ModuleList(LinearTable(config.hidden, config.dim, bias=False) for _ in range(config.blocks))
         for linear in (self.concatenated, *self.narrow):
             for parameter in linear.parameters():
                 nn.init.zeros_(parameter)
