@@ -28,11 +28,11 @@ class CodecStream:
         self._encoder, self._decoder = encoder, decoder
         self._open: dict[str, Stream] = {}
         self._ended: set[str] = set()
-        self._items: dict[str, int] = {}
+        self._counts: dict[tuple[str, str], int] = {}  # what holds from the first piece on
 
     def __enter__(self) -> Self:
         self._open = {"encode": self._encoder(), "decode": self._decoder()}
-        self._ended, self._items = set(), {}
+        self._ended, self._counts = set(), {}
         return self
 
     def __exit__(
@@ -56,7 +56,7 @@ class CodecStream:
         """
         nothing = isinstance(x, Tensor) and x.ndim > 0 and x.shape[-1] == 0
         self.model.spec.check(x.new_zeros(*x.shape[:-1], 1) if nothing else x)
-        stream = self._stream("encode", last, len(x))
+        stream = self._stream("encode", last, items=len(x))
         with self.model._evaluating():
             latent = stream.step(x.to(self.model.dtype), last).movedim(1, -1)
             levels = self.model.quantizer.first_levels(latent, self.num_codebooks)
@@ -74,11 +74,11 @@ class CodecStream:
             Samples (B, C, T) that are final by now, T >= 0: in all as many as `decode` gives of tokens without extent.
 
         Raises:
-            ValueError: indices of another shape or outside the vocabulary; another batch size than before; a stream
-                that has ended or is not open.
+            ValueError: indices of another shape or outside the vocabulary; another batch size or number of codebooks
+                than before; a stream that has ended or is not open.
         """
         levels = self._levels(indices)
-        stream = self._stream("decode", last, len(indices))
+        stream = self._stream("decode", last, items=len(indices), codebooks=len(levels))
         with self.model._evaluating():
             codes = self.model.quantizer.indices_to_codes(*levels).to(self.model.dtype)
             return stream.step(codes.movedim(-1, 1), last)
@@ -93,13 +93,17 @@ class CodecStream:
         levels = indices.unbind(1)
         return Tokens(levels, sizes[: len(levels)], "frames").levels
 
-    def _stream(self, kind: str, last: bool, items: int) -> Stream:
+    def _stream(self, kind: str, last: bool, **counts: int) -> Stream:
         if not self._open:
             raise ValueError("expected an open stream: `with model.streaming() as stream:`")
         if kind in self._ended:
             raise ValueError(f"expected nothing more to {kind}: the last piece has come")
-        if self._items.setdefault(kind, items) != items:
-            raise ValueError(f"expected a batch of {self._items[kind]} to {kind}, as before, got {items}")
+        for name, count in counts.items():
+            before = self._counts.get((kind, name), count)
+            if count != before:
+                wanted = f"a batch of {before}" if name == "items" else f"{before} {name}"
+                raise ValueError(f"expected {wanted} to {kind}, as before, got {count}")
+        self._counts |= {(kind, name): count for name, count in counts.items()}
         if last:
             self._ended.add(kind)
         return self._open[kind]

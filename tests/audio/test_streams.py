@@ -74,3 +74,30 @@ def test_indices_that_do_not_fit_are_refused_and_the_stream_goes_on(name: str) -
         sound = torch.cat([first, stream.decode(indices[..., 1:], last=True)], -1)
     whole = model.decode(tokens)
     torch.testing.assert_close(sound[..., : whole.shape[-1]], whole, rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_the_number_of_codebooks_holds_for_the_stream(name: str) -> None:
+    """Another one midway is of another signal; what is encoded beside it has its own."""
+    model = MODELS[name]
+    most = len(model.vocab_sizes)
+    indices = model.encode(tiny.signal(model)).indices
+    for first in range(1, most + 1) if model.prefix == "levels" else ():
+        with model.streaming() as stream:
+            pieces = [stream.decode(indices[:, :first, :1])]
+            for other in {1, most} - {first}:
+                with pytest.raises(ValueError, match=f"expected {first} codebooks to decode, as before, got {other}"):
+                    stream.decode(indices[:, :other, 1:], last=True)
+            assert stream.encode(tiny.signal(model), last=True).shape[1] == most
+            pieces.append(stream.decode(indices[:, :first, 1:], last=True))
+        whole = model.decode(model.encode(tiny.signal(model), num_codebooks=first))
+        torch.testing.assert_close(torch.cat(pieces, -1)[..., : whole.shape[-1]], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stream_that_opens_again_may_have_another_number_of_codebooks() -> None:
+    model = MODELS["encodec"]
+    indices = model.encode(tiny.signal(model)).indices
+    stream = model.streaming()
+    for count in (len(model.vocab_sizes), 1):
+        with stream:
+            assert stream.decode(indices[:, :count], last=True).isfinite().all()
