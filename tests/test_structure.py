@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "zoo.ops": {"zoo", "zoo.hub"},
     "zoo.quantizers": {"zoo.config", "zoo.ops", "zoo.layers"},
     "zoo.layers": {"zoo.config", "zoo.ops"},
+    "zoo.sizes": {"zoo.key_map", "zoo.quantizers"},
     "zoo.reach": set(),
     "zoo.tiling": {"zoo.reach"},
     "zoo.tiled": {"zoo.tiling", "zoo.tokens"},
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenizers_visual": {
         "zoo", "zoo.adaptive", "zoo.checkpoint", "zoo.config", "zoo.hub", "zoo.interop", "zoo.layers", "zoo.losses",
         "zoo.media", "zoo.model", "zoo.ops", "zoo.parity", "zoo.prefix",
-        "zoo.quantizers", "zoo.registry", "zoo.structured", "zoo.tokenizer",
+        "zoo.quantizers", "zoo.registry", "zoo.sizes", "zoo.structured", "zoo.tokenizer",
         "zoo.tokens",
     },
     "audio": {

@@ -68,4 +68,6 @@ def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Ten
 
 
 # the averaged weights, with which the original evaluates, stand beside the raw ones
-KEY_MAP = KeyMap(taming_vqgan.KEY_MAP.patterns, ema="model_ema.")
+KEY_MAP = KeyMap(
+    {name: own for name, own in taming_vqgan.KEY_MAP.patterns.items() if name != "model_ema.*"}, ema="model_ema."
+)

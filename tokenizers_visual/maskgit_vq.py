@@ -6,6 +6,7 @@ huggingface/diffusers (Apache-2.0).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from zoo.layers.maskgit import MaskGITDecoder, MaskGITEncoder
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
+from zoo.sizes import VQGANSizes, quantizer_of
 from zoo.tokenizer import InputSpec, Tokenizer
 
 
@@ -139,6 +141,23 @@ def config_from_original(meta: dict[str, Any]) -> MaskGITVQConfig:
         dropout=kwargs["dropout"],
         quantizer=VectorConfig(kwargs["num_embeddings"], kwargs.get("quantized_embed_dim", kwargs["z_channels"])),
     )
+
+
+def sizes_from_tensors(own: Mapping[str, Tensor], stated: MaskGITVQConfig) -> dict[str, Any]:
+    """Fields of the config that the tensors of a file tell; raises as `VQGANSizes.of`."""
+    sizes = VQGANSizes.of(own, stated.norm_groups)
+    vqgan = "to_latent.weight" in own
+    return {
+        "network": "vqgan" if vqgan else "maskgit",
+        "in_channels": sizes.in_channels,
+        "channels": sizes.channels,
+        "widths": sizes.widths,
+        "blocks": sizes.blocks,
+        "latent_channels": sizes.latent_channels if vqgan else stated.latent_channels,
+        "attention": sizes.attention,
+        "middle_attention": "encoder.mid.1.q.weight" in own,
+        "quantizer": quantizer_of(own, stated.quantizer),
+    }
 
 
 def config_from_diffusers(architecture: VQArchitecture) -> MaskGITVQConfig:

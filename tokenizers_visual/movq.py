@@ -6,6 +6,7 @@ VQModel it is with norms of the kind "spatial" (all Apache-2.0).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoo.layers.movq import MoVQDecoder
 from zoo.layers.vqgan import Encoder, levels
 from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
+from zoo.sizes import VQGANSizes, quantizer_of
 from zoo.tokenizer import InputSpec, Tokenizer
 
 
@@ -99,6 +101,12 @@ def config_from_original(meta: dict[str, Any]) -> MoVQConfig:
     del network["middle_attention"]
     quantizer = VectorConfig(codebook_size=kwargs["n_embed"], dim=kwargs["embed_dim"])
     return MoVQConfig(**network, decoder_norm_groups=network["norm_groups"], quantizer=quantizer)
+
+
+def sizes_from_tensors(own: Mapping[str, Tensor], stated: MoVQConfig) -> dict[str, Any]:
+    """Fields of the config that the tensors of a file tell; raises as `VQGANSizes.of`."""
+    sizes = VQGANSizes.of(own, stated.norm_groups, stated.decoder_norm_groups)
+    return {**sizes.network(stated.resolution), "quantizer": quantizer_of(own, stated.quantizer)}
 
 
 def config_from_diffusers(architecture: MoVQArchitecture) -> MoVQConfig:

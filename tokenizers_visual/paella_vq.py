@@ -6,19 +6,22 @@ huggingface/diffusers and huggingface/open-muse have it too (Apache-2.0).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.checkpoint import KeyMap
+from zoo.checkpoint import CheckpointError, KeyMap
 from zoo.config import Config, require_arguments
 from zoo.layers.inference import channels_last
 from zoo.quantizers import Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
+from zoo.sizes import count_of, quantizer_of, sizes_of
 from zoo.tokenizer import InputSpec, Tokenizer
 
 
@@ -123,6 +126,31 @@ def config_from_original(meta: dict[str, Any]) -> PaellaVQConfig:
         ),
         in_channels=channels,
     )
+
+
+def sizes_from_tensors(own: Mapping[str, Tensor], stated: PaellaVQConfig) -> dict[str, Any]:
+    """Fields of the config that the tensors of a file tell; a patch has `in_channels` as stated.
+
+    Raises:
+        CheckpointError: tensors of another network, or values that make no square patch of so many channels.
+    """
+    values = sizes_of(own, "from_pixels.1.weight", "width values 1 1")["values"]
+    patch = isqrt(values // stated.in_channels)
+    if values != stated.in_channels * patch**2:
+        raise CheckpointError(
+            f"expected square patches of {stated.in_channels} channels, got {values} values of a patch"
+        )
+    levels = 1
+    while f"down.{2 * levels}.channelwise.0.weight" in own:
+        levels += 1
+    coarsest = sizes_of(own, f"down.{2 * (levels - 1)}.channelwise.0.weight", "hidden channels")
+    return {
+        "patch_size": patch,
+        "levels": levels,
+        "bottleneck_blocks": count_of(own, "up.{}.gammas", start=1),
+        "channels": coarsest["channels"],
+        "quantizer": quantizer_of(own, stated.quantizer),
+    }
 
 
 def original_losses(quantized: Quantized, meta: dict[str, Any]) -> dict[str, Tensor]:

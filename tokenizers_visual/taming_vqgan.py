@@ -5,7 +5,8 @@ Paper: arXiv 2012.09841. Original: CompVis/taming-transformers (MIT); latent-dif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from zoo.interop.diffusers import VQArchitecture
 from zoo.layers.vqgan import Decoder, Encoder, levels
 from zoo.quantizers import GumbelConfig, Quantized, QuantizerConfig, VectorConfig
 from zoo.registry import register
+from zoo.sizes import VQGANSizes, quantizer_of
 from zoo.tokenizer import InputSpec, Tokenizer
 
 
@@ -100,6 +102,16 @@ def config_from_original(meta: dict[str, Any]) -> TamingVQGANConfig:
     return TamingVQGANConfig(**network_from_original(kwargs), quantizer=quantizer)
 
 
+def sizes_from_tensors(own: Mapping[str, Tensor], stated: TamingVQGANConfig) -> dict[str, Any]:
+    """Fields of the config that the tensors of a file tell; raises as `VQGANSizes.of`."""
+    sizes = VQGANSizes.of(own, stated.norm_groups)
+    return {
+        **sizes.network(stated.resolution),
+        "middle_attention": "encoder.mid.1.q.weight" in own,
+        "quantizer": quantizer_of(own, stated.quantizer),
+    }
+
+
 def config_from_diffusers(architecture: VQArchitecture) -> TamingVQGANConfig:
     """The config of a VQModel with attention in the middle; raises as `network_from_diffusers`."""
     return TamingVQGANConfig(**network_from_diffusers(architecture))
@@ -171,6 +183,8 @@ KEY_MAP = KeyMap(
         "decoder.norm_out.*": "decoder.norm_out.*",
         "decoder.conv_out.*": "decoder.conv_out.*",
         "loss.*": None,  # discriminator and perceptual network of the original's training
+        "model_ema.*": None,  # averages, with which latent-diffusion does not decode
+        "colorize": None,  # colours in which labels are shown
     },
     transforms={"quantizer.logits.weight": lambda weight: weight.flatten(1)},  # a 1x1 convolution
 )
@@ -178,8 +192,8 @@ KEY_MAP = KeyMap(
 
 def _key_map_within(stage: str, other: str) -> KeyMap:
     """Of one of the two VQGANs that lie in the file of a transformer of codes."""
-    rest = {"transformer.*": None, f"{other}.*": None, "colorize": None}  # colours in which labels are shown
-    return KeyMap({**KEY_MAP.patterns, **rest}, prefix=f"{stage}.")
+    rest = {"transformer.*": None, f"{other}.*": None}
+    return replace(KEY_MAP, patterns={**KEY_MAP.patterns, **rest}, prefix=f"{stage}.")
 
 
 KEY_MAP_FIRST_STAGE = _key_map_within("first_stage_model", "cond_stage_model")  # of images

@@ -43,8 +43,10 @@ class ModelCard:
         container: under which key the file holds the state dict (dotted, or several to try); a mapping from the keys
             of its parts to the prefixes of their names; None: the file is it.
         prefix: prefix of the published names, taken off before the key map.
-        key_map: name of the key map in the family's module.
+        key_map: name of the key map in the family's module; of several the first that covers the file.
         part: "encoder" or "decoder" where the file holds only that.
+        sizes: "config", or "file" where that is an assumption: then the shapes of the weights tell the sizes (by the
+            family's `sizes_from_tensors`).
         licence, non_commercial, gated: of the weights.
         paper, code: references.
         metrics: published numbers.
@@ -62,8 +64,9 @@ class ModelCard:
     source: WeightSource | None = None
     container: str | tuple[str | None, ...] | Mapping[str, str] | None = None
     prefix: str = ""
-    key_map: str = "KEY_MAP"
+    key_map: str | tuple[str, ...] = "KEY_MAP"
     part: str | None = None
+    sizes: str = "config"
     licence: str = "unknown"
     non_commercial: bool = False
     gated: bool = False
@@ -74,9 +77,18 @@ class ModelCard:
     notes: str = ""
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.sizes not in ("config", "file"):
+            raise ValueError(f'expected sizes "config" or "file", got {self.sizes!r}')
+
     @property
     def full_name(self) -> str:
         return f"{self.name}.{self.tag}"
+
+    @property
+    def key_maps(self) -> tuple[str, ...]:
+        """Names of the key maps, in the order in which they are tried."""
+        return (self.key_map,) if isinstance(self.key_map, str) else self.key_map
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -128,8 +140,9 @@ def _card(values: dict[str, Any], path: Path) -> ModelCard:
             values["source"] = WeightSource(**source)
         values["metrics"] = tuple(Metric(**metric) for metric in values.get("metrics", ()))
         values["aliases"] = tuple(values.get("aliases", ()))
-        if isinstance(values.get("container"), list):
-            values["container"] = tuple(values["container"])
+        for name in ("container", "key_map"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         return ModelCard(**values)
     except (TypeError, ValueError) as error:
         raise CardError(f"{path}: {values.get('name')}: {error}") from error

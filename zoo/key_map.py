@@ -98,6 +98,10 @@ class KeyMap:
         rule = self._rule(key)
         return rule.rename(key, (other.removeprefix(self.prefix) for other in keys), {}) if rule else None
 
+    def covered(self, keys: Iterable[str]) -> int:
+        """How many of a file's keys some pattern covers."""
+        return sum(self._rule(key.removeprefix(self.prefix)) is not None for key in keys)
+
     def _rule(self, key: str) -> _Rule | None:
         return next((rule for rule in self._rules if rule.regex.fullmatch(key)), None)
 

@@ -93,7 +93,7 @@ class Registry:
         raise ValueError(f"expected a model of a registered family, got {type(model).__name__}")
 
     def card(self, name: str) -> ModelCard:
-        """The card of `name.tag`, of the default tag of `name`, or of a registered family without a card.
+        """The card of `name.tag`, of the default tag of `name`, or of any model of a family, by the family's name.
 
         Raises:
             UnknownModelError: no such name.
@@ -102,12 +102,22 @@ class Registry:
         for card in known:
             if name in (card.full_name, card.name, *card.aliases):
                 return card
-        if name in self._families:
-            family = self._families[name]
-            with torch.device("meta"):
-                model = family.model(family.config())  # type: ignore[call-arg, arg-type]
-            return ModelCard(name, "default", name, family.model.__module__, **model.described())
-        raise UnknownModelError(_unknown(name, [*(card.full_name for card in known), *self._families]))
+        if name in self.families():
+            return self._card_of_family(name)
+        raise UnknownModelError(_unknown(name, [*(card.full_name for card in known), *self.families()]))
+
+    def _card_of_family(self, name: str) -> ModelCard:
+        """Default config, and every layout in which models of the family are published."""
+        family = self.family(name)
+        published = [card for card in cards.all_cards() if card.family == name]
+        with torch.device("meta"):
+            model = family.model(family.config())  # type: ignore[call-arg, arg-type]
+        return ModelCard(
+            name, "default", name, family.model.__module__, **model.described(),
+            sizes="file" if hasattr(family.module, "sizes_from_tensors") else "config",
+            container=("state_dict", None),
+            key_map=tuple(dict.fromkeys(["KEY_MAP", *(key_map for card in published for key_map in card.key_maps)])),
+        )  # fmt: skip
 
 
 registry = Registry()
@@ -159,10 +169,11 @@ def create_model(
     """Build a model of the zoo, in evaluation mode: a Tokenizer, or a Projector where the name is that of one.
 
     Args:
-        name: `name[.tag]` (see `list_models`), `hf-hub:owner/repo[@revision]`, `local-dir:folder`, or a file that
-            `save_model` wrote.
+        name: `name[.tag]` (see `list_models`), `hf-hub:owner/repo[@revision]`, `local-dir:folder`, a file that
+            `save_model` wrote, or a family's name for a model of any sizes.
         pretrained: load the published weights; default: only where `name` is itself a place of weights.
-        checkpoint: a local weight file, in the published layout or in ours, to load instead.
+        checkpoint: a local weight file, in the published layout or in ours, to load instead. Where the card has
+            `sizes: file`, as that of a family's name, its tensors tell the sizes of the model.
         accept_licence: agree to a non-commercial licence of the weights.
         device, dtype: where the model goes, and in which precision, after loading.
         compile: of a tokenizer, let torch.compile make its two networks fast at their first use; a text is its mode,
@@ -184,18 +195,17 @@ def create_model(
     family = registry.family(card.family, card.module)
     stated = family.config.from_dict(card.config)
     config = _changed(stated, changes)
-    replaced = _other_quantizer(stated, config)
+    path = Path(checkpoint) if checkpoint is not None else _published(card, accept_licence) if pretrained else None
+    state, held = ({}, None) if path is None else read_checkpoint(family, card, path)
+    if path is not None and card.sizes == "file":
+        held = held or _told(family, card, path, state, stated, changes)
+        config = _changed(held, changes)
     model = family.model(config)  # type: ignore[call-arg, arg-type]
-    model.name = card.full_name
-    model.card = dataclasses.replace(card, metrics=(), **model.described()) if changes else card
-    if checkpoint is not None:
-        load_checkpoint(model, family, card, Path(checkpoint), replaced=replaced)
-    elif pretrained:
-        if card.source is None:
-            raise ValueError(f"{card.full_name} has no published weights; use checkpoint=FILE, or pretrained=False")
-        if card.source.path is None:  # what comes with the package is under its licence
-            hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
-        load_checkpoint(model, family, card, hub.resolve(card.source, name=card.full_name), replaced=replaced)
+    model.name, model.card = card.full_name, card
+    if changes or config != stated:
+        model.card = dataclasses.replace(card, metrics=() if changes else card.metrics, **model.described())
+    if path is not None:
+        _load(model, card, path, state, replaced=_other_quantizer(held or stated, config))
     return _finish(model, device, dtype, compile)
 
 
@@ -261,33 +271,72 @@ def _other_quantizer(before: Config, after: Config) -> bool:
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path, *, replaced: bool = False) -> None:
-    """Load a weight file in our layout or in the published layout of `card`, strictly.
+def _published(card: ModelCard, accept_licence: bool) -> Path:
+    """The local file of the published weights."""
+    if card.source is None:
+        raise ValueError(f"{card.full_name} has no published weights; use checkpoint=FILE, or pretrained=False")
+    if card.source.path is None:  # what comes with the package is under its licence
+        hub.require_licence(card.full_name, card.licence, non_commercial=card.non_commercial, accept=accept_licence)
+    return hub.resolve(card.source, name=card.full_name)
 
-    Args:
-        replaced: the quantizer is another than the card's; then its weights, and projections whose shape it changed,
-            stay fresh, which is logged and noted on the card. A file in our layout tells by itself.
+
+def read_checkpoint(family: Family, card: ModelCard, path: Path) -> tuple[dict[str, Tensor], Config | None]:
+    """The tensors of a weight file under the zoo's own names, and the config that a file in our layout holds.
+
+    Raises:
+        CheckpointError: a file that cannot be read, of another family, or whose keys are not those of a published
+            layout of `card`; names the nearest family.
+    """
+    if path.suffix == ".safetensors" and (about := checkpoint.metadata(path).get("zoo")) is not None:
+        facts = json.loads(about)
+        if facts["family"] != family.name:
+            raise checkpoint.CheckpointError(f"{path}: expected a model of {family.name}, got one of {facts['family']}")
+        return checkpoint.read(path), family.config.from_dict(facts["config"])
+    published = checkpoint.read(path, container=card.container)
+    key_maps: list[checkpoint.KeyMap] = [
+        getattr(family.module, name) for name in card.key_maps if hasattr(family.module, name)
+    ]
+    if not key_maps:
+        raise checkpoint.CheckpointError(
+            f"{path}: expected a file that `save_model` or `zoo convert` wrote (the family {family.name} has no "
+            f"published layout){_nearest(published)}"
+        )
+    key_map = max(key_maps, key=lambda key_map: key_map.covered(published)) if len(key_maps) > 1 else key_maps[0]
+    try:
+        return dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published), None
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(
+            f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}"
+        ) from error
+
+
+def _told(
+    family: Family, card: ModelCard, path: Path, state: Mapping[str, Tensor], stated: Config, changes: Mapping[str, Any]
+) -> Config:
+    """The config whose sizes the tensors tell; what they do not tell is as changed, or else as stated."""
+    own = {field.name for field in dataclasses.fields(stated)} - {"quantizer"}  # type: ignore[arg-type]
+    assumed = stated.replace(**{name: value for name, value in changes.items() if name in own})
+    try:
+        return assumed.replace(**family.module.sizes_from_tensors(state, assumed))
+    except (checkpoint.CheckpointError, ConfigError) as error:
+        raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}") from error
+
+
+def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path) -> None:
+    """Load a weight file in our layout or in a published layout of `card`, strictly.
+
+    Where a file in our layout holds another quantizer, the model's weights of it, and projections whose shape it
+    changed, stay fresh, which is logged and noted on the card.
 
     Raises:
         CheckpointError: a file that cannot be read, or whose keys or shapes differ; names the nearest family.
     """
-    if path.suffix == ".safetensors" and (about := checkpoint.metadata(path).get("zoo")) is not None:
-        state = checkpoint.read(path)
-        replaced = _other_quantizer(family.config.from_dict(json.loads(about)["config"]), model.config)
-    else:
-        published = checkpoint.read(path, container=card.container)
-        key_map: checkpoint.KeyMap | None = getattr(family.module, card.key_map, None)
-        if key_map is None:
-            raise checkpoint.CheckpointError(
-                f"{path}: expected a file that `save_model` or `zoo convert` wrote (the family {family.name} has no "
-                f"published layout){_nearest(published)}"
-            )
-        try:
-            state = dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published)
-        except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(
-                f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}"
-            ) from error
+    state, held = read_checkpoint(family, card, path)
+    _load(model, card, path, state, replaced=held is not None and _other_quantizer(held, model.config))
+
+
+def _load(model: Model, card: ModelCard, path: Path, state: dict[str, Tensor], *, replaced: bool) -> None:
+    """`load_checkpoint` of what is read; `replaced`: the quantizer is another than the file's."""
     absent: list[str] = []
     if card.part is not None:
         loaded = {key.partition(".")[0] for key in state}
@@ -301,7 +350,10 @@ def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path, *
     try:
         checkpoint.load_into(model, state, absent=absent)
     except checkpoint.CheckpointError as error:
-        raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}") from error
+        text = f"{path}: not a checkpoint of {card.full_name}: {error}"
+        if card.sizes == "config" and hasattr(import_module(card.module), "sizes_from_tensors"):
+            text += f"\nOne of other sizes loads by create_model({card.family!r}, checkpoint=FILE)"
+        raise checkpoint.CheckpointError(text) from error
 
 
 def _without_quantizer(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -314,7 +366,7 @@ def _nearest(published: Mapping[str, Tensor]) -> str:
     """A sentence that names the family whose key map knows most of the keys."""
     best, share = "", 0.0
     for manifest in cards.manifests():
-        for name in sorted({card.key_map for card in manifest.cards}):
+        for name in sorted({name for card in manifest.cards for name in card.key_maps}):
             key_map = getattr(import_module(manifest.module), name, None)
             if key_map is not None:
                 known = sum(key_map.name(key, published) is not None for key in published) / max(1, len(published))

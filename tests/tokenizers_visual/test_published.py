@@ -141,9 +141,12 @@ ELSEWHERE = {
     "vqgan_ffhq": "taming_vqgan_f16_1024.ffhq",
     "vqgan_celebahq": "taming_vqgan_f16_1024.celebahq",
     "vqgan_coco_labels": "taming_vqgan_labels_f16_1024.coco",
+    "vqgan_coco_stuff": "taming_vqgan_f16_1024.coco_stuff",
+    "vqgan_ade20k": "taming_vqgan_f16_1024.ade20k",
+    "vqgan_ade20k_labels": "taming_vqgan_labels_f16_1024.ade20k",
 }
 # published files whose sizes, or networks, are not known here
-OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder", "openmuse_paellavq_f8_8192_laion"} | {
+OF_UNKNOWN_SIZES = {"meshgpt_preview_autoencoder"} | {
     f"fourm_{kind}"
     for kind in (
         "semseg_4k_224-448", "DINOv2-B14-global_8k_16_224", "ImageBind-H14-global_8k_16_224", "sam-instance_1k_64",

@@ -69,6 +69,7 @@ def test_a_manifest_is_read(tmp_path: Path) -> None:
         (lambda text: text.replace("licence:", "license:"), "unknown fields license; known are .*licence"),
         (lambda text: text.replace("tag: one", "flag: one"), "toy_a: .*flag"),
         (lambda text: text.replace("file: toy.pt", "fill: toy.pt"), "toy_b: .*fill"),
+        (lambda text: text.replace("tag: one", "tag: one, sizes: guess"), "toy_a: expected sizes .*, got 'guess'"),
         (lambda text: text.replace(", protocol: ImageNet", ""), "toy_b: .*protocol"),
         (lambda text: text.replace("modality: image\n", ""), "toy_a: .*modality"),
         (lambda text: "a: [", "expected a manifest"),

@@ -49,6 +49,16 @@ def test_an_unknown_name_gets_the_five_nearest(name: str) -> None:
         assert any("llamagen_vq" in found for found in near)
 
 
+def test_a_familys_name_is_any_model_of_it() -> None:
+    with torch.device("meta"):
+        model = zoo.create_model("movq", blocks=1)
+    family = registry.family("movq")
+    assert model.config == family.config(blocks=1)
+    assert model.name == "movq.default"
+    assert registry.card("movq").sizes == "file"
+    assert registry.card("compact").sizes == "config"
+
+
 def test_list_models_takes_globs_and_filters() -> None:
     assert zoo.list_models("compact*") == ["compact_f8.photos"]
     assert set(zoo.list_models(quantizer="binary")) == {

@@ -115,5 +115,6 @@ def rows(card: ModelCard, facts: dict[str, Any]) -> dict[str, str]:
         "code": card.code,
         "checked by": card.checked_by,
         "notes": card.notes,
+        "sizes": "those that the shapes in the weights tell" if card.sizes == "file" else "",
         "config": json.dumps(dict(card.config)),
     }

@@ -96,6 +96,13 @@ def test_info_shows_licence_metrics_and_protocol(run: Callable) -> None:
         assert text in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("taming_vqgan_f16_1024.ffhq", True), ("movq", True), ("movq_f8_16384", False)]
+)
+def test_info_says_where_the_sizes_come_from(run: Callable, name: str, told: bool) -> None:
+    assert ("those that the shapes in the weights tell" in " ".join(run("info", name).stdout.split())) == told
+
+
 def test_info_of_a_saved_model_counts_its_own_parameters(run: Callable, tiny: Path) -> None:
     import zoo
 
