@@ -238,13 +238,11 @@ class Tokenizer(Model):
 
     @property
     def bitrates(self) -> tuple[float, ...]:
-        """Bits per second of tokens with the first 1, 2, ... codebooks, at their nominal rate.
-
-        Raises:
-            ValueError: a model of signals without a sample rate.
+        """Bits per second of tokens with the first 1, 2, ... codebooks, at their nominal rate; of signals without a
+        sample rate none.
         """
         if self.spec.sample_rate is None:
-            raise ValueError(f"{self.name} has no bitrate: its signals have no sample rate")
+            return ()
         shapes = self.token_shapes((self.spec.multiple,))
         seconds = self.spec.multiple / self.spec.sample_rate
         bits = [math.prod(shape) * (size - 1).bit_length() for shape, size in zip(shapes, self.vocab_sizes)]

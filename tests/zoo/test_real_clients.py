@@ -43,6 +43,15 @@ def fresh(name: str) -> Tokenizer:
     return family.model(tiny.config(family)).eval()
 
 
+@every
+def test_looking_at_all_that_a_model_has_raises_nothing(name: str) -> None:
+    """What help, mocks and tracers do; also of a model without data."""
+    for model in (tiny.build(name), tiny.build(name).to("meta")):
+        for member in dir(model):
+            if member != "source" or model.device.type != "meta":
+                assert hasattr(model, member)
+
+
 # -- copies --------------------------------------------------------------------------------------------------------
 
 
