@@ -138,17 +138,17 @@ class ALIT(Tokenizer):
         halts = self.config.halting is not None
         state = self.encoder.start(x, base_latent)
         for step in range(rollouts):
-            state = self.encoder.advance(state, step)
-            embedding = self.encoder.latents(state)
+            last = step == rollouts - 1
+            state = self.encoder.advance(state, step, last=last)
+            embedding = state if last else self.encoder.latents(state)
             latent = self.to_latent(self.encoder.norm_out(embedding))
             quantized = self.quantizer(latent)
             codes = latent if self.config.continuous else quantized.codes.to(latent.dtype)
-            last = step == rollouts - 1
             prediction = self.predict(codes) if predict or (halts and not last) else None
             halted = None
             if halts and prediction is not None and indices is not None:
                 halted = self.halted(prediction, indices, None if uniforms is None else uniforms[step])
-                state = self.encoder.mask(state, halted)
+                state = state if last else self.encoder.mask(state, halted)
             yield Rollout(embedding, latent, codes, quantized, prediction, halted)
 
     def halted(self, prediction: Tensor, indices: Tensor, uniforms: Tensor | None = None) -> Tensor:
@@ -220,10 +220,10 @@ def code_probability(prediction: Tensor, indices: Tensor) -> Tensor:
 
 
 class _Blocks(nn.Sequential):
-    """Transformer blocks, one after the other: (B, N, C) -> the same."""
+    """Transformer blocks, one after the other: (B, N, C) -> the same, of the `kept` positions alone."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return through(self, x)
+    def forward(self, x: Tensor, *, kept: slice | None = None) -> Tensor:
+        return through(self, x, kept=kept)
 
 
 class _RecurrentEncoder(nn.Module):
@@ -256,11 +256,12 @@ class _RecurrentEncoder(nn.Module):
         image = F.normalize(torch.cat([base_latent, patches], -1).flatten(1, 2), dim=-1)
         return torch.cat([self.class_token.expand(x.shape[0], 1, -1), image], 1) + self.positions
 
-    def advance(self, state: Tensor, step: int) -> Tensor:
-        """The state after roll-out `step`, with its queries at the end."""
+    def advance(self, state: Tensor, step: int, *, last: bool = False) -> Tensor:
+        """The state after roll-out `step`, with its queries at the end; after the last, all queries' states alone."""
         queries = self.queries + self.query_positions + self.rollout_embedding[step]
         state = torch.cat([state, queries.expand(state.shape[0], -1, -1).to(state.dtype)], 1)
-        return self.blocks((self.norm_in if step == 0 else self.norm_again)(state))  # type: ignore[no-any-return]
+        kept = slice(1 + self.cells, None) if last else None
+        return self.blocks((self.norm_in if step == 0 else self.norm_again)(state), kept=kept)  # type: ignore[no-any-return]
 
     def latents(self, state: Tensor) -> Tensor:
         return state[:, 1 + self.cells :]

@@ -18,7 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 GELU = Literal["none", "tanh"]  # exact, or by that approximation: torch's names
 
 # with wide vectors one layout of a convolution's weights serves signals of any length; with narrow ones oneDNN wants
-# another for each, and goes from one to another in many times the time of the convolution
+# another for each, and goes from one to another in many times the time of the convolution; and for activations of what
+# it multiplies it then takes at least twice as long as torch for a pass of its own
 _WIDE = torch.cpu._is_avx512_supported()
 _TIME = 4096  # positions that the one is chosen for
 _FEW = 2  # outputs for each channel, up to which copying what they see takes less time than laying out the weights
@@ -43,18 +44,24 @@ def can_be_packed(x: Tensor, weight: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: GELU | None = None) -> Tensor:
     """As `torch.nn.functional.linear`; the weight (O, I) may have more axes, in which I is split.
 
-    `gelu`: GELU of the result, of this kind, without a pass over memory of its own.
+    `gelu`: GELU of the result, of this kind, in as little time as can be.
     """
     if not can_be_packed(x, weight):
         y = F.linear(x, weight.flatten(1), bias)
         return y if gelu is None else F.gelu(y, approximate=gelu)
 
-    then, kind = ("none", "") if gelu is None else ("gelu", gelu)
-    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, "linear", _pack_linear), bias, then, [], kind)
+    form = packed(weight, "linear", _pack_linear)
+    if gelu is not None and _WIDE:
+        return torch.ops.mkldnn._linear_pointwise(x, form, bias, "gelu", [], gelu)
+    y = torch.ops.mkldnn._linear_pointwise(x, form, bias, "none", [], "")
+    return y if gelu is None else torch.ops.aten.gelu_(y, approximate=gelu)
 
 
 def silu_gated(x: Tensor, gate: nn.Linear, value: nn.Linear) -> Tensor:
-    """SiLU(gate x) * (value x), without passes over memory of their own; both weights are such that `can_be_packed`."""
+    """SiLU(gate x) * (value x), in as little time as can be; both weights are such that `can_be_packed`."""
+    if not _WIDE:
+        opened, y = (linear(x, layer.weight, layer.bias) for layer in (gate, value))
+        return F.silu(opened, inplace=True).mul_(y)
     first, second = (packed(layer.weight, "linear", _pack_linear) for layer in (gate, value))
     opened = torch.ops.mkldnn._linear_pointwise(x, first, gate.bias, "swish", [], "")
     return torch.ops.mkldnn._linear_pointwise.binary(x, opened, second, value.bias, "mul")

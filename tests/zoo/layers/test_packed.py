@@ -24,13 +24,26 @@ def test_linear_map_is_that_of_torch(rows: int, width: int, out: int, bias: bool
 
 @pytest.mark.parametrize("kind", ["none", "tanh"])
 @pytest.mark.parametrize("inference", [False, True])
-def test_gelu_of_a_linear_map_is_that_of_torch(kind: packed.GELU, inference: bool) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_gelu_of_a_linear_map_is_that_of_torch(
+    kind: packed.GELU, inference: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_WIDE", wide)
     layer, x = Linear(24, 48), 4 * torch.randn(2, 33, 24)
     with torch.set_grad_enabled(not inference):
         y = layer(x, gelu=kind)
     assert y.requires_grad is not inference
     expected = F.gelu(F.linear(x.double(), layer.weight.double(), layer.bias.double()), approximate=kind)
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_gated_maps_are_those_of_torch(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_WIDE", wide)
+    gate, value, x = Linear(24, 48), Linear(24, 48, bias=False), 4 * torch.randn(2, 33, 24)
+    with torch.no_grad():
+        expected = F.silu(F.linear(x, gate.weight, gate.bias)) * F.linear(x, value.weight)
+        torch.testing.assert_close(packed.silu_gated(x, gate, value), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_pass() -> None:
