@@ -162,6 +162,18 @@ def test_members_and_columns_are_kept(model, photos, tmp_path):
         open_source(str(photos), keep=("txt",))
 
 
+@pytest.mark.parametrize(
+    ("form", "own"), [("webdataset", ("json", "ztok")), ("parquet", ("key", "name", "ids", "ztok"))]
+)
+def test_what_is_kept_never_takes_the_place_of_what_a_shard_tells_itself(model, photos, form, own):
+    for name in own:
+        with pytest.raises(ValueError, match=rf"keep: expected other names than {', '.join(own)}.*, got {name}"):
+            job_of(model, photos, form=form, keep=("txt", name))
+    other = "parquet" if form == "webdataset" else "webdataset"
+    free = set(own) - {"ztok"}
+    assert job_of(model, photos, form=other, keep=tuple(free)).keep
+
+
 def test_recordings(tmp_path):
     import soundfile
 

@@ -27,6 +27,7 @@ from zoo.tokens import Order
 Progress = Callable[[int, int | None, float | None], None]  # items done, of all if known, share that the model waited
 Form = Literal["webdataset", "parquet", "ids"]
 FORMS: tuple[Form, ...] = ("webdataset", "parquet", "ids")
+_OWN = {"webdataset": ("json", "ztok"), "parquet": ("key", "name", "ids", "ztok")}  # what a shard tells of each item
 RECORDS = ".job"
 JOB = f"{RECORDS}/job.json"
 ENDED = f"{RECORDS}/ended.json"
@@ -50,7 +51,8 @@ class Job:
         bfloat16: whether the model computes in bfloat16.
         num_tokens, num_codebooks: as `encode` takes them.
         order: of `Tokens.flatten`, for ids.
-        keep: members (of WebDataset shards, by suffix) or columns that are carried along with each item.
+        keep: members (of WebDataset shards, by suffix) or columns that are carried along with each item; not of a name
+            that the form has itself.
 
     Raises:
         ValueError: a value that there is not.
@@ -80,6 +82,10 @@ class Job:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         if self.keep and self.form == "ids":
             raise ValueError(f"keep: expected nothing beside ids, got {', '.join(self.keep)}")
+        own = _OWN.get(self.form, ())
+        if taken := [name for name in self.keep if name in own]:
+            expected = f"other names than {', '.join(own)}, which {self.form} shards have themselves"
+            raise ValueError(f"keep: expected {expected}, got {', '.join(taken)}; the other form may take it")
 
     @property
     def encode_options(self) -> dict[str, Any]:
