@@ -36,10 +36,13 @@ class OpenClipPair(ClipPair):
         backbone, placeholder_id: see `ClipPair`.
 
     Raises:
-        ValueError: a text encoder whose features are not those of a text, or a tokenizer that drops the end of text.
+        ValueError: a text encoder whose features are not those of a text, a tokenizer that drops the end of text, or a
+            program of TorchScript.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, backbone: str, placeholder_id: int | None = None) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError("expected a module, got a program of TorchScript, whose embeddings cannot be exchanged")
         tower = getattr(model, "text", model)
         self_contained = hasattr(tower, "token_embedding")  # else the encoder is one of transformers
         table = tower.token_embedding if self_contained else tower.transformer.get_input_embeddings()
@@ -50,7 +53,8 @@ class OpenClipPair(ClipPair):
         if tokenizer is None and pooling == "argmax" and getattr(tower, "cls_emb", None) is None:
             texts = {"start_id": table.num_embeddings - 2, "end_id": table.num_embeddings - 1}
         elif tokenizer is None:
-            texts["end_id"] = tower.eos_id if pooling == "eos" else None
+            end = "text_eos_id" if tower is model else "eos_id"
+            texts["end_id"] = getattr(tower, end) if pooling == "eos" else None
         if placeholder_id is None:
             placeholder_id = texts.pop("placeholder_id", None)
         texts.pop("placeholder_id", None)

@@ -44,6 +44,8 @@ def model_of(kind: str, folder: Path) -> Any:
     sizes: dict[str, Any] = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
     if kind == "clip":
         return open_clip.CLIP(**sizes)
+    if kind == "worldwide":  # MetaCLIP 2 pools at the end of text, wherever its id is
+        return open_clip.CLIP(24, VISION, {**TEXT, "pool_type": "eos", "eos_id": 49407})
     if kind == "resnet":
         vision = {**VISION, "layers": [1, 1, 1, 1], "image_size": 64, "head_width": 64}
         return open_clip.CLIP(24, vision, TEXT)
@@ -78,10 +80,11 @@ def tokenizer_of(kind: str, folder: Path) -> Any:
     )
 
 
-KINDS = ("clip", "resnet", "coca", "siglip", "convnext", "bert")
+KINDS = ("clip", "worldwide", "resnet", "coca", "siglip", "convnext", "bert")
 IMAGES = {"resnet": 64, "siglip": 160, "convnext": 160}
 TOKENS = {
     "clip": (5, 16),
+    "worldwide": (5, 16),
     "coca": (5, 16),
     "resnet": (4, 512),
     "siglip": (101, 64),
@@ -160,6 +163,24 @@ def test_a_model_without_its_tokenizer_takes_ids(pair_of: Callable) -> None:
     ids[0, 7] = 39
     real = PseudoWords(pair.token_embeddings(torch.tensor([[39]])), "siglip")
     torch.testing.assert_close(pair.compose(ids, real), own(pair, ids))
+
+
+def test_a_model_that_pools_at_its_end_of_text_takes_ids_without_a_tokenizer() -> None:
+    model = open_clip.CLIP(24, VISION, {**TEXT, "pool_type": "eos", "eos_id": 7})
+    pair = OpenClipPair(model, backbone="worldwide", placeholder_id=39)
+    assert pair.end_id == 7
+    ids = torch.tensor([[5, 39, 9, 7, *[1] * 16]])
+    real = PseudoWords(pair.token_embeddings(torch.tensor([[39]])), "worldwide")
+    torch.testing.assert_close(pair.compose(ids, real), own(pair, ids))
+
+
+def test_programs_of_torchscript_are_refused(tmp_path: Path) -> None:
+    """Nothing in them can be exchanged."""
+    from tiny_open_clip import save_tiny_clip
+
+    architecture = save_tiny_clip(tmp_path).removeprefix("open_clip:").removesuffix("/None")
+    with pytest.raises(ValueError, match="expected a module, got a program of TorchScript"):
+        OpenClipPair.load(architecture, jit=True)
 
 
 def test_tokenizers_that_drop_the_end_of_text_are_refused(pair_of: Callable) -> None:
