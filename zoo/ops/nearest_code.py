@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops import nearest_code_compiled, nearest_code_torch
-from zoo.ops.own_gradient import one_by_one
+from zoo.ops.own_gradient import one_by_one, transformed
 from zoo.ops.precision import full_precision
 
 Metric = Literal["euclidean", "cosine", "dot"]
@@ -55,7 +55,7 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: Metric = "euclidean") -> T
     if codebook.shape[-2] == 0:
         raise ValueError("expected at least one code, got an empty codebook")
     x, codebook = x.detach(), codebook.detach()
-    if type(x) is Tensor and x.is_cuda and not torch.compiler.is_compiling():
+    if type(x) is Tensor and x.is_cuda and not (torch.compiler.is_compiling() or transformed()):
         return _found(x, codebook, metric)  # the way through the dispatcher takes longer than the kernels
     return _nearest_code(x, codebook, metric)
 

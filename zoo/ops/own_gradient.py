@@ -36,6 +36,11 @@ def one_by_one(function: Callable[..., Any], info: Any, in_dims: Any, *inputs: A
     return results, tuple(None if result is None else 0 for result in results)
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` is at work, whose tensors have no memory of their own."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass whose own gradient is refused, also where the gradients that come in have none.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch.utils.checkpoint import checkpoint
+
+from zoo.ops.own_gradient import transformed
 
 T = TypeVar("T")
 
@@ -16,6 +17,6 @@ def recomputed(function: Callable[..., T], *inputs: Any) -> T:
 
     Under the transforms of `torch.func`, which cannot recompute, they keep what they need.
     """
-    if torch._C._are_functorch_transforms_active():
+    if transformed():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False)

@@ -1,5 +1,6 @@
 """Every function with a gradient of its own under autograd and the transforms of torch.func."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch.func import grad, jacrev, vmap
 import zoo.quantizers  # noqa: F401  (their functions are among the subclasses)
 from zoo.layers.recompute import RecomputeActivations
 from zoo.ops.binary_entropy import binary_entropy
+from zoo.ops.nearest_code import nearest_code
 from zoo.ops.own_gradient import OwnGradient
 from zoo.ops.soft_entropy import soft_entropy
 from zoo.ops.sparsemax import sparsemax
@@ -84,6 +86,23 @@ def test_gradients_of_items_are_those_of_each_alone(function: Callable[[Tensor],
     torch.testing.assert_close(
         vmap(grad(function), in_dims=1)(z.transpose(0, 1)), torch.stack([slope(function, item) for item in z])
     )
+
+
+def test_a_search_under_a_transform_goes_through_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which alone unwraps its tensors; on CUDA a search otherwise goes by itself."""
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    seen: list[Tensor] = []
+
+    def found(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
+        seen.append(x)
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    monkeypatch.setattr(sys.modules["zoo.ops.nearest_code"], "_found", found)  # its package has a function of its name
+    nearest_code(latents(5), CODES)
+    grad(lambda z: z.sum() + nearest_code(z, CODES).sum())(latents(5))
+    vmap(lambda z: nearest_code(z, CODES))(latents(3, 5))
+    assert len(seen) == 5
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in seen)
 
 
 def test_a_jacobian_has_the_slopes_of_every_result() -> None:
