@@ -64,7 +64,9 @@ class ClipPair(nn.Module):
     ) -> None:
         super().__init__()
         if placeholder_id is None:
-            ids = encode(PLACEHOLDER) if encode is not None else []
+            if encode is None:
+                raise ValueError("expected a tokenizer or a placeholder_id, got neither")
+            ids = encode(PLACEHOLDER)
             if len(ids) != 1:
                 raise ValueError(f"expected a tokenizer in which {PLACEHOLDER!r} is one token, got {ids}")
             placeholder_id = ids[0]

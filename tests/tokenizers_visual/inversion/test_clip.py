@@ -340,6 +340,11 @@ def test_texts_without_a_tokenizer_are_refused() -> None:
         tiny(open_clip_pair).text_features("a cat")
 
 
+def test_a_pair_without_tokenizer_and_placeholder_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a tokenizer or a placeholder_id, got neither"):
+        OpenClipPair(tiny(open_clip_pair).model, backbone="tiny_clip")
+
+
 def test_a_tokenizer_that_cuts_the_placeholder_is_refused() -> None:
     class Cutting(LetterTokenizer):
         def encode(self, text: str) -> list[int]:
