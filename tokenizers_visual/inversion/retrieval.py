@@ -100,7 +100,7 @@ class FeatureStore:
                     database.execute("INSERT INTO about VALUES (?)", (about,))
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"{file}: expected a store of features, or a place for one: {error}") from error
-        if known is not None and known[0] != about:
+        if known is not None and not _are_same(known[0], about, type(settings)):
             self.close()
             raise ValueError(f"{file}: expected features of {about}, got those of {known[0]}; choose another file")
 
@@ -149,6 +149,16 @@ class FeatureStore:
         if found is None or count < len(names):
             raise ValueError(f"{self.file}: expected features of {len(names)} pictures, got {count}")
         return torch.from_numpy(found)
+
+
+def _are_same(one: str, other: str, kind: type[Config]) -> bool:
+    """Whether two stores hold the same; settings that one of them did not know yet had their defaults."""
+    try:
+        first, second = (json.loads(about) for about in (one, other))
+        same = kind.from_dict(first.pop("settings")) == kind.from_dict(second.pop("settings"))
+    except (ValueError, KeyError, AttributeError):  # of another version
+        return False
+    return same and first == second
 
 
 @torch.no_grad()

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tokenizers_visual.inversion.cir_inputs import image_input
 from tokenizers_visual.inversion.clip import OpenClipPair
 from tokenizers_visual.inversion.words import PseudoWords
 
@@ -172,6 +175,42 @@ def test_a_model_that_pools_at_its_end_of_text_takes_ids_without_a_tokenizer() -
     ids = torch.tensor([[5, 39, 9, 7, *[1] * 16]])
     real = PseudoWords(pair.token_embeddings(torch.tensor([[39]])), "worldwide")
     torch.testing.assert_close(pair.compose(ids, real), own(pair, ids))
+
+
+@pytest.mark.parametrize("size", [(97, 180), (60, 32), (20, 20)])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {},
+        {"mean": [0.5] * 3, "std": [0.4] * 3},
+        {"resize_mode": "squash"},
+        {"interpolation": "bilinear"},
+        {"resize_mode": "squash", "interpolation": "bilinear"},
+    ],
+    ids=str,
+)
+def test_pictures_are_prepared_as_the_library_does(
+    stated: dict[str, Any], size: tuple[int, int], tmp_path: Path
+) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    pair, theirs = prepared(stated, tmp_path)
+    torch.testing.assert_close(image_input(pair)(picture), theirs(picture), rtol=0, atol=1e-6)
+
+
+def test_pictures_that_would_be_padded_are_refused(tmp_path: Path) -> None:
+    pair, _ = prepared({"resize_mode": "longest"}, tmp_path)
+    with pytest.raises(ValueError, match="expected pictures resized by their short side or squashed, got longest"):
+        image_input(pair)
+
+
+def prepared(stated: dict[str, Any], folder: Path) -> tuple[OpenClipPair, Any]:
+    """The pair of a file that states how pictures are prepared, and the library's preparation."""
+    from tiny_open_clip import save_tiny_clip
+
+    architecture = save_tiny_clip(folder).removeprefix("open_clip:").removesuffix("/None")
+    file = folder / "open_clip_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "preprocess_cfg": stated}))
+    return OpenClipPair.load(architecture), open_clip.create_model_and_transforms(architecture)[2]
 
 
 def test_programs_of_torchscript_are_refused(tmp_path: Path) -> None:

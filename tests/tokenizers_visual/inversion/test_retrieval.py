@@ -1,9 +1,11 @@
 """Features of galleries are computed once, whatever interrupts, and the search finds what is nearest."""
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,23 @@ def test_another_clip_or_preprocessing_is_refused_and_nothing_is_lost(
         FeatureStore(tmp_path / "text.sqlite", clip, SMALL)
     with pytest.raises(ValueError, match="features of 1 pictures, got 0"):
         FeatureStore(tmp_path / "new.sqlite", clip, SMALL).read(["a"])
+
+
+def test_a_store_from_before_a_setting_was_known_has_its_default(pair: ClipPair, clip: str, tmp_path: Path) -> None:
+    file, items = tmp_path / "i.sqlite", pictures(tmp_path / "g", 2)
+    encode_images(FeatureStore(file, clip, SMALL), items, pair, SMALL)
+    early = {name: value for name, value in SMALL.to_dict().items() if name not in ("squash", "interpolation")}
+    about = json.dumps({"format": 1, "backbone": clip, "settings": early}, sort_keys=True)
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE about SET content = ?", (about,))
+    assert FeatureStore(file, clip, SMALL).missing(items) == []
+    with pytest.raises(ValueError, match="choose another file"):
+        FeatureStore(file, clip, SMALL.replace(squash=True))
+    for other in (about.replace("pad_ratio", "of_another_version"), about.replace("settings", "rest"), "1", "not JSON"):
+        with sqlite3.connect(file) as database:
+            database.execute("UPDATE about SET content = ?", (other,))
+        with pytest.raises(ValueError, match="choose another file"):
+            FeatureStore(file, clip, SMALL)
 
 
 def _encode_slowly(clip: str, folder: Path, file: Path) -> None:
