@@ -274,11 +274,13 @@ class MelFeatures(SpeechFeatures):
 
     config: MelFeaturesConfig
 
+    def __init__(self, config: Any, sample_rate: int, hop_length: int) -> None:
+        super().__init__(config, sample_rate, hop_length)
+        with torch.device("cpu"):  # also where the codec starts without data
+            self._spectrogram = MelSpectrogram(MelConfig(sample_rate, 4 * hop_length, hop_length, config.width))
+
     def compute(self, x: Tensor) -> Tensor:
-        hop = self.hop_length
-        config = MelConfig(self.sample_rate, 4 * hop, hop, self.config.width)
-        with torch.device(x.device):
-            spectrogram = MelSpectrogram(config)
+        hop, spectrogram = self.hop_length, self._spectrogram.to(x.device)
         padded = F.pad(x, (2 * hop, 2 * hop))  # zeros, as a short signal cannot be reflected
         mel = spectrogram(padded)[:, 0, :, 2 : 2 + x.shape[-1] // hop]
         return mel.clamp_min(1e-5).log().transpose(1, 2)
