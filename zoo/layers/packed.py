@@ -17,10 +17,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 GELU = Literal["none", "tanh"]  # exact, or by that approximation: torch's names
 
-# with wide vectors one layout of a convolution's weights serves signals of any length; with narrow ones oneDNN wants
-# another for each, and goes from one to another in many times the time of the convolution; and for activations of what
-# it multiplies it then takes at least twice as long as torch for a pass of its own
+# with wide vectors one layout of a convolution's float32 weights serves signals of any length; with narrow ones, and in
+# bfloat16, oneDNN wants another for each, and goes from one to another in many times the time of the convolution; and
+# for activations of what it multiplies it takes with narrow ones at least twice as long as torch for a pass of its own
 _WIDE = torch.cpu._is_avx512_supported()
+# bfloat16 where the CPU has instructions that multiply it
+_TYPES = (torch.float32, torch.bfloat16) if torch.cpu._is_avx512_bf16_supported() else (torch.float32,)
 _TIME = 4096  # positions that the one is chosen for
 _FEW = 2  # outputs for each channel, up to which copying what they see takes less time than laying out the weights
 _SAMPLES = 32  # values that show changes of which torch keeps no count (through `.data`, or by sharding)
@@ -28,10 +30,13 @@ _kept = WeakIdKeyDictionary()  # weight -> its state and use when it was packed,
 
 
 def can_be_packed(x: Tensor, weight: Tensor) -> bool:
-    """Whether a map of `x` by `weight` may run here: float32 on a CPU, without gradients, not traced or compiled."""
+    """Whether a map of `x` by `weight` may run here: float32 on a CPU, or bfloat16 on one that multiplies it, without
+    gradients, not traced or compiled.
+    """
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
+        and x.dtype in _TYPES
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
@@ -100,14 +105,15 @@ def convolution(
         return y.transpose(1, 2).unsqueeze(2)
 
     settings = ((0, padding), (1, stride), (1, dilation), groups)
-    chosen_for = max(_TIME, (taps - 1) * dilation + 1) if _WIDE else time
+    one_serves = _WIDE and x.dtype == torch.float32
+    chosen_for = (1, max(_TIME, (taps - 1) * dilation + 1)) if one_serves else (batch, time)
 
     def pack(weight: Tensor) -> Tensor:
         kernel = prepare(weight).unsqueeze(2).contiguous()
-        size = (1, kernel.shape[1] * groups, 1, chosen_for)
+        size = (chosen_for[0], kernel.shape[1] * groups, 1, chosen_for[1])
         return torch._C._nn.mkldnn_reorder_conv2d_weight(kernel.to_mkldnn(), *settings, size)
 
-    form = packed(weight, (settings, chosen_for), pack)
+    form = packed(weight, (settings, chosen_for, 0 if one_serves else torch.get_num_threads()), pack)
     return torch.ops.mkldnn._convolution_pointwise(x, form, bias, *settings, "none", [], "")
 
 

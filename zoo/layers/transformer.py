@@ -175,7 +175,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.eps is None or not can_be_packed(x, self.weight):
+        if self.eps is None or x.dtype != torch.float32 or not can_be_packed(x, self.weight):
             return super().forward(x)
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         return torch.mul(x, mean_square.add_(self.eps).rsqrt_()).mul_(self.weight)

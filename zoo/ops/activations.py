@@ -1,8 +1,9 @@
 """Snake, ELU, and SiLU after a group norm in few passes over memory, by the C++ kernel `csrc/activations.cpp`: for
-CPUs, without gradients.
+CPUs, without gradients; Snake and ELU of float32 and bfloat16.
 
 For Snake and ELU torch takes four passes, and for the sine of Snake five times as long as for all else. Results differ
-from torch's by rounding; where there is no compiler, or `ZOO_COMPILED=0`, they are torch's.
+from torch's by rounding, of bfloat16 once, at the end; where there is no compiler, or `ZOO_COMPILED=0`, they are
+torch's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ _SHARED = 1 << 17  # values from which on threads share the work
 _LARGE = 1 << 19  # values of an item from which on a group norm is faster here than in torch
 
 
+_ENDINGS = {torch.float32: "", torch.bfloat16: "_bfloat16"}  # of the functions' names
+
+
 class _Task(ctypes.Structure):
     """As in the source."""
 
@@ -35,9 +39,10 @@ class _Task(ctypes.Structure):
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
     """x + sin(alpha x)^2 / (alpha + 1e-9) of (..., C), with alpha (C,)."""
-    scale = (alpha + 1e-9).reciprocal()
     if _can_run(x) and _are_channels(x, alpha):
-        return _run("zoo_snake", x, alpha, scale)
+        factors = alpha.float()
+        return _run("zoo_snake", x, factors, (factors + 1e-9).reciprocal())
+    scale = (alpha + 1e-9).reciprocal()
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.addcmul(x, torch.sin(alpha * x).square(), scale)
     return torch.mul(x, alpha).sin_().square_().mul_(scale).add_(x)
@@ -59,7 +64,9 @@ def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     The kernel runs on large maps with channels innermost. `spare`: nobody else needs x, in whose memory the result
     may lie.
     """
-    if not (_can_run(x.movedim(1, -1)) and _are_channels(x, weight, bias) and _is_large(x)):
+    if not (
+        x.dtype == torch.float32 and _can_run(x.movedim(1, -1)) and _are_channels(x, weight, bias) and _is_large(x)
+    ):
         return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=not torch.is_grad_enabled())
     rows = x.movedim(1, -1).flatten(1, -2)  # (B, H W, C)
     batch, count, width = rows.shape
@@ -91,7 +98,7 @@ def _can_run(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and type(x) is Tensor
-        and x.dtype == torch.float32
+        and x.dtype in _ENDINGS
         and x.is_contiguous()
         and x.numel() > 0
         and not torch.is_grad_enabled()
@@ -112,7 +119,7 @@ def _are_channels(x: Tensor, *channels: Tensor) -> bool:
 
 def _run(name: str, x: Tensor, *channels: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    _call(name, x, y, *channels)
+    _call(name + _ENDINGS[x.dtype], x, y, *channels)
     return y
 
 
@@ -149,6 +156,16 @@ def _check(library: ctypes.CDLL) -> None:
         _call(name, x, got, *channels, library=library)
         if not torch.allclose(got, right, rtol=1e-5, atol=1e-5):
             raise BuildError("its answers are wrong")
+    x = x.bfloat16()
+    rounded = {
+        "zoo_snake_bfloat16": (x.float() + (alpha * x).sin().square() * scale, (alpha, scale)),
+        "zoo_elu_bfloat16": (F.elu(x.float()), ()),
+    }
+    for name, (right, channels) in rounded.items():
+        got = torch.empty_like(x)
+        _call(name, x, got, *channels, library=library)
+        if not torch.allclose(got.float(), right, rtol=2**-8, atol=1e-5):
+            raise BuildError("its answers in bfloat16 are wrong")
 
 
 _KERNEL = Kernel(Path(__file__).parent / "csrc" / "activations.cpp", _check, "activations are computed by torch")

@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from zoo.layers import channels_inside, packed
 from zoo.layers.channels_inside import WaveConv1d, WaveConvTranspose1d, are_inside, conv1d, conv_transpose1d, join
 from zoo.layers.snake import Snake
+
+needs_bfloat16 = pytest.mark.skipif(torch.bfloat16 not in packed._TYPES, reason="no CPU that multiplies bfloat16")
 
 
 @pytest.fixture(autouse=True, params=["wide vectors", "narrow vectors"])
@@ -97,11 +100,73 @@ def test_inference_mode_and_weights_made_in_it() -> None:
         torch.testing.assert_close(conv(x), F.conv1d(x, conv.weight, conv.bias), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_run_as_before(dtype: torch.dtype) -> None:
-    conv, x = WaveConv1d(3, 4, 5).to(dtype), torch.randn(1, 3, 9, dtype=dtype)
+def test_other_precisions_run_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_TYPES", (torch.float32,))  # as on a CPU without bfloat16
+    for dtype in (torch.bfloat16, torch.float64):
+        conv, x = WaveConv1d(3, 4, 5).to(dtype), torch.randn(1, 3, 9, dtype=dtype)
+        with torch.no_grad():
+            assert torch.equal(conv(x), F.conv1d(x, conv.weight, conv.bias))
+
+
+def assert_rounded(y: Tensor, exact: Tensor, magnitude: Tensor) -> None:
+    """bfloat16 results of sums in float32, of terms of this magnitude in all."""
+    assert y.dtype == torch.bfloat16
+    assert ((y.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-5 * magnitude).all()
+
+
+@needs_bfloat16
+@given(
+    batch=st.integers(1, 3), groups=st.integers(1, 2), channels=st.integers(1, 40), outputs=st.sampled_from([2, 48]),
+    kernel=st.integers(1, 5), stride=st.integers(1, 3), dilation=st.integers(1, 3), padding=st.integers(0, 4),
+)  # fmt: skip
+def test_convolution_in_bfloat16_is_rounded_once(
+    batch: int, groups: int, channels: int, outputs: int, kernel: int, stride: int, dilation: int, padding: int
+) -> None:
+    weight, bias = torch.randn(outputs * groups, channels, kernel).bfloat16(), torch.randn(outputs * groups).bfloat16()
+    settings = (stride, padding, dilation, groups)
+    for time in (23, 40, 23):  # each length has its layout of the weights
+        x = torch.randn(batch, groups * channels, time).bfloat16()
+        with torch.no_grad():
+            y = conv1d(x, weight, bias, *settings)
+        exact = F.conv1d(x.double(), weight.double(), bias.double(), *settings)
+        size = F.conv1d(x.double().abs(), weight.double().abs(), bias.double().abs(), *settings)
+        assert_rounded(y, exact, size)
+
+
+@needs_bfloat16
+@given(
+    batch=st.integers(1, 3), channels=st.integers(1, 40), outputs=st.sampled_from([3, 24]), stride=st.integers(1, 4),
+    taps=st.integers(1, 2), padding=st.integers(0, 2),
+)  # fmt: skip
+def test_transposed_convolution_in_bfloat16_is_rounded_once(
+    batch: int, channels: int, outputs: int, stride: int, taps: int, padding: int
+) -> None:
+    x = torch.randn(batch, channels, 11).bfloat16()
+    weight, bias = torch.randn(channels, outputs, taps * stride).bfloat16(), torch.randn(outputs).bfloat16()
+    settings = (stride, min(padding, taps * stride - 1), 0)
     with torch.no_grad():
-        assert torch.equal(conv(x), F.conv1d(x, conv.weight, conv.bias))
+        y = conv_transpose1d(x, weight, bias, *settings, 1)
+    exact = F.conv_transpose1d(x.double(), weight.double(), bias.double(), *settings)
+    size = F.conv_transpose1d(x.double().abs(), weight.double().abs(), bias.double().abs(), *settings)
+    assert_rounded(y, exact, size)
+
+
+@given(
+    batch=st.integers(1, 3), channels=st.integers(1, 20), taps=st.integers(1, 7), dilation=st.integers(2, 9),
+    blocks=st.integers(0, 4), time=st.integers(1, 90), bias=st.booleans(), inside=st.booleans(),
+)  # fmt: skip
+def test_dilated_convolution_of_each_channel_is_that_of_torch(
+    batch: int, channels: int, taps: int, dilation: int, blocks: int, time: int, bias: bool, inside: bool
+) -> None:
+    padding = blocks * dilation
+    assume(time + 2 * padding > (taps - 1) * dilation)
+    x, weight = torch.randn(batch, channels, time), torch.randn(channels, 1, taps)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if inside else x
+    summands = torch.randn(channels) if bias else None
+    with torch.no_grad():
+        y = conv1d(x, weight, summands, 1, padding, dilation, channels)
+    expected = F.conv1d(x, weight, summands, 1, padding, dilation, channels)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_snake_is_the_same_with_and_without_gradients() -> None:

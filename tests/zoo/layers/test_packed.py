@@ -22,6 +22,22 @@ def test_linear_map_is_that_of_torch(rows: int, width: int, out: int, bias: bool
     torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(torch.bfloat16 not in packed._TYPES, reason="no CPU that multiplies bfloat16")
+@given(
+    rows=st.integers(1, 70), width=st.integers(1, 300), out=st.integers(1, 40), bias=st.booleans(),
+    gelu=st.sampled_from([None, "none", "tanh"]),
+)  # fmt: skip
+def test_linear_map_in_bfloat16_is_rounded_once(
+    rows: int, width: int, out: int, bias: bool, gelu: packed.GELU | None
+) -> None:
+    layer, x = Linear(width, out, bias=bias).bfloat16(), torch.randn(2, rows, width).bfloat16()
+    with torch.no_grad():
+        y, exact = layer(x, gelu=gelu), copy.deepcopy(layer).double()(x.double())
+        exact = exact if gelu is None else F.gelu(exact, approximate=gelu)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["none", "tanh"])
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("wide", [False, True])

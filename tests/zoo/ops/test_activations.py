@@ -66,6 +66,26 @@ def test_what_is_no_number_stays_none() -> None:
 
 
 @needs_kernel
+@given(rows=st.integers(1, 40), width=st.integers(1, 70), size=st.floats(0.01, 100), seed=st.integers(0, 99))
+def test_of_bfloat16_the_float32_result_is_rounded(rows: int, width: int, size: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, width, generator=generator) * size).bfloat16()
+    alpha = (torch.rand(width, generator=generator) * 3 + 0.05).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(snake(x, alpha), snake(x.float(), alpha.float()).bfloat16())
+        assert torch.equal(elu(x), elu(x.float()).bfloat16())
+
+
+@needs_kernel
+def test_every_bfloat16_is_read_and_written_as_torch_does(threads: None) -> None:
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).repeat(3)
+    with torch.no_grad():
+        y, expected = elu(x), elu(x.float()).bfloat16()
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@needs_kernel
 def test_without_the_kernel_values_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, alpha = torch.randn(50, 33) * 4, torch.rand(33) + 0.1
     with torch.no_grad():
