@@ -292,7 +292,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *arguments: Any, **options: Any)
 ADAPTERS: dict[str, Adapter] = {
     "alit": Adapter(
         "ShivamDuggal4/adaptive-length-tokenizer", "adaptive_tokenizers",
-        (Setting("alit_small_vqgan_quantised.in1k", 1, (_SIDE, _SIDE), {"num_tokens": 256}),), _alit, _FASTER,
+        (Setting("alit_small_vqgan_quantised.in1k", 8, (_SIDE, _SIDE), {"num_tokens": 256}),), _alit, _FASTER,
     ),
     "karl": Adapter(
         "ShivamDuggal4/karl", "kolmogorov_tokenizers",
@@ -300,7 +300,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "flextok": Adapter(
         "apple/ml-flextok", "flextok.flextok_wrapper",
-        (Setting("flextok_d12_d12.in1k", 1, (_SIDE, _SIDE), decoding={"steps": 4}),), _flextok, _FASTER,
+        (Setting("flextok_d12_d12.in1k", 8, (_SIDE, _SIDE), decoding={"steps": 1}),), _flextok, _FASTER,
     ),
     "instella_t2i": Adapter(
         "AMD-AGI/Instella-T2I", "bae.ae_model", (Setting("instella_t2i_bae.amd", 8, (_SIDE, _SIDE)),), _instella_t2i,
