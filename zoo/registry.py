@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -293,21 +293,28 @@ def read_checkpoint(family: Family, card: ModelCard, path: Path) -> tuple[dict[s
             raise checkpoint.CheckpointError(f"{path}: expected a model of {family.name}, got one of {facts['family']}")
         return checkpoint.read(path), family.config.from_dict(facts["config"])
     published = checkpoint.read(path, container=card.container)
-    key_maps: list[checkpoint.KeyMap] = [
-        getattr(family.module, name) for name in card.key_maps if hasattr(family.module, name)
-    ]
-    if not key_maps:
+    key_map = key_map_of(family, card, published)
+    if key_map is None:
         raise checkpoint.CheckpointError(
             f"{path}: expected a file that `save_model` or `zoo convert` wrote (the family {family.name} has no "
             f"published layout){_nearest(published)}"
         )
-    key_map = max(key_maps, key=lambda key_map: key_map.covered(published)) if len(key_maps) > 1 else key_maps[0]
     try:
-        return dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)(published), None
+        return key_map(published), None
     except checkpoint.CheckpointError as error:
         raise checkpoint.CheckpointError(
             f"{path}: not a checkpoint of {card.full_name}: {error}{_nearest(published)}"
         ) from error
+
+
+def key_map_of(family: Family, card: ModelCard, names: Iterable[str]) -> checkpoint.KeyMap | None:
+    """The key map of a card that covers most of the names in a file; None where the family has no published layout."""
+    names = list(names)
+    known = [getattr(family.module, name) for name in card.key_maps if hasattr(family.module, name)]
+    if not known:
+        return None
+    key_map: checkpoint.KeyMap = max(known, key=lambda key_map: key_map.covered(names))
+    return dataclasses.replace(key_map, prefix=card.prefix or key_map.prefix)
 
 
 def _told(

@@ -20,7 +20,7 @@ from zoo.bench.originals import find
 from zoo.bench.originals.adapter import Original, Setting
 from zoo.bench.peers import ZOO
 from zoo.bench.problem import Contender, Goal, Problem, Verdict, Work
-from zoo.registry import registry
+from zoo.registry import key_map_of, registry
 from zoo.tokenizer import InputSpec, Tokenizer
 from zoo.tokens import Tokens
 
@@ -175,9 +175,11 @@ def pair(adapter: str, checkout: Path, model: str, device: str) -> tuple[Tokeniz
 def with_weights(model: str, module: nn.Module) -> Tokenizer:
     """Our model of that name with the weights of an original's module, through the key map of the published files."""
     ours = zoo.create_model(model)
-    family = registry.family_of(ours)
-    key_map: checkpoint.KeyMap = getattr(family.module, ours.card.key_map)
-    checkpoint.load_into(ours, key_map(module.state_dict()))
+    state = module.state_dict()
+    key_map = key_map_of(registry.family_of(ours), ours.card, state)
+    if key_map is None:
+        raise ValueError(f"{model}: expected a family with a published layout")
+    checkpoint.load_into(ours, key_map(state))
     tokenizer: Tokenizer = ours
     return tokenizer
 

@@ -19,7 +19,7 @@ from zoo.checkpoint import KeyMap
 from zoo.cli import app
 from zoo.config import Config
 from zoo.quantizers import QuantizerConfig, VectorConfig
-from zoo.registry import Family, registry
+from zoo.registry import Family, key_map_of, registry
 from zoo.tokenizer import InputSpec, Tokenizer
 from zoo.tokens import Tokens
 
@@ -272,7 +272,7 @@ def test_every_adapter_names_models_of_the_zoo() -> None:
         for setting in adapter.settings:
             card = registry.card(setting.model)
             assert card.modality == registry.card(adapter.settings[0].model).modality
-            assert hasattr(registry.family(card.family, card.module).module, card.key_map), name
+            assert key_map_of(registry.family(card.family, card.module), card, []) is not None, name
 
 
 # -- how half precision is judged ----------------------------------------------------------------------------------
