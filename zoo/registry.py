@@ -329,21 +329,16 @@ def _told(
         raise checkpoint.CheckpointError(f"{path}: not a checkpoint of {card.full_name}: {error}") from error
 
 
-def load_checkpoint(model: Model, family: Family, card: ModelCard, path: Path) -> None:
-    """Load a weight file in our layout or in a published layout of `card`, strictly.
+def _load(model: Model, card: ModelCard, path: Path, state: dict[str, Tensor], *, replaced: bool) -> None:
+    """Load the tensors that `read_checkpoint` gave, strictly.
 
-    Where a file in our layout holds another quantizer, the model's weights of it, and projections whose shape it
-    changed, stay fresh, which is logged and noted on the card.
+    Args:
+        replaced: the model's quantizer is another than the file's. Then its weights, and projections whose shape it
+            changed, stay fresh, which is logged and noted on the card.
 
     Raises:
-        CheckpointError: a file that cannot be read, or whose keys or shapes differ; names the nearest family.
+        CheckpointError: other keys or shapes than the model's.
     """
-    state, held = read_checkpoint(family, card, path)
-    _load(model, card, path, state, replaced=held is not None and _other_quantizer(held, model.config))
-
-
-def _load(model: Model, card: ModelCard, path: Path, state: dict[str, Tensor], *, replaced: bool) -> None:
-    """`load_checkpoint` of what is read; `replaced`: the quantizer is another than the file's."""
     absent: list[str] = []
     if card.part is not None:
         loaded = {key.partition(".")[0] for key in state}
@@ -425,7 +420,8 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
         )
     facts = json.loads(about)
     family = registry.family(facts["family"], facts["module"])
-    config = _changed(family.config.from_dict(facts["config"]), changes or {})
+    held = family.config.from_dict(facts["config"])
+    config = _changed(held, changes or {})
     model = family.model(config)  # type: ignore[call-arg, arg-type]
     name, _, tag = facts["name"].rpartition(".")
     card = ModelCard(
@@ -435,7 +431,7 @@ def load_model(path: Path, changes: Mapping[str, Any] | None = None) -> Any:
         **{key: facts[key] for key in ("licence", "non_commercial", "paper", "code", "notes") if key in facts},
     )  # fmt: skip
     model.name, model.card = facts["name"], card
-    load_checkpoint(model, family, card, path)
+    _load(model, card, path, checkpoint.read(path), replaced=_other_quantizer(held, config))
     return model
 
 

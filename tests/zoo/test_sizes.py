@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,15 +72,6 @@ def file_of(model: zoo.Tokenizer, card: cards.ModelCard, folder: Path) -> Path:
     return path
 
 
-def random(model: type[Any], config: Config, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    made = model(config).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return made
-
-
 def assert_same(ours: zoo.Tokenizer, original: zoo.Tokenizer) -> None:
     low, high = original.spec.value_range
     side = 2 * original.spec.multiple
@@ -94,7 +86,7 @@ def test_an_entry_loads_a_file_of_other_sizes_than_it_assumes(card: cards.ModelC
     family = registry.family(card.family, card.module)
     assumed = family.config.from_dict(card.config)
     told = {"value_range": assumed.value_range} if isinstance(assumed, MaskGITVQConfig) else {}
-    original = random(family.model, TINY[card.family].replace(**told))
+    original = tiny.random(family.model, TINY[card.family].replace(**told))
     model = zoo.create_model(card.full_name, checkpoint=file_of(original, card, tmp_path))
     assert model.config == original.config != assumed
     assert model.card is not None
@@ -158,7 +150,7 @@ def assert_loads(model: zoo.Tokenizer, key_map: KeyMap, name: str, **changes: An
 def test_any_vqgan_loads(fields: dict[str, Any], middle: bool, gumbel: bool, within: bool) -> None:
     if gumbel:
         fields["quantizer"] = GumbelConfig(fields["quantizer"].codebook_size, fields["quantizer"].dim)
-    model = random(TamingVQGAN, TamingVQGANConfig(**fields, middle_attention=middle))
+    model = tiny.random(TamingVQGAN, TamingVQGANConfig(**fields, middle_attention=middle))
     key_map = taming_vqgan.KEY_MAP_FIRST_STAGE if within else taming_vqgan.KEY_MAP
     assert_loads(model, key_map, "taming_vqgan", norm_groups=2)
     assert_loads(model, key_map, "taming_vqgan_f16_1024.ffhq", norm_groups=2)
@@ -167,7 +159,7 @@ def test_any_vqgan_loads(fields: dict[str, Any], middle: bool, gumbel: bool, wit
 @settings(max_examples=6, deadline=None)
 @given(vqgans(), st.sampled_from(["KEY_MAP", "KEY_MAP_DIFFUSERS"]))
 def test_any_movq_loads(fields: dict[str, Any], layout: str) -> None:
-    model = random(MoVQ, MoVQConfig(**fields, decoder_norm_groups=2))
+    model = tiny.random(MoVQ, MoVQConfig(**fields, decoder_norm_groups=2))
     assert_loads(model, getattr(import_module(MoVQ.__module__), layout), "movq", norm_groups=2, decoder_norm_groups=2)
 
 
@@ -176,7 +168,7 @@ def test_any_movq_loads(fields: dict[str, Any], layout: str) -> None:
 def test_any_paella_vqgan_loads(patch: int, levels: int, blocks: int, width: int, codes: int, channels: int) -> None:
     config = PaellaVQConfig(patch, levels, blocks, width * 4, VectorConfig(codes, 2), channels)
     assert_loads(
-        random(PaellaVQ, config), import_module(PaellaVQ.__module__).KEY_MAP, "paella_vq", in_channels=channels
+        tiny.random(PaellaVQ, config), import_module(PaellaVQ.__module__).KEY_MAP, "paella_vq", in_channels=channels
     )
 
 
@@ -193,12 +185,12 @@ def test_any_network_of_open_muse_loads(fields: dict[str, Any], middle: bool, la
     attention = tuple(256 // 2**i in places for i in range(len(widths)))
     config = MaskGITVQConfig(network=network, widths=widths, attention=attention, middle_attention=middle, **fields)
     key_map = getattr(import_module(MaskGITVQ.__module__), "KEY_MAP" if network == "maskgit" else layout)
-    assert_loads(random(MaskGITVQ, config), key_map, "maskgit_vq", norm_groups=2)
+    assert_loads(tiny.random(MaskGITVQ, config), key_map, "maskgit_vq", norm_groups=2)
 
 
 @pytest.fixture
 def model() -> TamingVQGAN:
-    return random(TamingVQGAN, TINY["taming_vqgan"])
+    return tiny.random(TamingVQGAN, TINY["taming_vqgan"])
 
 
 @pytest.fixture
@@ -253,7 +245,7 @@ def test_changes_that_contradict_the_file_are_refused(weights, tmp_path: Path) -
 
 def test_a_file_in_our_layout_keeps_all_of_its_config(tmp_path: Path) -> None:
     config = TINY["taming_vqgan"].replace(norm_groups=16, dropout=0.1)
-    model = random(TamingVQGAN, config)
+    model = tiny.random(TamingVQGAN, config)
     path = zoo.save_model(model, tmp_path)
     for name in ("taming_vqgan", "taming_vqgan_f16_1024.ffhq"):
         loaded = zoo.create_model(name, checkpoint=path)
@@ -313,7 +305,7 @@ def test_levels_of_unequally_many_blocks_are_refused(weights, tmp_path: Path) ->
 
 
 def test_files_of_other_families_are_refused(weights, tmp_path: Path) -> None:
-    paella = published(random(PaellaVQ, TINY["paella_vq"]), import_module(PaellaVQ.__module__).KEY_MAP)
+    paella = published(tiny.random(PaellaVQ, TINY["paella_vq"]), import_module(PaellaVQ.__module__).KEY_MAP)
     with pytest.raises(CheckpointError, match=r"(?s)covered by no pattern.*nearest architecture: paella_vq"):
         load(paella, tmp_path)
     with pytest.raises(CheckpointError, match=r"(?s)covered by no pattern.*nearest architecture"):

@@ -96,12 +96,18 @@ def build(name: str, quantizer: object = None, seed: int = 0) -> Tokenizer:
     """The small model, in evaluation mode, with random weights away from special starts such as zero."""
     family = registry.family(name)
     chosen = config(family)
+    made: Tokenizer = random(family.model, chosen if quantizer is None else chosen.replace(quantizer=quantizer), seed)
+    return made
+
+
+def random(model: type[Any], config: Config, seed: int = 0) -> Any:
+    """The model of a config, as `build` gives those of families."""
     torch.manual_seed(seed)
-    model = family.model(chosen if quantizer is None else chosen.replace(quantizer=quantizer)).eval()
+    made = model(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return made
 
 
 def fixture_weights(name: str) -> dict[str, Tensor] | None:
