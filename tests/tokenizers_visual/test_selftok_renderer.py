@@ -11,10 +11,10 @@ from test_published import PARITY
 import zoo
 from tokenizers_visual import selftok
 from tokenizers_visual.selftok import FlowConfig, Renderer, RendererConfig, Selftok, SelftokConfig
-from zoo.checkpoint import CheckpointError
+from zoo.checkpoint import CheckpointError, load_into
 from zoo.config import ConfigError
 from zoo.interop.export import export
-from zoo.registry import load_checkpoint, registry
+from zoo.registry import read_checkpoint, registry
 
 RENDERING = SELFTOK.replace(decoder=RendererConfig(head_width=8, layers=2))
 FIXTURES = ("selftok__renderer", "selftok__renderer_own_mask_tokens")
@@ -121,7 +121,7 @@ def test_renderer_file_of_the_published_layout_loads(tmp_path: Path, folder: str
     path = tmp_path / "renderer_512_ckpt.pth"
     torch.save({container: weights, "ema_state_dict": {}} if container else weights, path)
     model = Selftok(config).eval()
-    load_checkpoint(model, registry.family("selftok"), registry.card("selftok_512_renderer"), path)
+    load_into(model, read_checkpoint(registry.family("selftok"), registry.card("selftok_512_renderer"), path)[0])
     tokens = model.encode(arrays["signal"])
     assert torch.equal(tokens.indices, arrays["indices"])
     expected = arrays["rendered"].to(torch.float32)
@@ -133,8 +133,9 @@ def test_a_file_with_another_kind_of_mask_token_is_refused(tmp_path: Path) -> No
     path = tmp_path / "renderer.pth"
     torch.save(weights, path)
     model = Selftok(config.replace(decoder=RendererConfig(head_width=16, layers=2)))
+    state, _ = read_checkpoint(registry.family("selftok"), registry.card("selftok_1024_renderer"), path)
     with pytest.raises(CheckpointError, match="mask_token"):
-        load_checkpoint(model, registry.family("selftok"), registry.card("selftok_1024_renderer"), path)
+        load_into(model, state)
 
 
 def test_decoder_without_a_kind_is_a_flow() -> None:
